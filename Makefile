@@ -1,0 +1,45 @@
+# make setup   .venv with everything; done in a moment when nothing has changed
+# make demo    tools/demo.py; its arguments: make demo DEMO_ARGS="--quick"
+# make test    the tests; pytest's arguments: make test TEST_ARGS="-n 2 tests/modeling"
+# make lint    ruff and mypy
+#
+# PYTHON=python3.12 names the Python that .venv is made of.
+# PY=python uses that interpreter as it is, for a machine whose Python already has torch, detectron2
+# and the rest: no .venv, nothing installed, nothing replaced.
+
+PYTHON ?= python3
+# Old Pythons read this line too, to say that they are too old.
+CHECK_VERSION = import sys; v = sys.version.split()[0]; sys.exit( \
+	sys.version_info < (3, 10) and "Python 3.10 or newer is needed, this one is " + v + ": " \
+	+ sys.executable + ". Name another: make PYTHON=python3.x, or PY=... for one to use as it is.")
+
+.PHONY: setup demo test lint
+
+ifdef PY
+setup:
+	@$(PY) -c '$(CHECK_VERSION)'
+else
+PY := .venv/bin/python
+READY := .venv/.ready
+
+setup: $(READY)
+
+# torch comes with the first pip; the second finds detectron2's requirements, torch not among them.
+$(READY): pyproject.toml tools/install_detectron2.py tools/detectron2_blobs.txt
+	@$(PYTHON) -c '$(CHECK_VERSION)'
+	test -x $(PY) || $(PYTHON) -m venv .venv
+	$(PY) -m pip install --editable '.[dev]'
+	$(PY) tools/install_detectron2.py
+	@touch $@
+endif
+
+demo: setup
+	$(PY) tools/demo.py $(DEMO_ARGS)
+
+test: setup
+	$(PY) -m pytest $(TEST_ARGS)
+
+lint: setup
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy mask_rcnn_plugin
