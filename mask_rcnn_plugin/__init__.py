@@ -1,0 +1,46 @@
+"""Mask R-CNN (He et al., 2017) as a detectron2 plugin.
+
+Importing the package registers its backbone, RoI heads, mask heads, keypoint head and
+meta-architecture with detectron2. See README.md for the two ways to use them (LazyConfig, YAML).
+
+Shape glossary, used by every docstring of the package:
+
+    N       images of a batch
+    C       channels
+    H, W    height and width of an image or feature map; said which where it matters
+    R       regions of interest (RoIs), of all images of the batch together
+    K       classes without background; in the keypoint branch, keypoint types
+    M       side of a square mask or keypoint heatmap, in cells
+    P       side of a square pooled RoI feature, in cells ("bins")
+
+Boxes are float tensors (x0, y0, x1, y1) in image pixels, continuous coordinates: pixel (i, j)
+covers [j, j + 1] x [i, i + 1], so its centre is at (j + 0.5, i + 0.5). The same half-pixel
+convention holds for the cells of feature maps and masks.
+
+A tensor called `logits` holds values before sigmoid or softmax; `probs` holds probabilities.
+`gt_*` is ground truth, `pred_*` a prediction.
+"""
+
+from importlib.util import find_spec
+
+if find_spec("detectron2") is None:
+    raise ImportError(
+        "mask_rcnn_plugin needs detectron2, which is not on the package index. From a clone of "
+        "this repository run `python tools/install_detectron2.py`, or build detectron2 from source "
+        "by its own installation guide (facebookresearch/detectron2, INSTALL.md)."
+    )
+
+from mask_rcnn_plugin import compat
+
+compat.apply()
+
+from mask_rcnn_plugin import modeling  # noqa: E402  registers everything
+from mask_rcnn_plugin.config import (  # noqa: E402
+    add_mask_rcnn_config,
+    get_config,
+    list_configs,
+)
+
+__version__ = "0.1.0"
+
+__all__ = ["add_mask_rcnn_config", "get_config", "list_configs", "modeling"]

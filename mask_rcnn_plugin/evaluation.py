@@ -1,0 +1,121 @@
+"""COCO evaluation of the plugin's predictions."""
+
+import json
+import math
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from detectron2.data import MetadataCatalog
+from detectron2.data.datasets.builtin_meta import COCO_PERSON_KEYPOINT_NAMES
+from detectron2.evaluation import COCOEvaluator
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from tabulate import tabulate
+
+from mask_rcnn_plugin.data.coco import COCO_KEYPOINT_OKS_SIGMAS
+from mask_rcnn_plugin.modeling.mask_rle import RLEMasks
+
+PREDICTIONS_FILE = "coco_instances_results.json"
+
+
+class MaskRCNNCOCOEvaluator(COCOEvaluator):
+    """detectron2's `COCOEvaluator`, which also takes
+
+    * masks that are encoded already: they are passed on, not decoded and encoded again;
+    * data in which some categories have keypoints and others do not. Instances without keypoints
+      count as unlabelled, so keypoint AP is that of the categories that have them;
+    * OKS sigmas from the dataset's metadata (`keypoint_oks_sigmas`).
+
+    Args:
+        dataset_name: a name in detectron2's catalogs.
+        tasks: of "bbox", "segm", "keypoints".
+        output_dir: where `coco_instances_results.json`, the predictions in COCO's format, is
+            written; none if None.
+
+    Raises:
+        ValueError: for the keypoint task on a dataset without keypoints or sigmas.
+    """
+
+    def __init__(
+        self,
+        dataset_name: str,
+        tasks: tuple[str, ...],
+        output_dir: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        metadata = MetadataCatalog.get(dataset_name)
+        if "keypoints" in tasks:
+            names = metadata.get("keypoint_names")
+            if not names:
+                raise ValueError(f"dataset {dataset_name!r} has no keypoints to evaluate")
+            if not kwargs.get("kpt_oks_sigmas"):
+                kwargs["kpt_oks_sigmas"] = keypoint_oks_sigmas(dataset_name)
+        super().__init__(dataset_name, tuple(tasks), output_dir=output_dir, **kwargs)
+        if "keypoints" in tasks:
+            for annotation in self._coco_api.anns.values():
+                annotation.setdefault("keypoints", [0] * 3 * len(names))
+                annotation.setdefault("num_keypoints", 0)
+
+    @property
+    def backend(self) -> str:
+        """Who computes the numbers: name and version."""
+        if self._use_fast_impl:
+            return f"detectron2 {version('detectron2')} COCOeval_opt"
+        return f"pycocotools {version('pycocotools')}"
+
+    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
+        """Keep the predictions of some images, in COCO's format."""
+        for image, output in zip(inputs, outputs):
+            instances = output["instances"].to(self._cpu_device)
+            masks = instances.get("pred_masks") if instances.has("pred_masks") else None
+            if isinstance(masks, RLEMasks):
+                instances.remove("pred_masks")
+            results = instances_to_coco_json(instances, image["image_id"])
+            if isinstance(masks, RLEMasks):
+                for result, rle in zip(results, masks.rles):
+                    result["segmentation"] = rle
+            self._predictions.append({"image_id": image["image_id"], "instances": results})
+
+
+def keypoint_oks_sigmas(dataset_name: str) -> list[float]:
+    """A dataset's OKS sigmas, one for each keypoint type.
+
+    Raises:
+        ValueError: if its metadata has none and its keypoints are not COCO's.
+    """
+    metadata = MetadataCatalog.get(dataset_name)
+    sigmas = metadata.get("keypoint_oks_sigmas")
+    if sigmas is None and list(metadata.keypoint_names) == list(COCO_PERSON_KEYPOINT_NAMES):
+        sigmas = COCO_KEYPOINT_OKS_SIGMAS
+    if sigmas is None:
+        raise ValueError(
+            f"dataset {dataset_name!r}: its keypoints {list(metadata.keypoint_names)} are not "
+            "COCO's, so their OKS sigmas must be given: 'keypoint_sigmas' in the category, or "
+            "dataloader.evaluator.kpt_oks_sigmas=[...]"
+        )
+    return list(sigmas)
+
+
+def write_results(
+    path: Path, dataset_name: str, results: Mapping[str, Mapping[str, float]], evaluator: str
+) -> None:
+    """Write results.json: {"dataset", "bbox": {"AP": ...}, "segm", "keypoints", "evaluator"}.
+
+    AP is in points (0 to 100); a metric that could not be computed is null.
+    """
+    content: dict[str, Any] = {"dataset": dataset_name}
+    for task, metrics in results.items():
+        content[task] = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
+    content["evaluator"] = evaluator
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def results_table(results: Mapping[str, Mapping[str, float]]) -> str:
+    """AP of each task as a Markdown table; metrics of single categories are left out."""
+    columns = ["AP", "AP50", "AP75", "APs", "APm", "APl"]
+    rows = [
+        [task, *(f"{m[c]:.1f}" if c in m else "" for c in columns)] for task, m in results.items()
+    ]
+    return tabulate(rows, headers=["task", *columns], tablefmt="pipe", disable_numparse=True)

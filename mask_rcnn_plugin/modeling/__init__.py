@@ -1,0 +1,35 @@
+"""The models. Importing this package registers them with detectron2."""
+
+from mask_rcnn_plugin.modeling.backbone import (
+    backbone_channels,
+    build_mask_rcnn_resnet_backbone,
+    res5_channels,
+    res5_head,
+    resnet_backbone,
+)
+from mask_rcnn_plugin.modeling.keypoint_head import MaskRCNNKeypointHead
+from mask_rcnn_plugin.modeling.mask_head import MaskRCNNFCNHead, MaskRCNNMLPHead
+from mask_rcnn_plugin.modeling.mask_rle import RLEMasks, encode_masks
+from mask_rcnn_plugin.modeling.meta_arch import MaskRCNN
+from mask_rcnn_plugin.modeling.roi_heads import MaskRCNNC4ROIHeads, MaskRCNNROIHeads
+from mask_rcnn_plugin.modeling.roi_pooling import RoIAlign, RoIPooler, RoIWarp, build_roi_layer
+
+__all__ = [
+    "MaskRCNN",
+    "MaskRCNNC4ROIHeads",
+    "MaskRCNNFCNHead",
+    "MaskRCNNKeypointHead",
+    "MaskRCNNMLPHead",
+    "MaskRCNNROIHeads",
+    "RLEMasks",
+    "RoIAlign",
+    "RoIPooler",
+    "RoIWarp",
+    "backbone_channels",
+    "build_mask_rcnn_resnet_backbone",
+    "build_roi_layer",
+    "encode_masks",
+    "res5_channels",
+    "res5_head",
+    "resnet_backbone",
+]

@@ -1,0 +1,87 @@
+"""The keypoint branch of Sec. 5."""
+
+from typing import Any
+
+from detectron2.config import configurable
+from detectron2.layers import ShapeSpec, cat
+from detectron2.modeling.roi_heads import ROI_KEYPOINT_HEAD_REGISTRY, KRCNNConvDeconvUpsampleHead
+from detectron2.structures import Instances
+from torch import Tensor
+
+from mask_rcnn_plugin.modeling.keypoint_ops import (
+    decode_keypoints,
+    encode_keypoints,
+    keypoint_loss,
+)
+
+
+@ROI_KEYPOINT_HEAD_REGISTRY.register()
+class MaskRCNNKeypointHead(KRCNNConvDeconvUpsampleHead):
+    """Eight 3x3 convolutions of 512 channels, a deconvolution and bilinear x2 (Sec. 5).
+
+    From 14 x 14 RoI features to K heatmaps of 56 x 56. Layers and parameter names are those of
+    detectron2's `KRCNNConvDeconvUpsampleHead`, whose checkpoints load.
+
+    Args:
+        input_shape: channels of the pooled features.
+        num_keypoints: K, 17 for COCO persons.
+        conv_dims: channels of each 3x3 convolution.
+        loss_weight: multiplier of the loss.
+        loss_normalizer: "visible" averages over the keypoints that have a target; a number divides
+            the sum by that number times the images of the batch.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        input_shape: ShapeSpec,
+        *,
+        num_keypoints: int = 17,
+        conv_dims: tuple[int, ...] = (512,) * 8,
+        loss_weight: float = 1.0,
+        loss_normalizer: float | str = "visible",
+    ) -> None:
+        super().__init__(
+            input_shape,
+            num_keypoints=num_keypoints,
+            conv_dims=conv_dims,
+            loss_weight=loss_weight,
+            loss_normalizer=loss_normalizer,
+        )
+
+    def forward(self, x: Tensor, instances: list[Instances]) -> Any:
+        """
+        Args:
+            x: (R, C, P, P), pooled features of the RoIs in `instances`, in their order. In
+                training these are the positive RoIs that hold a labelled keypoint.
+            instances: one for each image; in training with `proposal_boxes` and `gt_keypoints`, in
+                inference with `pred_boxes`.
+
+        Returns:
+            Training: {"loss_keypoint": scalar}.
+            Inference: `instances`, each with `pred_keypoints`, (its R, K, 3): x, y in pixels of the
+            network's input image and score.
+        """
+        logits = self.layers(x)
+        if self.training:
+            return {"loss_keypoint": self.loss_weight * self._loss(logits, instances)}
+        keypoints = decode_keypoints(logits, cat([i.pred_boxes.tensor for i in instances]))
+        for per_image, i in zip(keypoints.split([len(i) for i in instances]), instances):
+            i.pred_keypoints = per_image
+        return instances
+
+    def _loss(self, logits: Tensor, instances: list[Instances]) -> Tensor:
+        num_images = len(instances)
+        # Images without such an RoI have no gt_keypoints at all.
+        instances = [i for i in instances if len(i) > 0]
+        if not instances:
+            return logits.sum() * 0
+        encoded = [
+            encode_keypoints(i.gt_keypoints.tensor, i.proposal_boxes.tensor, logits.shape[-1])
+            for i in instances
+        ]
+        normalizer = (
+            None if self.loss_normalizer == "visible" else num_images * float(self.loss_normalizer)
+        )
+        cells, has_target = (cat(list(parts)) for parts in zip(*encoded))
+        return keypoint_loss(logits, cells, has_target, normalizer)

@@ -1,0 +1,130 @@
+"""RoI heads: detectron2's, with the paper's RoI layers, for YAML and LazyConfig alike.
+
+What a LazyConfig passes by keyword (poolers, res5, heads) a YAML config names; `from_config` is the
+translation. Everything else (matching, sampling, losses, inference) is detectron2's.
+"""
+
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import ROI_HEADS_REGISTRY
+from detectron2.modeling.roi_heads import Res5ROIHeads, StandardROIHeads
+from torch import nn
+
+from mask_rcnn_plugin.modeling.backbone import make_res5
+from mask_rcnn_plugin.modeling.roi_pooling import RoIPooler
+
+Shapes = dict[str, ShapeSpec]
+
+
+def _pooler_from_config(cfg: CfgNode, head: CfgNode, input_shape: Shapes) -> RoIPooler:
+    """The pooler that one head's keys describe."""
+    return RoIPooler(
+        output_size=head.POOLER_RESOLUTION,
+        scales=[1 / input_shape[f].stride for f in cfg.MODEL.ROI_HEADS.IN_FEATURES],
+        sampling_ratio=head.POOLER_SAMPLING_RATIO,
+        pooler_type=head.POOLER_TYPE,
+        aggregation=head.POOLER_AGGREGATION,
+    )
+
+
+def _with_stock_poolers(cfg: CfgNode) -> CfgNode:
+    """A copy that detectron2's own `from_config` accepts, whose poolers are then replaced."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    for head in (cfg.MODEL.ROI_BOX_HEAD, cfg.MODEL.ROI_MASK_HEAD, cfg.MODEL.ROI_KEYPOINT_HEAD):
+        head.POOLER_TYPE = "ROIAlignV2"
+    return cfg
+
+
+@ROI_HEADS_REGISTRY.register()
+class MaskRCNNROIHeads(StandardROIHeads):
+    """Box, mask and keypoint branches, each with a pooler of its own (FPN, C5; Fig. 4, right).
+
+    Any of masks and keypoints may be absent. In inference the mask and keypoint branches see the
+    detections that are left after NMS, at most `box_predictor.test_topk_per_image` an image (100 in
+    the paper). Arguments are those of `StandardROIHeads`; pass `RoIPooler`s.
+
+    Raises:
+        ValueError: if a branch is given in part, e.g. a mask head without its features.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        for branch in ("mask", "keypoint"):
+            parts = [f"{branch}_in_features", f"{branch}_pooler", f"{branch}_head"]
+            given = [part for part in parts if kwargs.get(part) is not None]
+            if given and len(given) < len(parts):
+                raise ValueError(
+                    f"the {branch} branch has {given} only: give all of {parts}, or none of them"
+                )
+        super().__init__(*args, **kwargs)
+
+    @classmethod
+    def _init_box_head(cls, cfg: CfgNode, input_shape: Shapes) -> dict[str, Any]:
+        parts = super()._init_box_head(_with_stock_poolers(cfg), input_shape)
+        parts["box_pooler"] = _pooler_from_config(cfg, cfg.MODEL.ROI_BOX_HEAD, input_shape)
+        return parts
+
+    @classmethod
+    def _init_mask_head(cls, cfg: CfgNode, input_shape: Shapes) -> dict[str, Any]:
+        parts = super()._init_mask_head(_with_stock_poolers(cfg), input_shape)
+        if parts:
+            parts["mask_pooler"] = _pooler_from_config(cfg, cfg.MODEL.ROI_MASK_HEAD, input_shape)
+        return parts
+
+    @classmethod
+    def _init_keypoint_head(cls, cfg: CfgNode, input_shape: Shapes) -> dict[str, Any]:
+        parts = super()._init_keypoint_head(_with_stock_poolers(cfg), input_shape)
+        if parts:
+            parts["keypoint_pooler"] = _pooler_from_config(
+                cfg, cfg.MODEL.ROI_KEYPOINT_HEAD, input_shape
+            )
+        return parts
+
+
+@ROI_HEADS_REGISTRY.register()
+class MaskRCNNC4ROIHeads(Res5ROIHeads):
+    """Box and mask branches on a shared res5 (C4; Fig. 4, left).
+
+    The paper pools 7 x 7 and runs res5 at stride 1; detectron2's zoo pools 14 x 14 and runs it at
+    stride 2. In LazyConfig both are keywords (`pooler`, `res5`); in YAML
+    MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION says which, the stride being what leaves 7 x 7.
+    Arguments are those of `Res5ROIHeads`; pass a `RoIPooler` and a `res5_head`.
+
+    Raises:
+        ValueError: from YAML, on another resolution or with MODEL.KEYPOINT_ON: the paper has no
+            keypoint branch on C4 features.
+    """
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: Shapes) -> dict[str, Any]:
+        if cfg.MODEL.KEYPOINT_ON:
+            raise ValueError(
+                "MODEL.KEYPOINT_ON is True with MaskRCNNC4ROIHeads, which has no keypoint branch: "
+                "use MaskRCNNROIHeads on an FPN backbone (Sec. 5)"
+            )
+        parts = super().from_config(_with_stock_poolers(cfg), input_shape)
+        parts["pooler"] = _pooler_from_config(cfg, cfg.MODEL.ROI_BOX_HEAD, input_shape)
+        return parts
+
+    @classmethod
+    def _build_res5_block(cls, cfg: CfgNode) -> tuple[nn.Sequential, int]:
+        resolution = cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION
+        if resolution not in (7, 14):
+            raise ValueError(
+                f"MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION is {resolution}, must be 7 (res5 at stride "
+                "1, the paper) or 14 (stride 2, detectron2's zoo)"
+            )
+        resnets = cfg.MODEL.RESNETS
+        out_channels = resnets.RES2_OUT_CHANNELS * 8
+        res5 = make_res5(
+            resnets.DEPTH,
+            out_channels=out_channels,
+            bottleneck_channels=resnets.NUM_GROUPS * resnets.WIDTH_PER_GROUP * 8,
+            num_groups=resnets.NUM_GROUPS,
+            stride=resolution // 7,
+            norm=resnets.NORM,
+            stride_in_1x1=resnets.STRIDE_IN_1X1,
+        )
+        return res5, out_channels

@@ -1,0 +1,187 @@
+"""RoIPool, RoIWarp and RoIAlign (Sec. 3, Tables 2c, 2d and 6) behind one multi-level pooler.
+
+| layer    | RoI boundary                | bin boundary | samples                 | aggregation |
+|----------|-----------------------------|--------------|-------------------------|-------------|
+| RoIPool  | rounded to the feature grid | rounded      | every cell of a bin     | max         |
+| RoIWarp  | rounded to the feature grid | exact        | regular points, bilinear| max, ave    |
+| RoIAlign | exact                       | exact        | regular points, bilinear| max, ave    |
+
+All of them are built from torchvision's operators, so they run and have gradients (to the
+features) wherever those do.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from detectron2.modeling.poolers import ROIPooler
+from torch import Tensor, nn
+from torchvision.ops import RoIPool, roi_align
+
+# detectron2's own names keep detectron2's meaning, so that an existing YAML file can change its
+# heads and nothing else. Its "ROIAlign" is the first version, half a feature cell off.
+POOLER_TYPES = ("RoIAlign", "RoIWarp", "RoIPool", "ROIAlignV2", "ROIAlign", "ROIPool")
+AGGREGATIONS = ("ave", "max")
+
+
+class RoIAlign(nn.Module):
+    """RoIAlign: bilinear samples at exact positions; nothing is rounded (Sec. 3).
+
+    Each bin is sampled at `sampling_ratio` x `sampling_ratio` regularly placed points. The paper
+    uses 4 points a bin, sampling_ratio=2.
+
+    Args:
+        output_size: (rows, columns) of bins.
+        spatial_scale: feature cells per image pixel, e.g. 1/16.
+        sampling_ratio: points a bin and direction. 0 lets torchvision choose ceil(RoI size / bins)
+            for each RoI; only with "ave".
+        aggregation: "ave" or "max" over a bin's points. The paper finds no difference (Table 2c).
+        aligned: half-pixel convention. False gives the first released version, which samples half
+            a feature cell off.
+
+    Raises:
+        ValueError: on an unknown aggregation, or "max" with sampling_ratio=0.
+    """
+
+    def __init__(
+        self,
+        output_size: tuple[int, int],
+        spatial_scale: float,
+        sampling_ratio: int = 2,
+        aggregation: str = "ave",
+        aligned: bool = True,
+    ) -> None:
+        super().__init__()
+        if aggregation not in AGGREGATIONS:
+            raise ValueError(f"aggregation is {aggregation!r}, must be one of {AGGREGATIONS}")
+        if sampling_ratio < 0 or (sampling_ratio == 0 and aggregation == "max"):
+            raise ValueError(
+                f"sampling_ratio is {sampling_ratio} with aggregation {aggregation!r}: must be "
+                ">= 1, or 0 (adaptive) with 'ave'"
+            )
+        self.output_size = output_size
+        self.spatial_scale = spatial_scale
+        self.sampling_ratio = sampling_ratio
+        self.aggregation = aggregation
+        self.aligned = aligned
+
+    def forward(self, features: Tensor, rois: Tensor) -> Tensor:
+        """Pool each RoI.
+
+        Args:
+            features: (N, C, H, W).
+            rois: (R, 5): image index, then a box in image pixels.
+
+        Returns:
+            (R, C, rows, columns), dtype of `features`.
+        """
+        # Box coordinates in half precision would be off by whole pixels, so sample in float32.
+        x = features if features.dtype == torch.float64 else features.float()
+        rois = rois.to(x.dtype)
+        args = (self.spatial_scale, self.sampling_ratio, self.aligned)
+        if self.aggregation == "ave":
+            return roi_align(x, rois, self.output_size, *args).to(features.dtype)
+        # A grid of s times finer bins with one sample each has its samples at the very points
+        # where `s` samples a bin would be, so that a max-pool over it is the max over a bin.
+        s = self.sampling_ratio
+        fine = (self.output_size[0] * s, self.output_size[1] * s)
+        samples = roi_align(x, rois, fine, self.spatial_scale, 1, self.aligned)
+        return F.max_pool2d(samples, s).to(features.dtype)
+
+    def extra_repr(self) -> str:
+        return (
+            f"output_size={self.output_size}, spatial_scale={self.spatial_scale}, "
+            f"sampling_ratio={self.sampling_ratio}, aggregation={self.aggregation!r}, "
+            f"aligned={self.aligned}"
+        )
+
+
+class RoIWarp(RoIAlign):
+    """RoIWarp (MNC; Table 2c): RoIAlign of an RoI whose corners are rounded to the feature grid.
+
+    Bilinear sampling without alignment: the corners x * spatial_scale are rounded to whole feature
+    cells and the rounded RoI is read in RoIPool's frame, where an integer is the centre of a cell.
+    An RoI thinner than one cell is widened to one, as RoIPool does.
+    """
+
+    def __init__(
+        self,
+        output_size: tuple[int, int],
+        spatial_scale: float,
+        sampling_ratio: int = 2,
+        aggregation: str = "ave",
+    ) -> None:
+        super().__init__(output_size, spatial_scale, sampling_ratio, aggregation, aligned=False)
+
+    def forward(self, features: Tensor, rois: Tensor) -> Tensor:
+        """As `RoIAlign.forward`."""
+        rois = rois.float() if rois.dtype != torch.float64 else rois
+        # floor(x + 0.5) rounds halves up, as RoIPool's C++ does; torch.round takes them to even.
+        corners = torch.floor(rois[:, 1:] * self.spatial_scale + 0.5) / self.spatial_scale
+        return super().forward(features, torch.cat([rois[:, :1], corners], dim=1))
+
+
+def build_roi_layer(
+    pooler_type: str,
+    output_size: tuple[int, int],
+    spatial_scale: float,
+    sampling_ratio: int = 2,
+    aggregation: str = "ave",
+) -> nn.Module:
+    """The RoI layer of one feature level, by name.
+
+    Args:
+        pooler_type: one of `POOLER_TYPES`.
+        output_size, spatial_scale, sampling_ratio, aggregation: see `RoIAlign`. RoIPool has no
+            sampling points and always takes the max.
+
+    Returns:
+        A module called as layer(features (N, C, H, W), rois (R, 5)) -> (R, C, rows, columns).
+
+    Raises:
+        ValueError: on an unknown type or aggregation.
+    """
+    if pooler_type in ("RoIPool", "ROIPool"):
+        return RoIPool(output_size, spatial_scale)
+    if pooler_type == "RoIWarp":
+        return RoIWarp(output_size, spatial_scale, sampling_ratio, aggregation)
+    if pooler_type in ("RoIAlign", "ROIAlignV2", "ROIAlign"):
+        aligned = pooler_type != "ROIAlign"
+        return RoIAlign(output_size, spatial_scale, sampling_ratio, aggregation, aligned)
+    raise ValueError(f"pooler_type is {pooler_type!r}, must be one of {POOLER_TYPES}")
+
+
+class RoIPooler(ROIPooler):
+    """detectron2's multi-level pooler with the paper's RoI layers on each level.
+
+    Levels are assigned as in FPN: an RoI of canonical_box_size pixels (square root of its area)
+    reads level canonical_level, one of half the size the level below.
+
+    Args:
+        output_size: P, side of the pooled feature in bins.
+        scales: feature cells per image pixel of each level, finest first, each half of the one
+            before, e.g. (1/4, 1/8, 1/16, 1/32); a single one for C4 and C5.
+        sampling_ratio, pooler_type, aggregation: see `build_roi_layer`.
+        canonical_box_size, canonical_level: see above.
+
+    Raises:
+        ValueError: on an unknown type or aggregation.
+    """
+
+    def __init__(
+        self,
+        output_size: int,
+        scales: Sequence[float],
+        sampling_ratio: int = 2,
+        pooler_type: str = "RoIAlign",
+        aggregation: str = "ave",
+        canonical_box_size: int = 224,
+        canonical_level: int = 4,
+    ) -> None:
+        super().__init__(
+            output_size, scales, sampling_ratio, "ROIAlignV2", canonical_box_size, canonical_level
+        )
+        self.level_poolers = nn.ModuleList(
+            build_roi_layer(pooler_type, self.output_size, scale, sampling_ratio, aggregation)
+            for scale in scales
+        )

@@ -1,0 +1,111 @@
+"""Pictures of predictions beside their ground truth."""
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
+from detectron2.data.detection_utils import read_image
+from detectron2.structures import Boxes, BoxMode, Instances
+from detectron2.utils.visualizer import Visualizer
+
+from mask_rcnn_plugin.modeling.mask_rle import RLEMasks
+
+# Drawn pictures are at least this high, so that labels can be read on small images.
+_MIN_HEIGHT = 480
+
+
+def draw_predictions(
+    dataset_names: list[str],
+    predictions_file: Path,
+    output_dir: Path,
+    count: int,
+    score_threshold: float = 0.5,
+) -> list[Path]:
+    """Write pictures: ground truth on the left, predictions on the right.
+
+    Args:
+        dataset_names: in detectron2's catalogs; their images are taken in order.
+        predictions_file: predictions in COCO's format, as an evaluation writes them.
+        output_dir: made if missing.
+        count: how many images to draw, at most.
+        score_threshold: predictions below it are left out.
+
+    Returns:
+        The files, named for the images.
+    """
+    predictions: dict[Any, list[dict[str, Any]]] = defaultdict(list)
+    for prediction in json.loads(predictions_file.read_text()):
+        if prediction["score"] >= score_threshold:
+            predictions[prediction["image_id"]].append(prediction)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    files: list[Path] = []
+    for name in dataset_names:
+        metadata = MetadataCatalog.get(name)
+        for image in DatasetCatalog.get(name)[: count - len(files)]:
+            picture = draw_pair(image, predictions[image["image_id"]], metadata)
+            file = output_dir / f"{Path(image['file_name']).stem}.jpg"
+            cv2.imwrite(str(file), picture)
+            files.append(file)
+    return files
+
+
+def draw_pair(
+    image: dict[str, Any], predictions: list[dict[str, Any]], metadata: Metadata
+) -> np.ndarray:
+    """One picture.
+
+    Args:
+        image: a dict of detectron2's dataset format.
+        predictions: of this image, in COCO's results format.
+        metadata: the dataset's.
+
+    Returns:
+        uint8 (H, 2 W, 3), BGR.
+    """
+    pixels = read_image(image["file_name"], format="RGB")
+    scale = max(1.0, _MIN_HEIGHT / pixels.shape[0])
+    # Unlabelled keypoints (all zero) are no keypoints to the visualizer.
+    annotations = [
+        {k: v for k, v in a.items() if k != "keypoints" or any(v[2::3])}
+        for a in image.get("annotations", [])
+    ]
+    truth = Visualizer(pixels, metadata, scale=scale).draw_dataset_dict(
+        {**image, "annotations": annotations}
+    )
+    instances = _to_instances(predictions, pixels.shape[:2], metadata)
+    predicted = Visualizer(pixels, metadata, scale=scale).draw_instance_predictions(instances)
+    pair = np.concatenate([truth.get_image(), predicted.get_image()], axis=1)
+    return np.ascontiguousarray(pair[:, :, ::-1])
+
+
+def _to_instances(
+    predictions: list[dict[str, Any]], image_size: tuple[int, int], metadata: Metadata
+) -> Instances:
+    """COCO-format predictions of one image as detectron2 has them."""
+    # Highest score last, so that it is drawn on top.
+    predictions = sorted(predictions, key=lambda p: p["score"])
+    to_class = metadata.get("thing_dataset_id_to_contiguous_id")
+    boxes = np.array([p["bbox"] for p in predictions], dtype=np.float32).reshape(-1, 4)
+    instances = Instances(image_size)
+    instances.pred_boxes = Boxes(BoxMode.convert(boxes, BoxMode.XYWH_ABS, BoxMode.XYXY_ABS))
+    instances.scores = torch.tensor([p["score"] for p in predictions])
+    instances.pred_classes = torch.tensor(
+        [to_class[p["category_id"]] for p in predictions], dtype=torch.int64
+    )
+    if predictions and "segmentation" in predictions[0]:
+        instances.pred_masks = RLEMasks([p["segmentation"] for p in predictions])
+    if predictions and "keypoints" in predictions[0]:
+        keypoints = torch.tensor([p["keypoints"] for p in predictions])
+        keypoints = keypoints.reshape(len(predictions), -1, 3)
+        keypoints[:, :, :2] += 0.5  # from pixel indices to continuous coordinates
+        # A detection of a category without keypoints has them predicted all the same.
+        with_keypoints = metadata.get("keypoint_classes", metadata.get("thing_classes"))
+        has = [metadata.thing_classes[c] in with_keypoints for c in instances.pred_classes]
+        keypoints[~torch.tensor(has)] = 0
+        instances.pred_keypoints = keypoints
+    return instances
