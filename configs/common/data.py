@@ -1,0 +1,61 @@
+"""COCO instances: trainval35k and minival, shorter edge 800 (Sec. 3.1, 4)."""
+
+import detectron2.data.transforms as T
+from detectron2.config import LazyCall as L
+from detectron2.data import (
+    build_detection_test_loader,
+    build_detection_train_loader,
+    get_detection_dataset_dicts,
+)
+from omegaconf import OmegaConf
+
+from mask_rcnn_plugin.data.coco import MINIVAL, TRAINVAL35K
+from mask_rcnn_plugin.data.mapper import MaskRCNNDatasetMapper
+from mask_rcnn_plugin.evaluation import MaskRCNNCOCOEvaluator
+
+# `names` are detectron2's; a file of your own goes in `json` and its folder of images in `images`.
+dataset = OmegaConf.create(
+    dict(
+        train=dict(names=list(TRAINVAL35K), json="", images=""),
+        test=dict(names=list(MINIVAL), json="", images=""),
+    )
+)
+
+_shorter_edge, _longest_edge = 800, 1333
+
+dataloader = OmegaConf.create({})
+dataloader.train = L(build_detection_train_loader)(
+    dataset=L(get_detection_dataset_dicts)(names="${dataset.train.names}", filter_empty=True),
+    mapper=L(MaskRCNNDatasetMapper)(
+        is_train=True,
+        augmentations=[
+            L(T.ResizeShortestEdge)(
+                short_edge_length=[_shorter_edge],
+                max_size=_longest_edge,
+                sample_style="choice",
+            ),
+            L(T.RandomFlip)(horizontal=True),
+        ],
+        image_format="${model.input_format}",
+        use_instance_mask=True,
+        use_keypoint=False,
+    ),
+    total_batch_size=16,  # 2 images on each of 8 GPUs
+    num_workers=4,
+)
+dataloader.test = L(build_detection_test_loader)(
+    dataset=L(get_detection_dataset_dicts)(names="${dataset.test.names}", filter_empty=False),
+    mapper=L(MaskRCNNDatasetMapper)(
+        is_train=False,
+        augmentations=[
+            L(T.ResizeShortestEdge)(short_edge_length=_shorter_edge, max_size=_longest_edge)
+        ],
+        image_format="${model.input_format}",
+    ),
+    num_workers=4,
+)
+dataloader.evaluator = L(MaskRCNNCOCOEvaluator)(
+    dataset_name="${dataset.test.names[0]}",
+    tasks=["bbox", "segm"],
+    output_dir="${train.output_dir}",
+)

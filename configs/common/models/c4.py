@@ -1,0 +1,61 @@
+"""Mask R-CNN on C4 features (Fig. 4, left): box and mask branches on a shared res5."""
+
+from detectron2.config import LazyCall as L
+from detectron2.layers import ShapeSpec
+
+from mask_rcnn_plugin.modeling import (
+    MaskRCNN,
+    MaskRCNNC4ROIHeads,
+    MaskRCNNFCNHead,
+    RoIPooler,
+    backbone_channels,
+    res5_channels,
+    res5_head,
+    resnet_backbone,
+)
+
+from .parts import box_predictor, pixel_mean, pixel_std, proposal_matcher, rpn
+
+model = L(MaskRCNN)(
+    backbone=L(resnet_backbone)(
+        name="ResNet-50-C4", freeze_at=2, norm="FrozenBN", stride_in_1x1=True
+    ),
+    proposal_generator=rpn,
+    roi_heads=L(MaskRCNNC4ROIHeads)(
+        num_classes=80,
+        batch_size_per_image=64,  # Sec. 3.1; detectron2's zoo samples 512
+        positive_fraction=0.25,
+        proposal_matcher=proposal_matcher,
+        in_features=["res4"],
+        pooler=L(RoIPooler)(
+            output_size=7,
+            scales=[1 / 16],
+            sampling_ratio=2,
+            pooler_type="RoIAlign",
+            aggregation="ave",
+        ),
+        res5=L(res5_head)(
+            name="${...backbone.name}",
+            stride=1,
+            norm="${...backbone.norm}",
+            stride_in_1x1="${...backbone.stride_in_1x1}",
+        ),
+        box_predictor=box_predictor,
+        mask_head=L(MaskRCNNFCNHead)(
+            input_shape=L(ShapeSpec)(channels=L(res5_channels)(name="${.....backbone.name}")),
+            num_classes="${..num_classes}",
+            conv_dims=[256],
+            loss_type="sigmoid",
+        ),
+    ),
+    pixel_mean=pixel_mean,
+    pixel_std=pixel_std,
+    input_format="BGR",
+    mask_format="rle",
+)
+model.roi_heads.box_predictor.input_shape = L(ShapeSpec)(
+    channels=L(res5_channels)(name="${.....backbone.name}")
+)
+model.proposal_generator.in_features = ["res4"]
+model.proposal_generator.head.in_channels = L(backbone_channels)(name="${....backbone.name}")
+model.proposal_generator.anchor_generator.strides = [16]

@@ -1,0 +1,36 @@
+"""Optimisation and the training loop: 160k iterations of 16 images (Sec. 3.1)."""
+
+import torch
+from detectron2.config import LazyCall as L
+from detectron2.solver import get_default_optimizer_params
+from omegaconf import OmegaConf
+
+from mask_rcnn_plugin.engine.lr_schedule import warmup_multistep
+
+optimizer = L(torch.optim.SGD)(
+    params=L(get_default_optimizer_params)(weight_decay_norm=0.0),
+    lr=0.02,
+    momentum=0.9,
+    weight_decay=0.0001,
+)
+
+# The warm-up is not in the paper; detectron2's trainings all have it.
+lr_multiplier = L(warmup_multistep)(
+    max_iter="${train.max_iter}", drop_at=[120 / 160], warmup_iters=1000
+)
+
+train = OmegaConf.create(
+    dict(
+        output_dir="",  # output/CONFIG
+        init_checkpoint="detectron2://ImageNetPretrained/MSRA/R-50.pkl",
+        max_iter=160_000,
+        eval_period=20_000,
+        log_period=20,
+        checkpointer=dict(period=5000, max_to_keep=5),
+        device="cuda" if torch.cuda.is_available() else "cpu",
+        seed=-1,  # a negative one: another for each run
+        amp=dict(enabled=False),
+        ddp=dict(broadcast_buffers=False, find_unused_parameters=False, fp16_compression=False),
+        cudnn_benchmark=False,
+    )
+)

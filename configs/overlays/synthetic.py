@@ -1,0 +1,77 @@
+"""Turns any config into one that trains on a CPU, on drawn images, from random weights.
+
+    python train.py --config-file table4_keypoints/keypoint_and_mask+synthetic
+
+Same heads, losses and RoI layers with fewer channels; ResNet-18; small images; short schedule.
+"""
+
+import torch
+from detectron2.config import LazyCall as L
+from detectron2.solver import get_default_optimizer_params
+from omegaconf import DictConfig, OmegaConf
+
+_SIZE = 128  # image side, pixels
+_BATCH = 8
+
+
+def overlay(cfg: DictConfig) -> None:
+    """Change a config in place."""
+    cfg.dataset.synthetic = dict(
+        root="output/synthetic_128", train=2000, val=200, size=_SIZE, seed=0
+    )
+    for split, name in ((cfg.dataset.train, "train"), (cfg.dataset.test, "val")):
+        split.json = f"{cfg.dataset.synthetic.root}/{name}.json"
+        split.images = f"{cfg.dataset.synthetic.root}/{name}"
+
+    loaders = cfg.dataloader
+    loaders.train.total_batch_size = _BATCH
+    loaders.train.num_workers = loaders.test.num_workers = 0
+    loaders.train.dataset.pop("min_keypoints", None)
+    resize = loaders.train.mapper.augmentations[0]
+    if resize.sample_style == "range":
+        # The same relative range as on COCO, around the image's own size.
+        low, high = resize.short_edge_length
+        resize.short_edge_length = [round(_SIZE * low / high), _SIZE]
+    else:
+        resize.short_edge_length = [_SIZE]
+    loaders.test.mapper.augmentations[0].short_edge_length = _SIZE
+
+    backbone = cfg.model.backbone
+    backbone.name = "ResNet-18-" + backbone.name.split("-")[-1]
+    backbone.norm = "BN"  # from scratch: nothing to freeze
+    backbone.freeze_at = 0
+    backbone.stride_in_1x1 = False
+
+    rpn = cfg.model.proposal_generator
+    # Anchors in proportion: COCO's 32 ... 512 px are for images of 800.
+    rpn.anchor_generator.sizes = [
+        [size * _SIZE / 512 for size in level] for level in rpn.anchor_generator.sizes
+    ]
+    rpn.pre_nms_topk = (400, 200)
+    rpn.post_nms_topk = (200, 50)
+    rpn.batch_size_per_image = 64
+
+    heads = cfg.model.roi_heads
+    heads.batch_size_per_image = 32
+    heads.box_predictor.test_topk_per_image = 20  # at most 5 objects an image
+    if "fpn_channels" in backbone:
+        backbone.fpn_channels = 64
+        heads.box_head.fc_dims = [256, 256]
+    for branch in ("box", "mask", "keypoint"):
+        if f"{branch}_pooler" in heads:
+            heads[f"{branch}_pooler"].canonical_box_size = 56
+    if "mask_head" in heads and "conv_dims" in heads.mask_head:
+        heads.mask_head.conv_dims = [64] * len(heads.mask_head.conv_dims)
+    if "keypoint_head" in heads:
+        heads.keypoint_head.conv_dims = [64] * len(heads.keypoint_head.conv_dims)
+
+    cfg.optimizer = L(torch.optim.AdamW)(
+        params=L(get_default_optimizer_params)(weight_decay_norm=0.0), lr=1e-3, weight_decay=0.01
+    )
+    cfg.lr_multiplier.warmup_iters = 50
+    cfg.train.init_checkpoint = ""
+    cfg.train.max_iter = 500
+    cfg.train.eval_period = cfg.train.max_iter
+    cfg.train.checkpointer = OmegaConf.create(dict(period=cfg.train.max_iter, max_to_keep=2))
+    cfg.train.log_period = 10
+    cfg.train.seed = 0

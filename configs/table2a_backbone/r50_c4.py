@@ -1,0 +1,13 @@
+"""Table 2a, ResNet-50-C4: mask AP 30.3, AP50 51.2, AP75 31.5 on minival.
+
+    python train.py --config-file table2a_backbone/r50_c4 --num-gpus 8
+
+Ours: not run.
+
+Divergences from the paper: the RPN is trained jointly, not separately; the learning rate warms up
+over 1000 iterations.
+"""
+
+from ..common.data import dataloader, dataset
+from ..common.models.c4 import model
+from ..common.train import lr_multiplier, optimizer, train

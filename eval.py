@@ -1,0 +1,94 @@
+#!/usr/bin/env python
+"""Evaluate weights with COCO's metrics.
+
+    python eval.py --config-file table2a_backbone/r50_fpn --weights output/.../model_final.pth
+    python eval.py --config-file table2a_backbone/r50_fpn \\
+        --weights detectron2://COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x/137260431/model_final_a54504.pkl
+
+Writes to --output: results.json (AP for each task and category), coco_instances_results.json (the
+predictions in COCO's format) and, with --visualize N, pictures/ of N images with their ground truth
+and the predictions. A mistake in the arguments ends with exit code 2 and one line that says what is
+there instead, before anything is written.
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+# First: the plugin makes detectron2 importable on current Pillow and NumPy.
+from mask_rcnn_plugin import get_config  # isort: split
+
+from detectron2.config import instantiate
+from detectron2.utils.logger import setup_logger
+
+from mask_rcnn_plugin.config import ConfigError
+from mask_rcnn_plugin.data.coco import DatasetError
+from mask_rcnn_plugin.engine import Checkpointer, evaluate, resolve_weights, setup_datasets
+from mask_rcnn_plugin.engine.checkpoint import WeightsError
+from mask_rcnn_plugin.evaluation import PREDICTIONS_FILE, results_table
+from mask_rcnn_plugin.visualization import draw_predictions
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", dest="config", required=True, metavar="CFG")
+    parser.add_argument(
+        "--weights",
+        required=True,
+        metavar="FILE",
+        help="a file, a detectron2:// address or a model-zoo name",
+    )
+    parser.add_argument("--output", metavar="DIR", help="default: train.output_dir of the config")
+    parser.add_argument(
+        "--visualize", type=int, default=0, metavar="N", help="draw N images with predictions"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
+    args = parser.parse_args()
+    if args.visualize < 0:
+        parser.error(f"--visualize is {args.visualize}, must be 0 or more")
+    return args
+
+
+def run(args: argparse.Namespace) -> None:
+    cfg = get_config(args.config, args.overrides)
+    cfg.train.output_dir = args.output or cfg.train.output_dir
+    weights = resolve_weights(args.weights)
+    setup_datasets(cfg)
+    model = instantiate(cfg.model).to(cfg.train.device).eval()
+    Checkpointer(model).load_strictly(weights)
+
+    output = Path(cfg.train.output_dir)
+    for name in ("detectron2", "mask_rcnn_plugin"):
+        setup_logger(str(output), name=name)
+    logger = logging.getLogger("mask_rcnn_plugin")
+    results = evaluate(cfg, model)
+    if results:
+        print(results_table(results))
+        print(f"{output / 'results.json'}: the same and the AP of each category")
+    else:
+        logger.warning("no metrics: %s has no annotations", cfg.dataset.test.names[0])
+    print(f"{output / PREDICTIONS_FILE}: predictions in COCO's format")
+    if args.visualize:
+        pictures = draw_predictions(
+            list(cfg.dataset.test.names),
+            output / PREDICTIONS_FILE,
+            output / "pictures",
+            args.visualize,
+        )
+        print(f"{output / 'pictures'}: {len(pictures)} pictures, ground truth beside predictions")
+
+
+def main() -> None:
+    args = parse_args()
+    try:
+        run(args)
+    except (ConfigError, DatasetError, WeightsError) as error:
+        print(f"eval.py: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

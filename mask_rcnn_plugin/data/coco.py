@@ -1,0 +1,170 @@
+"""COCO's splits under the paper's names, and a user's own COCO-format dataset.
+
+detectron2 registers COCO itself, below $DETECTRON2_DATASETS (./datasets if unset):
+DATASETS/coco/{train2014,val2014,train2017,val2017,test2017,annotations}.
+"""
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_coco_json, register_coco_instances
+from detectron2.data.datasets.builtin_meta import COCO_PERSON_KEYPOINT_NAMES
+
+# Sec. 4: the 80k training images and 35k of validation (2014), the remaining 5k to validate. The
+# 2017 release is the same split under other names and in two annotation files instead of four.
+TRAINVAL35K = ("coco_2014_train", "coco_2014_valminusminival")
+MINIVAL = ("coco_2014_minival",)
+TRAIN2017 = ("coco_2017_train",)
+VAL2017 = ("coco_2017_val",)
+TEST_DEV = ("coco_2017_test-dev",)
+
+# Sec. 5: the same images with the person category and its keypoints.
+KEYPOINT_TRAINVAL35K = tuple(f"keypoints_{name}" for name in TRAINVAL35K)
+KEYPOINT_MINIVAL = tuple(f"keypoints_{name}" for name in MINIVAL)
+KEYPOINT_TRAIN2017 = ("keypoints_coco_2017_train",)
+KEYPOINT_VAL2017 = ("keypoints_coco_2017_val",)
+KEYPOINT_TEST_DEV = ("keypoints_coco_2017_test-dev",)
+
+# COCO's, in the order of COCO_PERSON_KEYPOINT_NAMES; what pycocotools uses by default.
+COCO_KEYPOINT_OKS_SIGMAS = (
+    *(0.026, 0.025, 0.025, 0.035, 0.035, 0.079, 0.079, 0.072, 0.072),
+    *(0.062, 0.062, 0.107, 0.107, 0.087, 0.087, 0.089, 0.089),
+)
+
+
+class DatasetError(ValueError):
+    """An annotation file or image folder that cannot be used; the message names it."""
+
+
+def register_keypoint_test_dev() -> None:
+    """Register `KEYPOINT_TEST_DEV`, which detectron2 lacks: test-dev's images, person metadata."""
+    (name,), (images,) = KEYPOINT_TEST_DEV, TEST_DEV
+    if name in DatasetCatalog.list():
+        return
+    source, person = MetadataCatalog.get(images), MetadataCatalog.get(KEYPOINT_VAL2017[0])
+    # Without a dataset name, so that the file's 80 categories do not replace the one.
+    DatasetCatalog.register(name, partial(load_coco_json, source.json_file, source.image_root))
+    MetadataCatalog.get(name).set(
+        json_file=source.json_file,
+        image_root=source.image_root,
+        evaluator_type="coco",
+        thing_classes=person.thing_classes,
+        thing_dataset_id_to_contiguous_id={1: 0},  # COCO's id of person
+        keypoint_names=person.keypoint_names,
+        keypoint_flip_map=person.keypoint_flip_map,
+        keypoint_connection_rules=person.keypoint_connection_rules,
+    )
+
+
+def register_coco_dataset(json_file: str, image_root: str) -> str:
+    """Register a COCO-format annotation file with detectron2.
+
+    Classes are the file's categories in the order of their ids. Keypoint names and skeleton come
+    from the categories' "keypoints" and "skeleton" as in COCO; left-right pairs from the names
+    ("left_eye" and "right_eye", "l_eye" and "r_eye") unless a category has a "keypoint_flip_map",
+    a list of pairs of names; OKS sigmas from "keypoint_sigmas", or COCO's for COCO's keypoints.
+
+    Args:
+        json_file: path of the annotations.
+        image_root: folder that the file names in it are relative to.
+
+    Returns:
+        Name of the dataset for detectron2's catalogs: the path of `json_file`. Registering the same
+        file again is harmless and reads its categories anew.
+
+    Raises:
+        DatasetError: if the file or folder does not exist or the file is not COCO-format.
+    """
+    categories = _read_categories(json_file)
+    if not Path(image_root).is_dir():
+        raise DatasetError(
+            f"image folder {image_root!r} (of {json_file}) does not exist"
+            if image_root
+            else f"no image folder given for {json_file}: set dataset.train.images / .test.images"
+        )
+    name = str(json_file)
+    if name in DatasetCatalog.list():
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    metadata = {"thing_classes": [c["name"] for c in categories], **_keypoints(name, categories)}
+    register_coco_instances(name, metadata, name, str(image_root))
+    return name
+
+
+def _read_categories(json_file: str) -> list[dict[str, Any]]:
+    """The categories of a COCO-format file, by id."""
+    path = Path(json_file)
+    if not path.is_file():
+        beside = sorted(f.name for f in path.parent.glob("*.json")) if path.parent.is_dir() else []
+        raise DatasetError(
+            f"annotation file {json_file!r} does not exist; "
+            + (f"{path.parent} has {beside}" if path.parent.is_dir() else f"nor does {path.parent}")
+        )
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise DatasetError(f"annotation file {json_file!r} is not JSON: {error}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("images"), list):
+        raise DatasetError(f"annotation file {json_file!r} is not COCO-format: no list 'images'")
+    categories = content.get("categories")
+    if not categories or not all(
+        isinstance(c, dict) and {"id", "name"} <= c.keys() for c in categories
+    ):
+        raise DatasetError(
+            f"annotation file {json_file!r} is not COCO-format: 'categories' must be a list of "
+            "objects with 'id' and 'name', and not empty"
+        )
+    return sorted(categories, key=lambda c: c["id"])
+
+
+def _keypoints(name: str, categories: list[dict[str, Any]]) -> dict[str, Any]:
+    """Keypoint metadata of a file, {} if no category has keypoints."""
+    with_keypoints = [c for c in categories if c.get("keypoints")]
+    if not with_keypoints:
+        return {}
+    category = with_keypoints[0]
+    names = list(category["keypoints"])
+    for other in with_keypoints[1:]:
+        if list(other["keypoints"]) != names:
+            raise DatasetError(
+                f"{name}: categories {category['name']!r} and {other['name']!r} have different "
+                "keypoints; one keypoint branch predicts one list of keypoints"
+            )
+    metadata = {
+        "keypoint_names": names,
+        "keypoint_classes": [c["name"] for c in with_keypoints],
+        "keypoint_flip_map": [
+            tuple(pair) for pair in category.get("keypoint_flip_map", _left_right_pairs(names))
+        ],
+        # COCO's skeleton counts from 1; the colour is detectron2's visualizer's business.
+        "keypoint_connection_rules": [
+            (names[a - 1], names[b - 1], (102, 204, 255)) for a, b in category.get("skeleton", [])
+        ],
+    }
+    sigmas = category.get("keypoint_sigmas")
+    if sigmas is None and names == list(COCO_PERSON_KEYPOINT_NAMES):
+        sigmas = COCO_KEYPOINT_OKS_SIGMAS
+    if sigmas is not None:
+        if len(sigmas) != len(names):
+            raise DatasetError(
+                f"{name}: category {category['name']!r} has {len(sigmas)} keypoint_sigmas for "
+                f"{len(names)} keypoints"
+            )
+        metadata["keypoint_oks_sigmas"] = [float(s) for s in sigmas]
+    return metadata
+
+
+def _left_right_pairs(names: list[str]) -> list[tuple[str, str]]:
+    """Pairs of names that differ in "left"/"right" or in a leading or trailing "l"/"r" alone."""
+    pairs = []
+    for name in names:
+        words = name.split("_")
+        for left, right in (("left", "right"), ("l", "r")):
+            if words.count(left) == 1:
+                mirrored = "_".join(right if w == left else w for w in words)
+                if mirrored in names:
+                    pairs.append((name, mirrored))
+    return pairs

@@ -1,0 +1,110 @@
+"""What stands between a loaded config and a model: its datasets, and what they say of the model."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from detectron2.data import MetadataCatalog
+from detectron2.data.detection_utils import create_keypoint_hflip_indices
+from detectron2.utils import comm
+from omegaconf import DictConfig, OmegaConf
+
+from mask_rcnn_plugin.data.coco import (
+    DatasetError,
+    register_coco_dataset,
+    register_keypoint_test_dev,
+)
+from mask_rcnn_plugin.data.synthetic import write_dataset
+from mask_rcnn_plugin.evaluation import keypoint_oks_sigmas
+
+logger = logging.getLogger(__name__)
+
+
+def setup_datasets(cfg: DictConfig) -> None:
+    """Register the config's datasets and fit the model to them, in place.
+
+    * `dataset.synthetic`, where there is one, is drawn if it is not there yet.
+    * `dataset.{train,test}.json` and `.images`, where set, are registered and become the split's
+      `names`.
+    * `model.roi_heads.num_classes` becomes the number of classes of the training set; with a
+      keypoint branch, the number of keypoints and their left-right pairs likewise.
+
+    Raises:
+        DatasetError: if a dataset does not exist or is not COCO-format, if training and test set
+            have different classes or keypoints, or if the model has a keypoint branch and the
+            dataset no keypoints.
+    """
+    register_keypoint_test_dev()
+    if "synthetic" in cfg.dataset:
+        if comm.is_main_process():
+            write_dataset(**cfg.dataset.synthetic)
+        comm.synchronize()
+    for split in (cfg.dataset.train, cfg.dataset.test):
+        if split.json:
+            split.names = [register_coco_dataset(split.json, split.images)]
+        elif split.images:
+            raise DatasetError(
+                f"images={split.images!r} is set without json: give the annotation file too"
+            )
+        for name in split.names:
+            _check_exists(name)
+    _fit_model(cfg)
+
+
+def _check_exists(name: str) -> None:
+    """A dataset's files must be there before anything is written or built."""
+    try:
+        metadata = MetadataCatalog.get(name)
+        files = [metadata.json_file, metadata.image_root]
+    except AttributeError as error:
+        raise DatasetError(f"no dataset {name!r} is registered with a COCO-format file") from error
+    for file in files:
+        if not Path(file).exists():
+            raise DatasetError(
+                f"dataset {name!r}: {file} does not exist. Set DETECTRON2_DATASETS to the folder "
+                "that holds coco/, or give a dataset of your own: dataset.train.json=... "
+                "dataset.train.images=..., and dataset.test.* likewise"
+            )
+
+
+def _fit_model(cfg: DictConfig) -> None:
+    train, test = cfg.dataset.train.names[0], cfg.dataset.test.names[0]
+    classes = _same(train, test, "thing_classes")
+    roi_heads = cfg.model.roi_heads
+    _set(roi_heads, "num_classes", len(classes))
+    if OmegaConf.select(roi_heads, "keypoint_head") is None:
+        return
+    keypoints = _same(train, test, "keypoint_names")
+    if not keypoints:
+        raise DatasetError(
+            f"the model has a keypoint branch, but no category of {train!r} has keypoints: use a "
+            "config without one"
+        )
+    _set(roi_heads.keypoint_head, "num_keypoints", len(keypoints))
+    cfg.dataloader.train.mapper.keypoint_hflip_indices = create_keypoint_hflip_indices(
+        list(cfg.dataset.train.names)
+    )
+    if not cfg.dataloader.evaluator.get("kpt_oks_sigmas"):
+        try:
+            cfg.dataloader.evaluator.kpt_oks_sigmas = keypoint_oks_sigmas(test)
+        except ValueError as error:  # now, not after the training
+            raise DatasetError(str(error)) from error
+
+
+def _same(train: str, test: str, key: str) -> list[str]:
+    """A list of names that training and test set must share."""
+    ours = list(MetadataCatalog.get(train).get(key) or [])
+    theirs = list(MetadataCatalog.get(test).get(key) or [])
+    if ours != theirs:
+        differing = [f"{i}: {a!r} / {b!r}" for i, (a, b) in enumerate(zip(ours, theirs)) if a != b]
+        raise DatasetError(
+            f"{key} differ between training set {train!r} ({len(ours)}) and test set {test!r} "
+            f"({len(theirs)}); first differences: {differing[:3] or 'the longer one has more'}"
+        )
+    return ours
+
+
+def _set(node: DictConfig, key: str, value: Any) -> None:
+    if node.get(key) != value:
+        logger.info("%s: %s -> %s, as the dataset has", key, node.get(key), value)
+        node[key] = value

@@ -1,0 +1,73 @@
+"""The training loop: detectron2's trainers and hooks, put together from a config."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from detectron2.config import instantiate
+from detectron2.engine import AMPTrainer, HookBase, SimpleTrainer, default_writers, hooks
+from detectron2.engine.defaults import create_ddp_model
+from detectron2.utils import comm
+from omegaconf import DictConfig
+from torch import nn
+
+from mask_rcnn_plugin.engine.checkpoint import Checkpointer, resolve_weights
+from mask_rcnn_plugin.engine.evaluator import evaluate
+
+logger = logging.getLogger(__name__)
+
+
+def train(
+    cfg: DictConfig, *, resume: bool = False, extra_hooks: Sequence[HookBase] = ()
+) -> dict[str, Any]:
+    """Train the model of a config, with periodic checkpoints and evaluations.
+
+    Args:
+        cfg: from `get_config`, its datasets set up by `setup_datasets`.
+        resume: go on from the last checkpoint in `train.output_dir`, if there is one.
+        extra_hooks: run after the others.
+
+    Returns:
+        Results of the last evaluation, as `evaluate` returns them; {} without one.
+
+    Raises:
+        WeightsError: if `train.init_checkpoint` does not exist.
+    """
+    weights = resolve_weights(cfg.train.init_checkpoint) if cfg.train.init_checkpoint else ""
+    model: nn.Module = instantiate(cfg.model).to(cfg.train.device)
+    cfg.optimizer.params.model = model
+    optimizer = instantiate(cfg.optimizer)
+    del cfg.optimizer.params.model
+
+    ddp_options = dict(cfg.train.ddp)
+    if cfg.train.device == "cpu":
+        ddp_options["device_ids"] = None  # else detectron2 names a GPU
+    model = create_ddp_model(model, **ddp_options)
+    loader = instantiate(cfg.dataloader.train)
+    trainer = (AMPTrainer if cfg.train.amp.enabled else SimpleTrainer)(model, loader, optimizer)
+    checkpointer = Checkpointer(model, cfg.train.output_dir, trainer=trainer)
+
+    results: dict[str, Any] = {}
+
+    def test() -> dict[str, Any]:
+        results.update(evaluate(cfg, model))
+        return results
+
+    main = comm.is_main_process()
+    writers = default_writers(cfg.train.output_dir, cfg.train.max_iter) if main else []
+    trainer.register_hooks(
+        [
+            hooks.IterationTimer(),
+            hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
+            hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer) if main else None,
+            hooks.EvalHook(cfg.train.eval_period, test),
+            hooks.PeriodicWriter(writers, period=cfg.train.log_period) if main else None,
+            *extra_hooks,
+        ]
+    )
+    start = 0
+    checkpointer.resume_or_load(weights, resume=resume)
+    if resume and checkpointer.has_checkpoint():
+        start = trainer.iter + 1
+    trainer.train(start, cfg.train.max_iter)
+    return results

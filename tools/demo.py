@@ -1,0 +1,92 @@
+#!/usr/bin/env python
+"""Mask R-CNN from nothing to pictures, in minutes: `make demo`.
+
+Draws a data set of people and shapes, trains boxes, masks and keypoints on one half of it from
+random weights, evaluates on the other half and draws the predictions. Everything it does is
+
+    python train.py --config-file table4_keypoints/keypoint_and_mask+synthetic
+    python eval.py --config-file table4_keypoints/keypoint_and_mask+synthetic --visualize 8 ...
+
+in one process with a progress bar. A new run replaces the last one's output/demo; the drawn images
+are used again.
+"""
+
+import argparse
+import logging
+import shutil
+import time
+import warnings
+from pathlib import Path
+
+# detectron2 scripts some functions while it is imported, which torch 2.14 warns of.
+warnings.filterwarnings("ignore", category=FutureWarning, module="torch.jit")
+
+from mask_rcnn_plugin import get_config  # isort: split
+
+from detectron2.engine import HookBase
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.logger import setup_logger
+from tqdm import tqdm
+
+from mask_rcnn_plugin.engine import setup_datasets, train
+from mask_rcnn_plugin.evaluation import PREDICTIONS_FILE, results_table
+from mask_rcnn_plugin.visualization import draw_predictions
+
+CONFIG = "table4_keypoints/keypoint_and_mask+synthetic"
+OUTPUT = Path("output/demo")
+PICTURES = 8
+QUICK = ["train.max_iter=40", "dataset.synthetic.train=64", "dataset.synthetic.val=16"]
+
+
+class ProgressBar(HookBase):
+    """Iterations done, time left and the loss on one line of the terminal."""
+
+    def before_train(self) -> None:
+        self._bar = tqdm(total=self.trainer.max_iter, desc="training", unit="it")
+
+    def after_step(self) -> None:
+        loss = self.trainer.storage.history("total_loss").median(20)
+        self._bar.set_postfix(loss=f"{loss:.2f}", refresh=False)
+        self._bar.update()
+        if self.trainer.iter + 1 == self.trainer.max_iter:
+            self._bar.close()
+            print("evaluating on the held-out images ...", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument(
+        "--quick", action="store_true", help="a few iterations: shows that it runs, learns nothing"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of weights, order and sampling")
+    args = parser.parse_args()
+
+    start = time.perf_counter()
+    overrides = [f"train.output_dir={OUTPUT}", f"train.seed={args.seed}"]
+    if args.quick:
+        overrides += [*QUICK, "dataset.synthetic.root=output/synthetic_quick"]
+    cfg = get_config(CONFIG, overrides)
+    setup_datasets(cfg)
+    shutil.rmtree(OUTPUT, ignore_errors=True)
+    for name in ("detectron2", "fvcore", "mask_rcnn_plugin"):
+        # To the file, not the terminal.
+        setup_logger(str(OUTPUT), name=name)
+        for handler in logging.getLogger(name).handlers:
+            if type(handler) is logging.StreamHandler and "log.txt" not in str(handler.stream):
+                handler.setLevel(logging.ERROR)
+    seed_all_rng(args.seed)
+    results = train(cfg, extra_hooks=[ProgressBar()])
+    pictures = draw_predictions(
+        list(cfg.dataset.test.names), OUTPUT / PREDICTIONS_FILE, OUTPUT / "pictures", PICTURES
+    )
+
+    print(f"\nOn {cfg.dataset.synthetic.val} held-out images (AP in points, COCO's metrics):\n")
+    print(results_table(results))
+    print(f"\n{OUTPUT}/results.json             these numbers, and the AP of each category")
+    print(f"{OUTPUT}/pictures/                {len(pictures)} pictures: truth, prediction")
+    print(f"tensorboard --logdir {OUTPUT}     the losses")
+    print(f"\n{time.perf_counter() - start:.0f} s in all")
+
+
+if __name__ == "__main__":
+    main()
