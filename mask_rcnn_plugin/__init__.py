@@ -21,6 +21,7 @@ A tensor called `logits` holds values before sigmoid or softmax; `probs` holds p
 `gt_*` is ground truth, `pred_*` a prediction.
 """
 
+import warnings
 from importlib.util import find_spec
 
 if find_spec("detectron2") is None:
@@ -34,12 +35,12 @@ from mask_rcnn_plugin import compat
 
 compat.apply()
 
-from mask_rcnn_plugin import modeling  # noqa: E402  registers everything
-from mask_rcnn_plugin.config import (  # noqa: E402
-    add_mask_rcnn_config,
-    get_config,
-    list_configs,
-)
+with warnings.catch_warnings():
+    # detectron2 scripts some functions while it is imported; torch 2.14 deprecates scripting.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.jit")
+    from mask_rcnn_plugin import modeling  # registers everything
+
+from mask_rcnn_plugin.config import add_mask_rcnn_config, get_config, list_configs  # noqa: E402
 
 __version__ = "0.1.0"
 

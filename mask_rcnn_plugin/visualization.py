@@ -69,11 +69,11 @@ def draw_pair(
     """
     pixels = read_image(image["file_name"], format="RGB")
     scale = max(1.0, _MIN_HEIGHT / pixels.shape[0])
-    # Unlabelled keypoints (all zero) are no keypoints to the visualizer.
-    annotations = [
-        {k: v for k, v in a.items() if k != "keypoints" or any(v[2::3])}
-        for a in image.get("annotations", [])
-    ]
+    # The visualizer wants keypoints on all instances or on none.
+    annotations = image.get("annotations", [])
+    if any("keypoints" in a for a in annotations):
+        none = [0.0] * 3 * len(metadata.keypoint_names)
+        annotations = [{"keypoints": none, **a} for a in annotations]
     truth = Visualizer(pixels, metadata, scale=scale).draw_dataset_dict(
         {**image, "annotations": annotations}
     )

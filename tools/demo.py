@@ -12,15 +12,15 @@ are used again.
 """
 
 import argparse
+import contextlib
+import io
 import logging
 import shutil
+import sys
 import time
-import warnings
 from pathlib import Path
 
-# detectron2 scripts some functions while it is imported, which torch 2.14 warns of.
-warnings.filterwarnings("ignore", category=FutureWarning, module="torch.jit")
-
+# First: the plugin makes detectron2 importable on current Pillow and NumPy.
 from mask_rcnn_plugin import get_config  # isort: split
 
 from detectron2.engine import HookBase
@@ -50,7 +50,18 @@ class ProgressBar(HookBase):
         self._bar.update()
         if self.trainer.iter + 1 == self.trainer.max_iter:
             self._bar.close()
-            print("evaluating on the held-out images ...", flush=True)
+
+
+def log_to_file() -> None:
+    """The whole log to log.txt; to the terminal only how far the evaluation is."""
+    for name in ("detectron2", "fvcore", "mask_rcnn_plugin"):
+        logger = setup_logger(str(OUTPUT), name=name)
+        for handler in logger.handlers:
+            if getattr(handler, "stream", None) is sys.stdout:
+                logger.removeHandler(handler)
+    evaluation = logging.getLogger("detectron2.evaluation.evaluator")
+    evaluation.addHandler(logging.StreamHandler())
+    evaluation.addFilter(lambda record: "done" in record.msg or "Start" in record.msg)
 
 
 def main() -> None:
@@ -68,14 +79,10 @@ def main() -> None:
     cfg = get_config(CONFIG, overrides)
     setup_datasets(cfg)
     shutil.rmtree(OUTPUT, ignore_errors=True)
-    for name in ("detectron2", "fvcore", "mask_rcnn_plugin"):
-        # To the file, not the terminal.
-        setup_logger(str(OUTPUT), name=name)
-        for handler in logging.getLogger(name).handlers:
-            if type(handler) is logging.StreamHandler and "log.txt" not in str(handler.stream):
-                handler.setLevel(logging.ERROR)
+    log_to_file()
     seed_all_rng(args.seed)
-    results = train(cfg, extra_hooks=[ProgressBar()])
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
+        results = train(cfg, extra_hooks=[ProgressBar()])
     pictures = draw_predictions(
         list(cfg.dataset.test.names), OUTPUT / PREDICTIONS_FILE, OUTPUT / "pictures", PICTURES
     )

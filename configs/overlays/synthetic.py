@@ -20,8 +20,8 @@ def overlay(cfg: DictConfig) -> None:
         root="output/synthetic_128", train=2000, val=200, size=_SIZE, seed=0
     )
     for split, name in ((cfg.dataset.train, "train"), (cfg.dataset.test, "val")):
-        split.json = f"{cfg.dataset.synthetic.root}/{name}.json"
-        split.images = f"{cfg.dataset.synthetic.root}/{name}"
+        split.json = f"${{dataset.synthetic.root}}/{name}.json"
+        split.images = f"${{dataset.synthetic.root}}/{name}"
 
     loaders = cfg.dataloader
     loaders.train.total_batch_size = _BATCH
