@@ -79,12 +79,10 @@ def register_coco_dataset(json_file: str, image_root: str) -> str:
         DatasetError: if the file or folder does not exist or the file is not COCO-format.
     """
     categories = _read_categories(json_file)
+    if not image_root:
+        raise DatasetError(f"no image folder given for {json_file}: set images beside json")
     if not Path(image_root).is_dir():
-        raise DatasetError(
-            f"image folder {image_root!r} (of {json_file}) does not exist"
-            if image_root
-            else f"no image folder given for {json_file}: set dataset.train.images / .test.images"
-        )
+        raise DatasetError(f"image folder {image_root!r} (of {json_file}) does not exist")
     name = str(json_file)
     if name in DatasetCatalog.list():
         DatasetCatalog.remove(name)

@@ -1,0 +1,160 @@
+"""COCO's splits and registration of a user's own dataset."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from mask_rcnn_plugin.data import coco
+from mask_rcnn_plugin.data.coco import DatasetError, register_coco_dataset
+
+
+def write(folder: Path, categories: list[dict[str, Any]], **content: Any) -> str:
+    file = folder / "annotations.json"
+    content = {"images": [], "annotations": [], "categories": categories, **content}
+    file.write_text(json.dumps(content))
+    return str(file)
+
+
+@pytest.mark.parametrize(
+    "split",
+    [
+        *(coco.TRAINVAL35K + coco.MINIVAL + coco.TRAIN2017 + coco.VAL2017 + coco.TEST_DEV),
+        *(coco.KEYPOINT_TRAINVAL35K + coco.KEYPOINT_MINIVAL + coco.KEYPOINT_TRAIN2017),
+        *(coco.KEYPOINT_VAL2017 + coco.KEYPOINT_TEST_DEV),
+    ],
+)
+def test_splits_are_registered_with_detectron2(split: str) -> None:
+    coco.register_keypoint_test_dev()
+    assert split in DatasetCatalog.list()
+    metadata = MetadataCatalog.get(split)
+    assert len(metadata.thing_classes) == (1 if split.startswith("keypoints") else 80)
+    assert len(metadata.get("keypoint_names") or []) == (17 if "keypoints" in split else 0)
+
+
+def test_detectron2_datasets_is_honoured(tmp_path: Path) -> None:
+    script = (
+        "import mask_rcnn_plugin\n"
+        "from detectron2.data import MetadataCatalog\n"
+        "from mask_rcnn_plugin.data import coco\n"
+        "coco.register_keypoint_test_dev()\n"
+        "for name in coco.MINIVAL + coco.KEYPOINT_TEST_DEV:\n"
+        "    print(MetadataCatalog.get(name).json_file)\n"
+    )
+    env = {**os.environ, "DETECTRON2_DATASETS": str(tmp_path)}
+    out = subprocess.run(
+        [sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True
+    ).stdout
+    annotations = tmp_path / "coco" / "annotations"
+    assert out.split() == [
+        str(annotations / "instances_minival2014.json"),
+        str(annotations / "image_info_test-dev2017.json"),
+    ]
+
+
+def test_keypoint_test_dev_loads_persons_only(tmp_path: Path) -> None:
+    coco.register_keypoint_test_dev()
+    (name,) = coco.KEYPOINT_TEST_DEV
+    metadata = MetadataCatalog.get(name)
+    assert list(metadata.thing_classes) == ["person"]
+    assert metadata.thing_dataset_id_to_contiguous_id == {1: 0}
+
+
+def test_classes_are_the_categories_by_id(tmp_path: Path) -> None:
+    file = write(tmp_path, [{"id": 7, "name": "dog"}, {"id": 2, "name": "cat"}])
+    name = register_coco_dataset(file, str(tmp_path))
+    assert MetadataCatalog.get(name).thing_classes == ["cat", "dog"]
+    assert MetadataCatalog.get(name).get("keypoint_names") is None
+    assert DatasetCatalog.get(name) == []
+
+
+def test_registering_again_reads_the_categories_anew(tmp_path: Path) -> None:
+    file = write(tmp_path, [{"id": 1, "name": "cat"}])
+    register_coco_dataset(file, str(tmp_path))
+    write(tmp_path, [{"id": 1, "name": "dog"}])
+    name = register_coco_dataset(file, str(tmp_path))
+    assert MetadataCatalog.get(name).thing_classes == ["dog"]
+
+
+def test_keypoints_flips_and_skeleton_come_from_the_categories(tmp_path: Path) -> None:
+    bird = {
+        "id": 1,
+        "name": "bird",
+        "keypoints": ["beak", "left_wing", "right_wing", "l_foot", "r_foot"],
+        "skeleton": [[1, 2], [1, 3]],
+        "keypoint_sigmas": [0.1, 0.2, 0.2, 0.3, 0.3],
+    }
+    name = register_coco_dataset(write(tmp_path, [bird, {"id": 2, "name": "nest"}]), str(tmp_path))
+    metadata = MetadataCatalog.get(name)
+    assert metadata.keypoint_names == bird["keypoints"]
+    assert metadata.keypoint_classes == ["bird"]
+    assert metadata.keypoint_flip_map == [("left_wing", "right_wing"), ("l_foot", "r_foot")]
+    pairs = [(a, b) for a, b, _ in metadata.keypoint_connection_rules]
+    assert pairs == [("beak", "left_wing"), ("beak", "right_wing")]
+    assert metadata.keypoint_oks_sigmas == [0.1, 0.2, 0.2, 0.3, 0.3]
+
+
+def test_a_flip_map_in_the_file_is_taken(tmp_path: Path) -> None:
+    fish = {"id": 1, "name": "fish", "keypoints": ["p", "q"], "keypoint_flip_map": [["p", "q"]]}
+    name = register_coco_dataset(write(tmp_path, [fish]), str(tmp_path))
+    assert MetadataCatalog.get(name).keypoint_flip_map == [("p", "q")]
+    assert MetadataCatalog.get(name).get("keypoint_oks_sigmas") is None
+
+
+def test_coco_keypoints_have_coco_sigmas(toy_dataset: Path) -> None:
+    name = register_coco_dataset(str(toy_dataset / "val.json"), str(toy_dataset / "val"))
+    metadata = MetadataCatalog.get(name)
+    assert metadata.keypoint_names[0] == "nose"
+    assert metadata.keypoint_oks_sigmas == list(coco.COCO_KEYPOINT_OKS_SIGMAS)
+    assert len(metadata.keypoint_flip_map) == 8
+
+
+@pytest.mark.parametrize(
+    ("categories", "content", "message"),
+    [
+        ([], {}, "'categories' must be"),
+        ([{"name": "no id"}], {}, "'categories' must be"),
+        ([{"id": 1, "name": "a"}], {"images": None}, "no list 'images'"),
+        (
+            [
+                {"id": 1, "name": "a", "keypoints": ["x"]},
+                {"id": 2, "name": "b", "keypoints": ["y"]},
+            ],
+            {},
+            "'a' and 'b' have different keypoints",
+        ),
+        (
+            [{"id": 1, "name": "a", "keypoints": ["x"], "keypoint_sigmas": [0.1, 0.2]}],
+            {},
+            "2 keypoint_sigmas for 1 keypoints",
+        ),
+    ],
+)
+def test_what_is_not_coco_format_is_refused(
+    tmp_path: Path, categories: list[dict[str, Any]], content: dict[str, Any], message: str
+) -> None:
+    file = write(tmp_path, categories, **content)
+    with pytest.raises(DatasetError, match=message):
+        register_coco_dataset(file, str(tmp_path))
+
+
+def test_missing_file_names_what_is_there(tmp_path: Path) -> None:
+    write(tmp_path, [{"id": 1, "name": "a"}])
+    with pytest.raises(DatasetError, match=r"train\.json' does not exist; .*annotations\.json"):
+        register_coco_dataset(str(tmp_path / "train.json"), str(tmp_path))
+
+
+def test_missing_image_folder_and_broken_json_are_named(tmp_path: Path) -> None:
+    file = write(tmp_path, [{"id": 1, "name": "a"}])
+    with pytest.raises(DatasetError, match="image folder '.*nowhere'"):
+        register_coco_dataset(file, str(tmp_path / "nowhere"))
+    with pytest.raises(DatasetError, match="no image folder given"):
+        register_coco_dataset(file, "")
+    (tmp_path / "broken.json").write_text("{")
+    with pytest.raises(DatasetError, match="is not JSON"):
+        register_coco_dataset(str(tmp_path / "broken.json"), str(tmp_path))

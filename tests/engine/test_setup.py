@@ -1,0 +1,87 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig
+
+from mask_rcnn_plugin import get_config
+from mask_rcnn_plugin.data.coco import DatasetError
+from mask_rcnn_plugin.engine import setup_datasets
+
+
+def own_dataset(folder: Path, categories: list[dict[str, Any]], name: str) -> list[str]:
+    """A file and the overrides that name it."""
+    file = folder / f"{name}.json"
+    file.write_text(json.dumps({"images": [], "annotations": [], "categories": categories}))
+    return [f"dataset.{name}.json={file}", f"dataset.{name}.images={folder}"]
+
+
+def config(name: str, folder: Path, train: list[Any], test: list[Any] | None = None) -> DictConfig:
+    test = train if test is None else test
+    overrides = own_dataset(folder, train, "train") + own_dataset(folder, test, "test")
+    return get_config(name, overrides)
+
+
+CAT, DOG = {"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}
+FISH = {"id": 1, "name": "fish", "keypoints": ["left_eye", "right_eye", "tail"]}
+FISH_SIZED = {**FISH, "keypoint_sigmas": [0.1, 0.1, 0.2]}
+
+
+def test_number_of_classes_comes_from_the_dataset(tmp_path: Path) -> None:
+    cfg = config("table2a_backbone/r50_fpn", tmp_path, [CAT, DOG])
+    setup_datasets(cfg)
+    heads = cfg.model.roi_heads
+    assert heads.num_classes == heads.box_predictor.num_classes == heads.mask_head.num_classes == 2
+    assert cfg.dataloader.train.dataset.names == [str(tmp_path / "train.json")]
+    assert cfg.dataloader.evaluator.dataset_name == str(tmp_path / "test.json")
+
+
+def test_keypoints_come_from_the_dataset(tmp_path: Path) -> None:
+    cfg = config("table4_keypoints/keypoint_only", tmp_path, [FISH_SIZED])
+    setup_datasets(cfg)
+    assert cfg.model.roi_heads.keypoint_head.num_keypoints == 3
+    assert cfg.dataloader.train.mapper.keypoint_hflip_indices == [1, 0, 2]
+    assert cfg.dataloader.evaluator.kpt_oks_sigmas == [0.1, 0.1, 0.2]
+
+
+def test_missing_sigmas_are_an_error_before_the_training(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="OKS sigmas must be given"):
+        setup_datasets(config("table4_keypoints/keypoint_only", tmp_path, [FISH]))
+
+
+def test_given_sigmas_are_taken(tmp_path: Path) -> None:
+    cfg = config("table4_keypoints/keypoint_only", tmp_path, [FISH])
+    cfg.dataloader.evaluator.kpt_oks_sigmas = [0.3, 0.3, 0.3]
+    setup_datasets(cfg)
+    assert cfg.dataloader.evaluator.kpt_oks_sigmas == [0.3, 0.3, 0.3]
+
+
+def test_keypoint_branch_without_keypoints_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="no category of .* has keypoints"):
+        setup_datasets(config("table4_keypoints/keypoint_only", tmp_path, [CAT]))
+
+
+def test_other_classes_in_the_test_set_are_an_error(tmp_path: Path) -> None:
+    horse = {"id": 2, "name": "horse"}
+    with pytest.raises(DatasetError, match=r"thing_classes differ .*1: 'dog' / 'horse'"):
+        setup_datasets(config("table2a_backbone/r50_fpn", tmp_path, [CAT, DOG], [CAT, horse]))
+    with pytest.raises(DatasetError, match="the longer one has more"):
+        setup_datasets(config("table2a_backbone/r50_fpn", tmp_path, [CAT, DOG], [CAT]))
+
+
+def test_images_without_annotation_file_are_an_error(tmp_path: Path) -> None:
+    cfg = get_config("table2a_backbone/r50_fpn", [f"dataset.train.images={tmp_path}"])
+    with pytest.raises(DatasetError, match="is set without json"):
+        setup_datasets(cfg)
+
+
+def test_coco_that_is_not_there_is_an_error_that_says_what_to_do() -> None:
+    with pytest.raises(DatasetError, match="coco_2014_train.*does not exist. Set DETECTRON2_DATA"):
+        setup_datasets(get_config("table2a_backbone/r50_fpn"))
+
+
+def test_unknown_dataset_name_is_an_error() -> None:
+    cfg = get_config("table2a_backbone/r50_fpn", ["dataset.train.names=[no_such_set]"])
+    with pytest.raises(DatasetError, match="no dataset 'no_such_set'"):
+        setup_datasets(cfg)

@@ -1,0 +1,229 @@
+"""Configs: found, loaded, overridden strictly; each builds, trains a step and predicts."""
+
+import ast
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from detectron2.config import get_cfg, instantiate
+from detectron2.utils.events import EventStorage
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from mask_rcnn_plugin import add_mask_rcnn_config, get_config, list_configs
+from mask_rcnn_plugin.config import CONFIG_DIR, ConfigError, list_overlays
+from mask_rcnn_plugin.engine import setup_datasets
+
+CONFIGS = list_configs()
+
+# Every config that changes another one: what it changes, and nothing else.
+DIFFERENCES = {
+    "table2a_backbone/r101_fpn": (
+        "table2a_backbone/r50_fpn",
+        {"model.backbone.name", "train.init_checkpoint"},
+    ),
+    "table4_keypoints/keypoint_and_mask": (
+        "table4_keypoints/keypoint_only",
+        {
+            "dataloader.evaluator.tasks",
+            "dataloader.train.mapper.use_instance_mask",
+            "model.roi_heads.mask_head",
+            "model.roi_heads.mask_in_features",
+            "model.roi_heads.mask_pooler",
+        },
+    ),
+}
+
+
+def differing_keys(a: Any, b: Any, prefix: str = "") -> set[str]:
+    """Keys at which two configs differ, as they are written (interpolations unresolved)."""
+    if isinstance(a, DictConfig) and isinstance(b, DictConfig):
+        a, b = a._content, b._content
+    if isinstance(a, dict) and isinstance(b, dict):
+        found = set()
+        for key in a.keys() | b.keys():
+            if key not in a or key not in b:
+                found.add(f"{prefix}{key}")
+            else:
+                found |= differing_keys(a[key], b[key], f"{prefix}{key}.")
+        return found
+    if isinstance(a, ListConfig) and isinstance(b, ListConfig):
+        a, b = OmegaConf.to_container(a), OmegaConf.to_container(b)
+    return set() if a == b else {prefix.rstrip(".")}
+
+
+def test_rows_of_tables_2a_and_4_are_there() -> None:
+    assert {
+        "table2a_backbone/r50_c4",
+        "table2a_backbone/r50_fpn",
+        "table2a_backbone/r101_fpn",
+        "table4_keypoints/keypoint_only",
+        "table4_keypoints/keypoint_and_mask",
+    } <= set(CONFIGS)
+    assert "synthetic" in list_overlays()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_docstring_names_row_command_and_state(name: str) -> None:
+    docstring = ast.get_docstring(ast.parse((CONFIG_DIR / f"{name}.py").read_text()))
+    assert docstring is not None
+    assert docstring.startswith("Table ")
+    assert f"python train.py --config-file {name} " in docstring
+    assert "Ours: " in docstring
+    assert "Divergences from the paper: " in docstring
+
+
+@pytest.mark.parametrize("name", DIFFERENCES)
+def test_config_differs_from_its_base_in_its_declared_keys(name: str) -> None:
+    base, keys = DIFFERENCES[name]
+    a, b = get_config(base), get_config(name)
+    assert differing_keys(a, b) == keys | {"train.output_dir"}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_config_trains_a_step_and_predicts_at_toy_size(
+    name: str, toy_overrides: list[str]
+) -> None:
+    torch.manual_seed(0)
+    cfg = get_config(f"{name}+synthetic", toy_overrides)
+    setup_datasets(cfg)
+    model = instantiate(cfg.model)
+    batch = next(iter(instantiate(cfg.dataloader.train)))
+    with EventStorage():
+        losses = model(batch)
+    sum(losses.values()).backward()
+    heads = cfg.model.roi_heads
+    assert ("loss_mask" in losses) == ("mask_head" in heads)
+    assert ("loss_keypoint" in losses) == ("keypoint_head" in heads)
+    for key, parameter in model.named_parameters():
+        assert parameter.grad is not None, key
+        assert torch.isfinite(parameter.grad).all(), key
+    model.eval()
+    with torch.no_grad():
+        (output,) = model(next(iter(instantiate(cfg.dataloader.test))))
+    instances = output["instances"]
+    assert instances.has("pred_masks") == ("mask_head" in heads)
+    assert instances.has("pred_keypoints") == ("keypoint_head" in heads)
+
+
+def test_paper_values_of_the_fpn_config() -> None:
+    cfg = get_config("table2a_backbone/r50_fpn")
+    heads = cfg.model.roi_heads
+    assert (heads.batch_size_per_image, heads.positive_fraction) == (512, 0.25)
+    assert list(cfg.model.proposal_generator.post_nms_topk) == [1000, 1000]
+    assert heads.box_predictor.test_topk_per_image == 100
+    assert heads.mask_pooler.output_size == 14
+    assert list(heads.mask_head.conv_dims) == [256] * 5
+    assert (cfg.optimizer.lr, cfg.optimizer.momentum, cfg.optimizer.weight_decay) == (
+        0.02,
+        0.9,
+        0.0001,
+    )
+    assert cfg.train.max_iter == 160_000
+    assert [f * cfg.train.max_iter for f in cfg.lr_multiplier.drop_at] == [120_000]
+    assert list(cfg.dataloader.train.mapper.augmentations[0].short_edge_length) == [800]
+    assert cfg.dataloader.train.total_batch_size == 16
+    assert list(cfg.dataset.train.names) == ["coco_2014_train", "coco_2014_valminusminival"]
+    assert list(cfg.dataset.test.names) == ["coco_2014_minival"]
+
+
+def test_paper_values_of_the_c4_config() -> None:
+    cfg = get_config("table2a_backbone/r50_c4")
+    heads = cfg.model.roi_heads
+    assert heads.batch_size_per_image == 64
+    assert cfg.model.proposal_generator.post_nms_topk[1] == 300
+    assert (heads.pooler.output_size, heads.res5.stride) == (7, 1)
+    assert cfg.model.proposal_generator.head.num_anchors == 15
+
+
+def test_paper_values_of_the_keypoint_config() -> None:
+    cfg = get_config("table4_keypoints/keypoint_only")
+    assert list(cfg.model.roi_heads.keypoint_head.conv_dims) == [512] * 8
+    assert cfg.train.max_iter == 90_000
+    steps = [round(f * cfg.train.max_iter) for f in cfg.lr_multiplier.drop_at]
+    assert steps == [60_000, 80_000]
+    resize = cfg.dataloader.train.mapper.augmentations[0]
+    assert (list(resize.short_edge_length), resize.sample_style) == ([640, 800], "range")
+    assert cfg.dataloader.train.dataset.min_keypoints == 1
+
+
+def test_path_and_short_name_give_the_same_config(tmp_path: Path) -> None:
+    name = "table2a_backbone/r50_fpn"
+    by_name = get_config(name)
+    by_path = get_config(str(CONFIG_DIR / f"{name}.py"))
+    assert not differing_keys(by_name, by_path)
+    assert by_name.train.output_dir == "output/table2a_backbone/r50_fpn"
+
+
+def test_own_config_file_has_an_output_folder_of_its_name(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("train = dict(output_dir='', max_iter=3)\n")
+    assert get_config(str(file)).train.output_dir == "output/mine"
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("train.max_iter=10", "train.max_iter", 10),
+        ("optimizer.lr=1e-3", "optimizer.lr", 0.001),
+        ("optimizer.lr=1", "optimizer.lr", 1),
+        ("train.amp.enabled=true", "train.amp.enabled", True),
+        ("model.proposal_generator.post_nms_topk=[5,6]", "model.proposal_generator.post_nms_topk", [5, 6]),
+        ("train.init_checkpoint=", "train.init_checkpoint", None),
+        ("dataset.train.json=/a b/c=d.json", "dataset.train.json", "/a b/c=d.json"),
+        # not written in the config, but an argument of the callable there
+        ("dataloader.train.aspect_ratio_grouping=false", "dataloader.train.aspect_ratio_grouping", False),
+        ("model.roi_heads.train_on_pred_boxes=true", "model.roi_heads.train_on_pred_boxes", True),
+    ],
+)  # fmt: skip
+def test_override(override: str, key: str, value: Any) -> None:
+    cfg = get_config("table2a_backbone/r50_fpn", [override])
+    assert OmegaConf.select(cfg, key) == value
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("train.max_iters=10", ["'train.max_iters'", "did you mean 'train.max_iter'"]),
+        ("trian.amp.enabled=true", ["'trian.amp.enabled'", "did you mean 'train.amp.enabled'"]),
+        ("model.backbone.nam=x", ["did you mean 'model.backbone.name'"]),
+        ("model.backbone.depth=50", ["'model.backbone.depth'", "freeze_at"]),
+        ("train.max_iter=abc", ["'abc' is a string", "train.max_iter is a number (160000)"]),
+        ("train.amp.enabled=1", ["1 is a number", "train.amp.enabled is a bool"]),
+        ("model=3", ["3 is a number", "model is a dict"]),
+        ("train.max_iter", ["not of the form key=value"]),
+        ("=3", ["not of the form key=value"]),
+        ("train.max_iter=[", ["cannot be read as YAML"]),
+        ("train.max_iter.deeper=1", ["'train.max_iter.deeper'"]),
+    ],
+)
+def test_wrong_override_is_refused(override: str, parts: list[str]) -> None:
+    with pytest.raises(ConfigError) as error:
+        get_config("table2a_backbone/r50_fpn", [override])
+    for part in parts:
+        assert part in str(error.value)
+
+
+def test_unknown_config_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'table2a_backbone/r50_fpn'"):
+        get_config("table2a/r50_fpn")
+
+
+def test_unknown_overlay_names_those_there_are() -> None:
+    with pytest.raises(ConfigError, match=r"no overlay 'synth' .*\['synthetic'\]"):
+        get_config("table2a_backbone/r50_fpn+synth")
+
+
+def test_yaml_file_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="DETECTRON2_ENV_MODULE"):
+        get_config(str(tmp_path / "mask_rcnn.yaml"))
+
+
+def test_yaml_keys_are_added_once_and_keep_their_values() -> None:
+    cfg = get_cfg()
+    add_mask_rcnn_config(cfg)
+    assert cfg.MODEL.ROI_MASK_HEAD.LOSS_TYPE == "sigmoid"
+    assert cfg.MODEL.ROI_KEYPOINT_HEAD.POOLER_AGGREGATION == "ave"
+    cfg.MODEL.ROI_MASK_HEAD.LOSS_TYPE = "softmax"
+    add_mask_rcnn_config(cfg)
+    assert cfg.MODEL.ROI_MASK_HEAD.LOSS_TYPE == "softmax"

@@ -1,0 +1,143 @@
+"""Evaluation: the numbers are COCO's, whatever form the predictions come in."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog
+from detectron2.evaluation import COCOEvaluator
+from detectron2.structures import Boxes, BoxMode, Instances
+from pycocotools import mask as coco_mask
+
+from mask_rcnn_plugin.data.coco import register_coco_dataset
+from mask_rcnn_plugin.evaluation import (
+    PREDICTIONS_FILE,
+    MaskRCNNCOCOEvaluator,
+    keypoint_oks_sigmas,
+    results_table,
+    write_results,
+)
+from mask_rcnn_plugin.modeling import RLEMasks
+
+TASKS = ("bbox", "segm", "keypoints")
+
+
+@pytest.fixture
+def dataset(toy_dataset: Path) -> str:
+    return register_coco_dataset(str(toy_dataset / "val.json"), str(toy_dataset / "val"))
+
+
+def to_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
+    if isinstance(segmentation, list):
+        segmentation = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
+    counts = segmentation["counts"]
+    text = counts if isinstance(counts, str) else counts.decode()
+    return {"size": [height, width], "counts": text}
+
+
+def perfect_predictions(image: dict[str, Any], shift: float = 0.0) -> Instances:
+    """The ground truth as predictions, boxes and keypoints moved by `shift` pixels."""
+    size = image["height"], image["width"]
+    annotations = [a for a in image["annotations"] if not a.get("iscrowd")]
+    boxes = np.array([a["bbox"] for a in annotations], dtype=np.float32).reshape(-1, 4)
+    instances = Instances(size)
+    instances.pred_boxes = Boxes(BoxMode.convert(boxes, BoxMode.XYWH_ABS, BoxMode.XYXY_ABS) + shift)
+    instances.scores = torch.linspace(1, 0.5, len(annotations))
+    instances.pred_classes = torch.tensor([a["category_id"] for a in annotations]).long()
+    instances.pred_masks = RLEMasks([to_rle(a["segmentation"], *size) for a in annotations])
+    keypoints = torch.tensor([a.get("keypoints", [0.0] * 51) for a in annotations])
+    instances.pred_keypoints = keypoints.reshape(-1, 17, 3).float()
+    instances.pred_keypoints[:, :, :2] += shift
+    return instances
+
+
+def evaluated(
+    evaluator: COCOEvaluator, dataset: str, shift: float = 0.0, bitmaps: bool = False
+) -> dict[str, dict[str, float]]:
+    evaluator.reset()
+    for image in DatasetCatalog.get(dataset):
+        instances = perfect_predictions(image, shift)
+        if bitmaps:
+            masks = list(instances.pred_masks)
+            empty = torch.zeros((0, image["height"], image["width"]), dtype=torch.bool)
+            instances.pred_masks = torch.stack(masks) if masks else empty
+        evaluator.process([image], [{"instances": instances}])
+    return evaluator.evaluate()
+
+
+def test_perfect_predictions_score_100(dataset: str, tmp_path: Path) -> None:
+    evaluator = MaskRCNNCOCOEvaluator(dataset, TASKS, str(tmp_path))
+    results = evaluated(evaluator, dataset)
+    for task in TASKS:
+        assert results[task]["AP"] == pytest.approx(100), task
+    # Keypoints of shapes: not bad, but not there.
+    assert results["keypoints"]["AP-person"] == pytest.approx(100)
+    assert np.isnan(results["keypoints"]["AP-circle"])
+    predictions = json.loads((tmp_path / PREDICTIONS_FILE).read_text())
+    assert {"image_id", "category_id", "bbox", "score", "segmentation", "keypoints"} == set(
+        predictions[0]
+    )
+    assert evaluator.backend.split()[0] in ("pycocotools", "detectron2")
+
+
+def test_shifted_predictions_score_less(dataset: str) -> None:
+    results = evaluated(MaskRCNNCOCOEvaluator(dataset, TASKS), dataset, shift=3.0)
+    assert 0 < results["bbox"]["AP"] < 90
+    assert 0 < results["keypoints"]["AP"] < 90
+    assert results["segm"]["AP"] == pytest.approx(100)
+
+
+@pytest.mark.parametrize("bitmaps", [False, True])
+def test_numbers_are_those_of_the_stock_evaluator(dataset: str, bitmaps: bool) -> None:
+    ours = evaluated(MaskRCNNCOCOEvaluator(dataset, ("bbox", "segm")), dataset, 2.0, bitmaps)
+    stock = COCOEvaluator(dataset, ("bbox", "segm"), distributed=False)
+    theirs = evaluated(stock, dataset, 2.0, bitmaps=True)
+    for task in ("bbox", "segm"):
+        assert ours[task] == pytest.approx(theirs[task], nan_ok=True), task
+
+
+def test_no_predictions_give_nan_for_every_task(dataset: str) -> None:
+    evaluator = MaskRCNNCOCOEvaluator(dataset, TASKS)
+    evaluator.reset()
+    for image in DatasetCatalog.get(dataset):
+        none = perfect_predictions({**image, "annotations": []})
+        evaluator.process([image], [{"instances": none}])
+    results = evaluator.evaluate()
+    assert set(results) == set(TASKS)
+    assert np.isnan(results["segm"]["AP"])
+
+
+def test_keypoint_task_needs_keypoints_and_sigmas(tmp_path: Path) -> None:
+    def register(category: dict[str, Any]) -> str:
+        file = tmp_path / f"{category['name']}.json"
+        file.write_text(json.dumps({"images": [], "annotations": [], "categories": [category]}))
+        return register_coco_dataset(str(file), str(tmp_path))
+
+    with pytest.raises(ValueError, match="has no keypoints to evaluate"):
+        MaskRCNNCOCOEvaluator(register({"id": 1, "name": "ball"}), ("keypoints",))
+    fish = register({"id": 1, "name": "fish", "keypoints": ["head", "tail"]})
+    with pytest.raises(ValueError, match="'keypoint_sigmas' in the category"):
+        MaskRCNNCOCOEvaluator(fish, ("keypoints",))
+    MaskRCNNCOCOEvaluator(fish, ("keypoints",), kpt_oks_sigmas=[0.1, 0.1])
+    sized = {"id": 1, "name": "whale", "keypoints": ["head"], "keypoint_sigmas": [0.3]}
+    assert keypoint_oks_sigmas(register(sized)) == [0.3]
+
+
+def test_results_file_has_null_for_what_could_not_be_computed(tmp_path: Path) -> None:
+    file = tmp_path / "deeper" / "results.json"
+    write_results(file, "set", {"bbox": {"AP": 12.5, "APl": float("nan")}}, "pycocotools 2")
+    assert json.loads(file.read_text()) == {
+        "dataset": "set",
+        "bbox": {"AP": 12.5, "APl": None},
+        "evaluator": "pycocotools 2",
+    }
+
+
+def test_results_table_leaves_out_what_a_task_has_not() -> None:
+    table = results_table({"keypoints": {"AP": 12.34, "AP50": 50.0, "AP75": 5.0, "APm": 1, "APl": 2}})
+    assert [cell.strip() for cell in table.splitlines()[2].strip("|").split("|")] == [
+        "keypoints", "12.3", "50.0", "5.0", "", "1.0", "2.0",
+    ]  # fmt: skip
