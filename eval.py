@@ -46,7 +46,7 @@ def parse_args() -> argparse.Namespace:
         "--visualize", type=int, default=0, metavar="N", help="draw N images with predictions"
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     if args.visualize < 0:
         parser.error(f"--visualize is {args.visualize}, must be 0 or more")
     return args

@@ -46,7 +46,7 @@ def parse_args() -> argparse.Namespace:
         "--resume", action="store_true", help="go on from the last checkpoint in train.output_dir"
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     visible = torch.cuda.device_count()
     if args.num_gpus < 1 or (args.num_gpus > 1 and args.num_gpus > visible):
         parser.error(f"--num-gpus is {args.num_gpus}, must be from 1 to the {visible} visible GPUs")

@@ -23,6 +23,12 @@ def test_training_shorter_than_the_warmup_warms_up_all_along() -> None:
     assert all(a < b for a, b in zip(values, values[1:]))
 
 
+@pytest.mark.parametrize("max_iter", [1, 2, 3])
+def test_training_of_a_few_iterations(max_iter: int) -> None:
+    schedule = warmup_multistep(max_iter, drop_at=[60 / 90, 80 / 90])
+    assert schedule(0) == 1
+
+
 @pytest.mark.parametrize("drop_at", [[0.5, 0.4], [0.0], [1.0], [1.5]])
 def test_drops_out_of_order_are_refused(drop_at: list[float]) -> None:
     with pytest.raises(ValueError, match="must be increasing fractions"):

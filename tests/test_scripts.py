@@ -1,0 +1,176 @@
+"""train.py, eval.py and the demo, end to end on a few images."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+REPOSITORY = Path(__file__).parent.parent
+CONFIG = "table4_keypoints/keypoint_and_mask+synthetic"
+
+
+def run(script: str, *args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(REPOSITORY / script), *args]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def own_dataset(root: Path) -> list[str]:
+    """The toy dataset as a user's own, on a CPU-size model but without the overlay's drawing."""
+    return [
+        f"dataset.{split}.{key}={root / name}{suffix}"
+        for split, name in (("train", "train"), ("test", "val"))
+        for key, suffix in (("json", ".json"), ("images", ""))
+    ]
+
+
+@pytest.fixture(scope="module")
+def trained(toy_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder in which train.py ran for 3 iterations, output in out/."""
+    folder = tmp_path_factory.mktemp("trained")
+    done = run(
+        *("train.py", "--config-file", CONFIG, *own_dataset(toy_dataset)),
+        *("dataset.synthetic.train=12", "dataset.synthetic.val=6", "dataset.synthetic.size=64"),
+        f"dataset.synthetic.root={toy_dataset}",
+        *("dataloader.train.total_batch_size=2", "train.max_iter=3", "train.device=cpu"),
+        *("train.checkpointer.period=2", "train.log_period=1", "train.output_dir=out"),
+        cwd=folder,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_training_writes_everything(trained: Path) -> None:
+    out = trained / "out"
+    metrics = [json.loads(line) for line in (out / "metrics.json").read_text().splitlines()]
+    assert {"iteration", "total_loss", "loss_mask", "loss_keypoint", "lr"} <= metrics[0].keys()
+    assert (out / "last_checkpoint").read_text() == "model_final.pth"
+    assert (out / "model_0000001.pth").is_file()
+    assert (out / "config.yaml").is_file()
+    assert (out / "log.txt").is_file()
+    results = json.loads((out / "results.json").read_text())
+    assert list(results) == ["dataset", "bbox", "keypoints", "segm", "evaluator"]
+    assert results["dataset"].endswith("val.json")
+    assert {"AP", "AP50", "AP75", "APs", "APm", "APl", "AP-person"} <= results["segm"].keys()
+
+
+def test_tensorboard_reads_the_events(trained: Path) -> None:
+    events = EventAccumulator(str(trained / "out"))
+    events.Reload()
+    assert {"total_loss", "loss_mask", "segm/AP"} <= set(events.Tags()["scalars"])
+
+
+def test_resume_goes_on_and_a_second_start_does_not_overwrite(
+    trained: Path, toy_dataset: Path
+) -> None:
+    args = [
+        *("train.py", "--config-file", CONFIG, f"dataset.synthetic.root={toy_dataset}"),
+        *("dataset.synthetic.train=12", "dataset.synthetic.val=6", "dataset.synthetic.size=64"),
+        *("dataloader.train.total_batch_size=2", "train.device=cpu", "train.output_dir=out"),
+        *("train.log_period=1", "train.eval_period=0"),
+    ]
+    again = run(*args, "train.max_iter=3", cwd=trained)
+    assert again.returncode == 2
+    assert "out holds a training already: add --resume" in again.stderr
+
+    resumed = run(*args, "--resume", "train.max_iter=5", cwd=trained)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "Starting training from iteration 3" in resumed.stdout
+    checkpoint = torch.load(trained / "out" / "model_final.pth", weights_only=True)
+    assert checkpoint["iteration"] == 4
+
+
+def test_evaluation_gives_the_numbers_of_the_training(trained: Path, toy_dataset: Path) -> None:
+    done = run(
+        *("eval.py", "--config-file", CONFIG, "--weights", "out/model_0000001.pth"),
+        *("--output", "evaluated", "--visualize", "3", f"dataset.synthetic.root={toy_dataset}"),
+        *("dataset.synthetic.train=12", "dataset.synthetic.val=6", "dataset.synthetic.size=64"),
+        "train.device=cpu",
+        cwd=trained,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "| task " in done.stdout
+    results = json.loads((trained / "evaluated" / "results.json").read_text())
+    assert {"bbox", "segm", "keypoints"} <= results.keys()
+    predictions = json.loads((trained / "evaluated" / "coco_instances_results.json").read_text())
+    assert predictions
+    pictures = sorted((trained / "evaluated" / "pictures").iterdir())
+    assert len(pictures) == 3
+    height, width, _ = cv2.imread(str(pictures[0])).shape
+    assert (height, width) == (480, 960)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--config-file", "table2a/r50"], "no config 'table2a/r50'"),
+        (["--config-file", "table2a_backbone/r50_fpn", "train.max_iters=1"], "did you mean"),
+        (["--config-file", "table2a_backbone/r50_fpn"], "coco_2014_train"),
+        (
+            ["--config-file", "table2a_backbone/r50_fpn", "dataset.train.json=no.json"],
+            "annotation file 'no.json' does not exist",
+        ),
+        (
+            ["--config-file", "table2a_backbone/r50_fpn", "train.init_checkpoint=no.pth"],
+            "weights file 'no.pth' does not exist",
+        ),
+        (["--config-file", "table2a_backbone/r50_fpn", "--num-gpus", "99"], "--num-gpus is 99"),
+    ],
+)
+def test_train_mistakes_end_with_2_one_line_and_nothing_written(
+    tmp_path: Path, args: list[str], message: str
+) -> None:
+    done = run("train.py", *args, cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--config-file", "nothing", "--weights", "x"], "no config 'nothing'"),
+        (
+            ["--config-file", "table2a_backbone/r50_fpn", "--weights", "no.pth"],
+            "weights file 'no.pth' does not exist",
+        ),
+        (["--config-file", "table2a_backbone/r50_fpn"], "--weights"),
+    ],
+)
+def test_eval_mistakes_end_with_2_one_line_and_nothing_written(
+    tmp_path: Path, args: list[str], message: str
+) -> None:
+    done = run("eval.py", *args, cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr.splitlines()[-1]
+    assert not list(tmp_path.iterdir())
+
+
+def test_eval_refuses_weights_of_another_model(trained: Path, toy_dataset: Path) -> None:
+    done = run(
+        *("eval.py", "--config-file", "table2a_backbone/r50_c4+synthetic"),
+        *("--weights", "out/model_0000001.pth", "--output", "wrong"),
+        *(f"dataset.synthetic.root={toy_dataset}", "dataset.synthetic.train=12"),
+        *("dataset.synthetic.val=6", "dataset.synthetic.size=64", "train.device=cpu"),
+        cwd=trained,
+    )
+    assert done.returncode == 2
+    assert "do not fit the model of this config" in done.stderr.splitlines()[-1]
+    assert not (trained / "wrong").exists()
+
+
+@pytest.mark.parametrize("script", ["train.py", "eval.py", "tools/demo.py"])
+def test_help(tmp_path: Path, script: str) -> None:
+    done = run(script, "--help", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "usage:" in done.stdout
+
+
+@pytest.mark.parametrize("script", ["train.py", "eval.py"])
+def test_scripts_stay_short(script: str) -> None:
+    assert len((REPOSITORY / script).read_text().splitlines()) <= 150
