@@ -38,6 +38,7 @@ def overlay(cfg: DictConfig) -> None:
 
     backbone = cfg.model.backbone
     backbone.name = "ResNet-18-" + backbone.name.split("-")[-1]
+    backbone.width = 32
     backbone.norm = "BN"  # from scratch: nothing to freeze
     backbone.freeze_at = 0
     backbone.stride_in_1x1 = False
@@ -57,16 +58,16 @@ def overlay(cfg: DictConfig) -> None:
     if "fpn_channels" in backbone:
         backbone.fpn_channels = 64
         heads.box_head.fc_dims = [256, 256]
-    for branch in ("box", "mask", "keypoint"):
-        if f"{branch}_pooler" in heads:
-            heads[f"{branch}_pooler"].canonical_box_size = 56
     if "mask_head" in heads and "conv_dims" in heads.mask_head:
         heads.mask_head.conv_dims = [64] * len(heads.mask_head.conv_dims)
     if "keypoint_head" in heads:
         heads.keypoint_head.conv_dims = [64] * len(heads.keypoint_head.conv_dims)
 
     cfg.optimizer = L(torch.optim.AdamW)(
-        params=L(get_default_optimizer_params)(weight_decay_norm=0.0), lr=1e-3, weight_decay=0.01
+        params=L(get_default_optimizer_params)(weight_decay_norm=0.0),
+        lr=1e-3,
+        weight_decay=0.01,
+        fused=True,
     )
     cfg.lr_multiplier.warmup_iters = 50
     cfg.train.init_checkpoint = ""

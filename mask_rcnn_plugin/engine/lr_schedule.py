@@ -28,7 +28,7 @@ def warmup_multistep(
         raise ValueError(f"drop_at is {list(drop_at)}, must be increasing fractions in (0, 1)")
     if warmup_iters < 0:
         raise ValueError(f"warmup_iters is {warmup_iters}, must be 0 or more")
-    # In a training of a few iterations drops may fall together, or on its ends, where they are none.
+    # In a training of a few iterations drops may fall together, or on its ends: none then.
     milestones = sorted({round(f * max_iter) for f in drop_at} - {0, max_iter})
     steps = MultiStepParamScheduler(
         values=[0.1**i for i in range(len(milestones) + 1)],

@@ -1,11 +1,10 @@
 """The models. Importing this package registers them with detectron2."""
 
 from mask_rcnn_plugin.modeling.backbone import (
-    backbone_channels,
     build_mask_rcnn_resnet_backbone,
-    res5_channels,
     res5_head,
     resnet_backbone,
+    stage_channels,
 )
 from mask_rcnn_plugin.modeling.keypoint_head import MaskRCNNKeypointHead
 from mask_rcnn_plugin.modeling.mask_head import MaskRCNNFCNHead, MaskRCNNMLPHead
@@ -25,11 +24,10 @@ __all__ = [
     "RoIAlign",
     "RoIPooler",
     "RoIWarp",
-    "backbone_channels",
     "build_mask_rcnn_resnet_backbone",
     "build_roi_layer",
     "encode_masks",
-    "res5_channels",
     "res5_head",
     "resnet_backbone",
+    "stage_channels",
 ]

@@ -1,31 +1,38 @@
 """Backbones by the paper's names, "network-depth-features" (Sec. 3, Network Architecture).
 
-ResNet-50-C4, ResNet-101-FPN, ResNeXt-101-FPN, ResNet-50-C5, ... Both front ends end in
-detectron2's own builders, so the two give equal models and detectron2's checkpoints load.
+ResNet-50-C4, ResNet-101-FPN, ResNeXt-101-FPN, ResNet-50-C5, ... Made of detectron2's own blocks and
+with its parameter names, so that its checkpoints, and ImageNet weights, load.
 """
 
 import re
 from typing import NamedTuple
 
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
-from detectron2.modeling.backbone.fpn import build_resnet_fpn_backbone
+from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool, build_resnet_fpn_backbone
 from detectron2.modeling.backbone.resnet import (
     BasicBlock,
+    BasicStem,
     BottleneckBlock,
+    CNNBlockBase,
     ResNet,
     build_resnet_backbone,
 )
 from torch import nn
 
-# Groups x width of the 3x3 convolutions in res2: Table 2a's ResNeXt-101 is the 64x4d model.
+# Groups, and channels of a group, of the 3x3 convolutions in res2: Table 2a's ResNeXt-101 is the
+# 64x4d model.
 _GROUPS = {"ResNet": (1, 64), "ResNeXt": (64, 4)}
-_DEPTHS = (18, 34, 50, 101, 152)
-_FEATURES = {"C4": ["res4"], "C5": ["res5"], "FPN": ["res2", "res3", "res4", "res5"]}
-# ResNet-18 and -34 are made of two 3x3 convolutions a block, the deeper ones of bottlenecks.
-_BASIC_DEPTHS = (18, 34)
-_RES5_BLOCKS = {18: 2, 34: 3, 50: 3, 101: 3, 152: 3}
+_BLOCKS = {
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+}
+_STAGES = ("res2", "res3", "res4", "res5")
+_FEATURES = {"C4": ("res4",), "C5": ("res5",), "FPN": _STAGES}
 
 
 class BackboneName(NamedTuple):
@@ -46,42 +53,33 @@ class BackboneName(NamedTuple):
             parsed = cls(match[1], int(match[2]), match[3])
             if (
                 parsed.network in _GROUPS
-                and parsed.depth in _DEPTHS
+                and parsed.depth in _BLOCKS
                 and parsed.features in _FEATURES
-                and not (parsed.network == "ResNeXt" and parsed.depth in _BASIC_DEPTHS)
+                and not (parsed.network == "ResNeXt" and parsed.is_basic)
             ):
                 return parsed
         raise ValueError(
             f"backbone name is {name!r}, must be NETWORK-DEPTH-FEATURES with NETWORK one of "
-            f"{list(_GROUPS)}, DEPTH one of {list(_DEPTHS)} (ResNeXt: from 50), FEATURES one of "
+            f"{list(_GROUPS)}, DEPTH one of {list(_BLOCKS)} (ResNeXt: from 50), FEATURES one of "
             f"{list(_FEATURES)}, e.g. 'ResNet-50-FPN'"
         )
 
-    def stage_channels(self, stage: str) -> int:
-        """Output channels of "res2" ... "res5"."""
-        res2 = 64 if self.depth in _BASIC_DEPTHS else 256
-        return res2 * 2 ** (int(stage[-1]) - 2)
+    @property
+    def is_basic(self) -> bool:
+        """Whether a block is two 3x3 convolutions, as up to depth 34, or a bottleneck."""
+        return self.depth < 50
 
 
-def backbone_channels(name: str, fpn_channels: int = 256) -> int:
-    """Channels of the feature maps that a backbone hands to the RPN and the RoI heads.
-
-    For configs, which need the number before there is a model.
-    """
-    parsed = BackboneName.parse(name)
-    if parsed.features == "FPN":
-        return fpn_channels
-    return parsed.stage_channels(_FEATURES[parsed.features][0])
-
-
-def res5_channels(name: str) -> int:
-    """Channels of res5's output: what the C4 heads predict from."""
-    return BackboneName.parse(name).stage_channels("res5")
+def stage_channels(name: str, stage: str, width: int = 64) -> int:
+    """Output channels of "res2" ... "res5", for configs, which need them before the model."""
+    res2 = width if BackboneName.parse(name).is_basic else 4 * width
+    return res2 * 2 ** _STAGES.index(stage)
 
 
 def resnet_backbone(
     name: str,
     *,
+    width: int = 64,
     freeze_at: int = 2,
     norm: str = "FrozenBN",
     stride_in_1x1: bool = True,
@@ -92,6 +90,8 @@ def resnet_backbone(
 
     Args:
         name: "network-depth-features", e.g. "ResNet-50-FPN", "ResNeXt-101-FPN", "ResNet-101-C4".
+        width: channels of the stem, by which all others scale. 64 is the paper's; fewer make a
+            network for a CPU.
         freeze_at: how many stages stay as they were loaded; 2 = stem and res2, 0 = none.
         norm: normalisation of the convolutions, as `detectron2.layers.get_norm` takes it. The paper
             fine-tunes with frozen batch normalisation.
@@ -109,20 +109,19 @@ def resnet_backbone(
         ValueError: on an unknown name.
     """
     parsed = BackboneName.parse(name)
-    cfg = get_cfg()
-    resnets = cfg.MODEL.RESNETS
-    resnets.DEPTH = parsed.depth
-    resnets.NUM_GROUPS, resnets.WIDTH_PER_GROUP = _GROUPS[parsed.network]
-    resnets.OUT_FEATURES = _FEATURES[parsed.features]
-    resnets.RES2_OUT_CHANNELS = parsed.stage_channels("res2")
-    resnets.NORM = norm
-    resnets.STRIDE_IN_1X1 = stride_in_1x1
-    cfg.MODEL.BACKBONE.FREEZE_AT = freeze_at
-    if parsed.features == "FPN":
-        cfg.MODEL.FPN.IN_FEATURES = _FEATURES["FPN"]
-        cfg.MODEL.FPN.OUT_CHANNELS = fpn_channels
-        cfg.MODEL.FPN.NORM = fpn_norm
-    return build_mask_rcnn_resnet_backbone(cfg, ShapeSpec(channels=3))
+    stages = [
+        make_stage(name, stage, 1 if stage == "res2" else 2, width, norm, stride_in_1x1)
+        for stage in _STAGES
+    ]
+    resnet = ResNet(
+        BasicStem(out_channels=width, norm=norm),
+        stages,
+        out_features=list(_FEATURES[parsed.features]),
+        freeze_at=freeze_at,
+    )
+    if parsed.features != "FPN":
+        return resnet
+    return FPN(resnet, _STAGES, fpn_channels, norm=fpn_norm, top_block=LastLevelMaxPool())
 
 
 @BACKBONE_REGISTRY.register()
@@ -142,7 +141,12 @@ def build_mask_rcnn_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Bac
 
 
 def res5_head(
-    name: str, *, stride: int = 1, norm: str = "FrozenBN", stride_in_1x1: bool = True
+    name: str,
+    *,
+    stride: int = 1,
+    width: int = 64,
+    norm: str = "FrozenBN",
+    stride_in_1x1: bool = True,
 ) -> nn.Sequential:
     """The fifth stage of a ResNet as a head on RoI features, for C4 (Fig. 4, left).
 
@@ -150,7 +154,7 @@ def res5_head(
         name: the backbone's name, e.g. "ResNet-50-C4".
         stride: 1 on RoI features of 7 x 7 as in the paper, 2 on 14 x 14 as in detectron2's zoo;
             either way 7 x 7 come out.
-        norm, stride_in_1x1: as in `resnet_backbone`.
+        width, norm, stride_in_1x1: as in `resnet_backbone`.
 
     Returns:
         (R, C4 channels, P, P) -> (R, C5 channels, P / stride, P / stride), with the parameter names
@@ -159,47 +163,31 @@ def res5_head(
     Raises:
         ValueError: on an unknown name.
     """
+    return nn.Sequential(*make_stage(name, "res5", stride, width, norm, stride_in_1x1))
+
+
+def make_stage(
+    name: str, stage: str, stride: int, width: int, norm: str, stride_in_1x1: bool
+) -> list[CNNBlockBase]:
+    """The blocks of "res2" ... "res5" of a network; arguments as in `resnet_backbone`."""
     parsed = BackboneName.parse(name)
-    num_groups, width_per_group = _GROUPS[parsed.network]
-    return make_res5(
-        parsed.depth,
-        out_channels=parsed.stage_channels("res5"),
-        bottleneck_channels=num_groups * width_per_group * 8,
-        num_groups=num_groups,
-        stride=stride,
-        norm=norm,
-        stride_in_1x1=stride_in_1x1,
-    )
-
-
-def make_res5(
-    depth: int,
-    *,
-    out_channels: int,
-    bottleneck_channels: int,
-    num_groups: int,
-    stride: int,
-    norm: str,
-    stride_in_1x1: bool,
-) -> nn.Sequential:
-    """`res5_head` by its numbers."""
-    num_blocks = _RES5_BLOCKS[depth]
-    if depth in _BASIC_DEPTHS:
-        block, extra = BasicBlock, {}
-    else:
+    index = _STAGES.index(stage)
+    num_blocks = _BLOCKS[parsed.depth][index]
+    block, extra = BasicBlock, {}
+    if not parsed.is_basic:
+        groups, group_width = _GROUPS[parsed.network]
         block = BottleneckBlock
         extra = {
-            "bottleneck_channels": bottleneck_channels,
-            "num_groups": num_groups,
+            "bottleneck_channels": groups * group_width * width // 64 * 2**index,
+            "num_groups": groups,
             "stride_in_1x1": stride_in_1x1,
         }
-    blocks = ResNet.make_stage(
+    return ResNet.make_stage(
         block,
         num_blocks,
         stride_per_block=[stride] + [1] * (num_blocks - 1),
-        in_channels=out_channels // 2,
-        out_channels=out_channels,
+        in_channels=stage_channels(name, _STAGES[index - 1], width) if index else width,
+        out_channels=stage_channels(name, stage, width),
         norm=norm,
         **extra,
     )
-    return nn.Sequential(*blocks)

@@ -12,7 +12,6 @@ from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.modeling.roi_heads import Res5ROIHeads, StandardROIHeads
 from torch import nn
 
-from mask_rcnn_plugin.modeling.backbone import make_res5
 from mask_rcnn_plugin.modeling.roi_pooling import RoIPooler
 
 Shapes = dict[str, ShapeSpec]
@@ -116,15 +115,9 @@ class MaskRCNNC4ROIHeads(Res5ROIHeads):
                 f"MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION is {resolution}, must be 7 (res5 at stride "
                 "1, the paper) or 14 (stride 2, detectron2's zoo)"
             )
-        resnets = cfg.MODEL.RESNETS
-        out_channels = resnets.RES2_OUT_CHANNELS * 8
-        res5 = make_res5(
-            resnets.DEPTH,
-            out_channels=out_channels,
-            bottleneck_channels=resnets.NUM_GROUPS * resnets.WIDTH_PER_GROUP * 8,
-            num_groups=resnets.NUM_GROUPS,
-            stride=resolution // 7,
-            norm=resnets.NORM,
-            stride_in_1x1=resnets.STRIDE_IN_1X1,
-        )
+        res5, out_channels = super()._build_res5_block(cfg)  # at stride 2
+        if resolution == 7:
+            first = res5[0]
+            for conv in (first.shortcut, first.conv1, first.conv2):
+                conv.stride = (1, 1)
         return res5, out_channels

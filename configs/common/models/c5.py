@@ -2,16 +2,20 @@
 
 from detectron2.config import LazyCall as L
 
-from mask_rcnn_plugin.modeling import backbone_channels
+from mask_rcnn_plugin.modeling import stage_channels
 
 from .fpn import add_mask_branch, model
 
-_channels = L(backbone_channels)(name="${.....backbone.name}")
+_channels = L(stage_channels)(
+    name="${.....backbone.name}", stage="res5", width="${.....backbone.width}"
+)
 
 add_mask_branch(model)
 model.backbone.name = "ResNet-50-C5"
 model.proposal_generator.in_features = ["res5"]
-model.proposal_generator.head.in_channels = L(backbone_channels)(name="${....backbone.name}")
+model.proposal_generator.head.in_channels = L(stage_channels)(
+    name="${....backbone.name}", stage="res5", width="${....backbone.width}"
+)
 model.proposal_generator.head.num_anchors = 15
 model.proposal_generator.anchor_generator.sizes = [[32, 64, 128, 256, 512]]
 model.proposal_generator.anchor_generator.strides = [32]

@@ -40,6 +40,7 @@ def _input_shape(branch: str) -> DictConfig:
 model = L(MaskRCNN)(
     backbone=L(resnet_backbone)(
         name="ResNet-50-FPN",
+        width=64,
         freeze_at=2,
         norm="FrozenBN",
         stride_in_1x1=True,
