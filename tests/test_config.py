@@ -81,9 +81,7 @@ def test_config_differs_from_its_base_in_its_declared_keys(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_config_trains_a_step_and_predicts_at_toy_size(
-    name: str, toy_overrides: list[str]
-) -> None:
+def test_config_trains_a_step_and_predicts_at_toy_size(name: str, toy_overrides: list[str]) -> None:
     torch.manual_seed(0)
     cfg = get_config(f"{name}+synthetic", toy_overrides)
     setup_datasets(cfg)
@@ -168,14 +166,15 @@ def test_own_config_file_has_an_output_folder_of_its_name(tmp_path: Path) -> Non
         ("optimizer.lr=1e-3", "optimizer.lr", 0.001),
         ("optimizer.lr=1", "optimizer.lr", 1),
         ("train.amp.enabled=true", "train.amp.enabled", True),
-        ("model.proposal_generator.post_nms_topk=[5,6]", "model.proposal_generator.post_nms_topk", [5, 6]),
+        ("model.proposal_generator.nms_thresh=.5", "model.proposal_generator.nms_thresh", 0.5),
+        ("dataset.train.names=[a, b]", "dataset.train.names", ["a", "b"]),
         ("train.init_checkpoint=", "train.init_checkpoint", None),
         ("dataset.train.json=/a b/c=d.json", "dataset.train.json", "/a b/c=d.json"),
         # not written in the config, but an argument of the callable there
-        ("dataloader.train.aspect_ratio_grouping=false", "dataloader.train.aspect_ratio_grouping", False),
+        ("dataloader.test.batch_size=2", "dataloader.test.batch_size", 2),
         ("model.roi_heads.train_on_pred_boxes=true", "model.roi_heads.train_on_pred_boxes", True),
     ],
-)  # fmt: skip
+)
 def test_override(override: str, key: str, value: Any) -> None:
     cfg = get_config("table2a_backbone/r50_fpn", [override])
     assert OmegaConf.select(cfg, key) == value

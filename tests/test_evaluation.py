@@ -137,7 +137,8 @@ def test_results_file_has_null_for_what_could_not_be_computed(tmp_path: Path) ->
 
 
 def test_results_table_leaves_out_what_a_task_has_not() -> None:
-    table = results_table({"keypoints": {"AP": 12.34, "AP50": 50.0, "AP75": 5.0, "APm": 1, "APl": 2}})
+    metrics = {"AP": 12.34, "AP50": 50.0, "AP75": 5.0, "APm": 1.0, "APl": 2.0}
+    table = results_table({"keypoints": metrics})
     assert [cell.strip() for cell in table.splitlines()[2].strip("|").split("|")] == [
         "keypoints", "12.3", "50.0", "5.0", "", "1.0", "2.0",
     ]  # fmt: skip

@@ -52,7 +52,8 @@ def test_python_of_the_readme_runs() -> None:
 
 def test_overrides_of_the_readme_exist() -> None:
     text = README.replace("\\\n", " ")
-    for override in re.findall(r"(?<![\w'`/-])((?:dataset|optimizer|dataloader)\.[\w.]+=[^\s'`]+)", text):
+    own = r"(?<![\w/-])((?:dataset|optimizer|dataloader)\.[\w.]+=[^\s'`]+)"
+    for override in re.findall(own, text):
         get_config("table2a_backbone/r50_fpn", [override])
     for override in re.findall(r"(model\.roi_heads\.[\w.]+=\w+)", text):
         get_config("table2a_backbone/r50_c4", [override])

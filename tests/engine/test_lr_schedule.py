@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 
 from mask_rcnn_plugin.engine import warmup_multistep
@@ -20,7 +22,7 @@ def test_training_shorter_than_the_warmup_warms_up_all_along() -> None:
     schedule = warmup_multistep(10, drop_at=[0.5], warmup_iters=1000)
     values = [schedule(i / 10) for i in range(10)]
     assert values[0] == pytest.approx(0.001)
-    assert all(a < b for a, b in zip(values, values[1:]))
+    assert all(a < b for a, b in pairwise(values))
 
 
 @pytest.mark.parametrize("max_iter", [1, 2, 3])
