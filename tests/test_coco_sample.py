@@ -33,8 +33,6 @@ def test_real_images_train_and_evaluate(config: str, file: str, tmp_path: Path) 
         [
             *(f"dataset.{split}.json={root / file}" for split in ("train", "test")),
             *(f"dataset.{split}.images={root / 'images'}" for split in ("train", "test")),
-            *("dataset.synthetic.train=1", "dataset.synthetic.val=1"),
-            f"dataset.synthetic.root={tmp_path / 'unused'}",
             f"train.output_dir={tmp_path / 'out'}",
             "train.device=cpu",
         ],

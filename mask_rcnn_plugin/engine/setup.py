@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 def setup_datasets(cfg: DictConfig) -> None:
     """Register the config's datasets and fit the model to them, in place.
 
-    * `dataset.synthetic`, where there is one, is drawn if it is not there yet.
+    * `dataset.synthetic`, where a split is in it, is drawn if it is not there yet.
     * `dataset.{train,test}.json` and `.images`, where set, are registered and become the split's
       `names`.
     * `model.roi_heads.num_classes` becomes the number of classes of the training set; with a
@@ -35,11 +35,13 @@ def setup_datasets(cfg: DictConfig) -> None:
             dataset no keypoints.
     """
     register_keypoint_test_dev()
-    if "synthetic" in cfg.dataset:
+    splits = (cfg.dataset.train, cfg.dataset.test)
+    synthetic = cfg.dataset.get("synthetic")
+    if synthetic and any(Path(split.json).is_relative_to(synthetic.root) for split in splits):
         if comm.is_main_process():
-            write_dataset(**cfg.dataset.synthetic)
+            write_dataset(**synthetic)
         comm.synchronize()
-    for split in (cfg.dataset.train, cfg.dataset.test):
+    for split in splits:
         if split.json:
             split.names = [register_coco_dataset(split.json, split.images)]
         elif split.images:

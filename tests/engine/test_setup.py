@@ -81,6 +81,20 @@ def test_coco_that_is_not_there_is_an_error_that_says_what_to_do() -> None:
         setup_datasets(get_config("table2a_backbone/r50_fpn"))
 
 
+def test_synthetic_dataset_is_drawn_where_it_is_used(tmp_path: Path) -> None:
+    root = tmp_path / "drawn"
+    name = "table2a_backbone/r50_fpn+synthetic"
+    drawing = [f"dataset.synthetic.root={root}", "dataset.synthetic.size=64"]
+    few = ["dataset.synthetic.train=2", "dataset.synthetic.val=2"]
+    own = own_dataset(tmp_path, [CAT], "train") + own_dataset(tmp_path, [CAT], "test")
+    setup_datasets(get_config(name, drawing + few + own))
+    assert not root.exists()
+    cfg = get_config(name, drawing + few)
+    setup_datasets(cfg)
+    assert (root / "train.json").is_file()
+    assert cfg.model.roi_heads.num_classes == 5
+
+
 def test_unknown_dataset_name_is_an_error() -> None:
     cfg = get_config("table2a_backbone/r50_fpn", ["dataset.train.names=[no_such_set]"])
     with pytest.raises(DatasetError, match="no dataset 'no_such_set'"):
