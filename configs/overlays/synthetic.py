@@ -38,7 +38,8 @@ def overlay(cfg: DictConfig) -> None:
 
     backbone = cfg.model.backbone
     backbone.name = "ResNet-18-" + backbone.name.split("-")[-1]
-    backbone.width = 32
+    if backbone.name.endswith("C4"):
+        backbone.width = 32  # its res5 runs on every RoI
     backbone.norm = "BN"  # from scratch: nothing to freeze
     backbone.freeze_at = 0
     backbone.stride_in_1x1 = False

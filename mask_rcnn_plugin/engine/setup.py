@@ -39,7 +39,10 @@ def setup_datasets(cfg: DictConfig) -> None:
     synthetic = cfg.dataset.get("synthetic")
     if synthetic and any(Path(split.json).is_relative_to(synthetic.root) for split in splits):
         if comm.is_main_process():
-            write_dataset(**synthetic)
+            try:
+                write_dataset(**synthetic)
+            except ValueError as error:
+                raise DatasetError(f"dataset.synthetic: {error}") from error
         comm.synchronize()
     for split in splits:
         if split.json:

@@ -93,6 +93,8 @@ def test_synthetic_dataset_is_drawn_where_it_is_used(tmp_path: Path) -> None:
     setup_datasets(cfg)
     assert (root / "train.json").is_file()
     assert cfg.model.roi_heads.num_classes == 5
+    with pytest.raises(DatasetError, match=r"dataset\.synthetic: .*drawn"):
+        setup_datasets(get_config(name, [*drawing, "dataset.synthetic.train=3"]))
 
 
 def test_unknown_dataset_name_is_an_error() -> None:
