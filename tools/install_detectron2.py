@@ -24,6 +24,7 @@ import argparse
 import base64
 import csv
 import hashlib
+import importlib.metadata
 import importlib.util
 import io
 import re
@@ -236,6 +237,15 @@ def run_pip(*arguments: str) -> None:
         raise InstallError(f"'{sys.executable} -m pip {arguments[0]}' failed, see above")
 
 
+def installed_packages() -> list[str]:
+    """Return "name==version" of all that is installed, to hold pip to.
+
+    A requirement of a requirement would else replace a NumPy that torch or OpenCV were built for.
+    """
+    names = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
+    return sorted(f"{name}=={version}" for name, version in names.items() if name)
+
+
 def download_carrier(folder: Path) -> Path:
     """Download the carrier into the folder, from the index that pip is set up for."""
     # pip takes hashes from a requirements file only.
@@ -274,7 +284,10 @@ def install(wheel: Path | None) -> None:
         check_sha256(wheel, CARRIER_SHA256)
         files = read_verified(wheel, source.blobs)
         say(f"installing detectron2 {source.version} and what it requires")
-        run_pip("install", "--quiet", str(build_wheel(files, source, folder)))
+        present = folder / "present.txt"
+        present.write_text("\n".join(installed_packages()) + "\n", encoding="utf-8")
+        built = build_wheel(files, source, folder)
+        run_pip("install", "--quiet", "--constraint", str(present), str(built))
     say(f"detectron2 {source.version} is installed; 'pip uninstall detectron2' removes it")
 
 

@@ -8,7 +8,7 @@ Same heads, losses and RoI layers with fewer channels; ResNet-18; small images; 
 import torch
 from detectron2.config import LazyCall as L
 from detectron2.solver import get_default_optimizer_params
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 _SIZE = 128  # image side, pixels
 _BATCH = 8
@@ -73,7 +73,7 @@ def overlay(cfg: DictConfig) -> None:
     cfg.lr_multiplier.warmup_iters = 50
     cfg.train.init_checkpoint = ""
     cfg.train.max_iter = 500
-    cfg.train.eval_period = cfg.train.max_iter
-    cfg.train.checkpointer = OmegaConf.create(dict(period=cfg.train.max_iter, max_to_keep=2))
+    cfg.train.eval_period = 0  # at the end
+    cfg.train.checkpointer.period = "${train.max_iter}"
     cfg.train.log_period = 10
     cfg.train.seed = 0

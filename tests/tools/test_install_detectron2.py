@@ -267,3 +267,19 @@ def test_a_mere_folder_of_that_name_is_no_detectron2(tmp_path: Path) -> None:
     done = run_tool(tmp_path, "--wheel", "absent.whl")
     assert done.returncode == 1
     assert "--wheel absent.whl: no such file" in done.stderr
+
+
+def test_what_is_installed_is_not_replaced(
+    tool: ModuleType, carrier: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[str] = []
+
+    def run_pip(*arguments: str) -> None:
+        constraints = Path(arguments[arguments.index("--constraint") + 1])
+        held.extend(constraints.read_text().split())
+
+    monkeypatch.setattr(tool, "run_pip", run_pip)
+    monkeypatch.setattr(tool, "check_sha256", lambda *_: None)
+    monkeypatch.setattr(tool, "read_verified", lambda *_: {})
+    tool.install(carrier)
+    assert f"pytest=={pytest.__version__}" in held
