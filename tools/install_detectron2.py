@@ -243,7 +243,8 @@ def installed_packages() -> list[str]:
     A requirement of a requirement would else replace a NumPy that torch or OpenCV were built for.
     """
     names = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
-    return sorted(f"{name}=={version}" for name, version in names.items() if name)
+    # Not detectron2: what is left of one that cannot be imported need not stay.
+    return sorted(f"{n}=={version}" for n, version in names.items() if n and n != "detectron2")
 
 
 def download_carrier(folder: Path) -> Path:
