@@ -133,6 +133,18 @@ def add_mask_rcnn_config(cfg: CfgNode) -> None:
         node.setdefault(key, value)
 
 
+def require_mask_rcnn_config(cfg: CfgNode) -> None:
+    """
+    Raises:
+        KeyError: if `add_mask_rcnn_config` was not called on a YAML config.
+    """
+    if "LOSS_TYPE" not in cfg.MODEL.ROI_MASK_HEAD:
+        raise KeyError(
+            "this config has not the plugin's keys: call mask_rcnn_plugin.add_mask_rcnn_config(cfg)"
+            " after get_cfg(), or set DETECTRON2_ENV_MODULE=mask_rcnn_plugin.env"
+        )
+
+
 def _find(name: str) -> tuple[Path, str]:
     """The file of a config, and what to call its output folder."""
     path = Path(name)

@@ -29,7 +29,8 @@ train = OmegaConf.create(
         checkpointer=dict(period=5000, max_to_keep=5),
         device="cuda" if torch.cuda.is_available() else "cpu",
         seed=-1,  # a negative one: another for each run
-        amp=dict(enabled=False),
+        amp=dict(enabled=False, dtype="bf16"),
+        channels_last=False,  # layout of the weights; faster on CPUs
         ddp=dict(broadcast_buffers=False, find_unused_parameters=False, fp16_compression=False),
         cudnn_benchmark=False,
     )

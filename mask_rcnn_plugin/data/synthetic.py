@@ -44,9 +44,9 @@ SKELETON = (  # COCO's: pairs of 1-based indices into KEYPOINTS
 )
 
 _SPLITS = ("train", "val")
-_VERSION = 1  # of the drawing: raise it when the same arguments give other pictures
+_VERSION = 2  # of the drawing: raise it when the same arguments give other pictures
 _MARKER = "synthetic.json"
-_MIN_VISIBLE = 0.2  # share of a figure that later ones must leave visible
+_MIN_VISIBLE = 0.4  # share of a figure that later ones must leave visible
 _MIN_AREA = 16  # pixels
 
 Annotation = dict[str, Any]
@@ -204,7 +204,7 @@ def _figure(rng: np.random.Generator, image: Array) -> Figure:
     size = image.shape[0]
     if rng.random() < 0.4:
         return _person(rng, image, size * rng.uniform(0.35, 0.9), None)
-    return _shape(rng, image, str(rng.choice(SHAPES)), size * rng.uniform(0.06, 0.3), None)
+    return _shape(rng, image, str(rng.choice(SHAPES)), size * rng.uniform(0.09, 0.3), None)
 
 
 def _crowd(rng: np.random.Generator, image: Array) -> Figure:

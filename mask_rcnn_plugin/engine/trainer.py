@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from detectron2.config import instantiate
 from detectron2.engine import AMPTrainer, HookBase, SimpleTrainer, default_writers, hooks
 from detectron2.engine.defaults import create_ddp_model
@@ -15,6 +16,41 @@ from mask_rcnn_plugin.engine.checkpoint import Checkpointer, resolve_weights
 from mask_rcnn_plugin.engine.evaluator import evaluate
 
 logger = logging.getLogger(__name__)
+
+
+class BFloat16Trainer(SimpleTrainer):
+    """Mixed precision in bfloat16, on CUDA or a CPU. Its range is float32's: no loss scaling."""
+
+    def __init__(self, device: str, *args: Any) -> None:
+        super().__init__(*args)
+        self._device_type = torch.device(device).type
+
+    def run_step(self) -> None:
+        with torch.autocast(self._device_type, torch.bfloat16):
+            super().run_step()
+
+
+def build_trainer(cfg: DictConfig, *args: Any) -> SimpleTrainer:
+    """The trainer for `train.amp`.
+
+    Args:
+        cfg: `train.amp.enabled`, `train.amp.dtype` ("bf16", or "fp16" on CUDA) and `train.device`
+            are read.
+        args: model, data loader, optimizer.
+
+    Raises:
+        ValueError: on another dtype, or fp16 on a CPU.
+    """
+    if not cfg.train.amp.enabled:
+        return SimpleTrainer(*args)
+    dtype, device = cfg.train.amp.dtype, cfg.train.device
+    if dtype == "bf16":
+        return BFloat16Trainer(device, *args)
+    if dtype != "fp16" or device == "cpu":
+        raise ValueError(
+            f"train.amp.dtype is {dtype!r} on device {device!r}, must be 'bf16', or 'fp16' on CUDA"
+        )
+    return AMPTrainer(*args)
 
 
 def train(
@@ -32,9 +68,12 @@ def train(
 
     Raises:
         WeightsError: if `train.init_checkpoint` does not exist.
+        ValueError: see `build_trainer`.
     """
     weights = resolve_weights(cfg.train.init_checkpoint) if cfg.train.init_checkpoint else ""
     model: nn.Module = instantiate(cfg.model).to(cfg.train.device)
+    if cfg.train.channels_last:
+        model = model.to(memory_format=torch.channels_last)
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
     del cfg.optimizer.params.model
@@ -44,7 +83,7 @@ def train(
         ddp_options["device_ids"] = None  # else detectron2 names a GPU
     model = create_ddp_model(model, **ddp_options)
     loader = instantiate(cfg.dataloader.train)
-    trainer = (AMPTrainer if cfg.train.amp.enabled else SimpleTrainer)(model, loader, optimizer)
+    trainer = build_trainer(cfg, model, loader, optimizer)
     checkpointer = Checkpointer(model, cfg.train.output_dir, trainer=trainer)
 
     results: dict[str, Any] = {}

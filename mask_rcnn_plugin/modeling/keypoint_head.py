@@ -29,6 +29,9 @@ class MaskRCNNKeypointHead(KRCNNConvDeconvUpsampleHead):
         loss_weight: multiplier of the loss.
         loss_normalizer: "visible" averages over the keypoints that have a target; a number divides
             the sum by that number times the images of the batch.
+
+    Raises:
+        ValueError: on another loss_normalizer.
     """
 
     @configurable
@@ -41,12 +44,18 @@ class MaskRCNNKeypointHead(KRCNNConvDeconvUpsampleHead):
         loss_weight: float = 1.0,
         loss_normalizer: float | str = "visible",
     ) -> None:
+        if loss_normalizer != "visible" and not isinstance(loss_normalizer, (int, float)):
+            raise ValueError(
+                f"loss_normalizer is {loss_normalizer!r}, must be 'visible' or a number"
+            )
         super().__init__(
             input_shape,
             num_keypoints=num_keypoints,
             conv_dims=conv_dims,
             loss_weight=loss_weight,
-            loss_normalizer=loss_normalizer,
+            loss_normalizer=(
+                loss_normalizer if loss_normalizer == "visible" else float(loss_normalizer)
+            ),
         )
 
     def forward(self, x: Tensor, instances: list[Instances]) -> Any:

@@ -4,6 +4,7 @@ A keypoint type is a one-hot M x M mask of the RoI: the branch gives logits over
 K types independently of each other.
 """
 
+import torch
 import torch.nn.functional as F
 from detectron2.structures import Keypoints
 from detectron2.structures.keypoints import heatmaps_to_keypoints
@@ -24,7 +25,8 @@ def encode_keypoints(keypoints: Tensor, boxes: Tensor, heatmap_side: int) -> tup
         has_target: bool (R, K), whether the keypoint is labelled and inside its RoI.
     """
     cells, has_target = Keypoints(keypoints).to_heatmap(boxes, heatmap_side)
-    return cells, has_target > 0
+    shape = keypoints.shape[:2]  # detectron2 flattens it if R = 0
+    return cells.view(shape), has_target.view(shape) > 0
 
 
 def keypoint_loss(
@@ -52,7 +54,8 @@ def keypoint_loss(
     num_targets = int(has_target.sum())
     if num_targets == 0:
         return logits.sum() * 0
-    picked = logits.flatten(2)[has_target].float()
+    picked = logits.flatten(2)[has_target]
+    picked = picked if picked.dtype == torch.float64 else picked.float()
     loss = F.cross_entropy(picked, cells[has_target], reduction="sum")
     return loss / (num_targets if normalizer is None else normalizer)
 
@@ -65,8 +68,9 @@ def decode_keypoints(logits: Tensor, boxes: Tensor) -> Tensor:
         boxes: (R, 4), image pixels, in which the logits live.
 
     Returns:
-        (R, K, 3): x, y in image pixels (continuous coordinates) and score, the softmax probability
-        of the winning position on the heatmap resized to the box.
+        (R, K, 3): x, y in image pixels (continuous coordinates) and score: exp of the highest
+        logit after bicubic resizing to the box, over the sum of exp over the M^2 cells. At most 1
+        but for the overshoot of the resizing.
     """
     # Columns of the answer: x, y, logit, score.
     return heatmaps_to_keypoints(logits.detach().float(), boxes.detach().float())[:, :, [0, 1, 3]]

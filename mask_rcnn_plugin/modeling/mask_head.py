@@ -13,6 +13,7 @@ from detectron2.structures import Instances
 from fvcore.nn import weight_init
 from torch import Tensor, nn
 
+from mask_rcnn_plugin.config import require_mask_rcnn_config
 from mask_rcnn_plugin.modeling.mask_loss import (
     mask_targets,
     sigmoid_mask_loss,
@@ -118,6 +119,7 @@ class MaskBranch(BaseMaskRCNNHead):
 
 
 def _mask_branch_config(cfg: CfgNode) -> dict[str, Any]:
+    require_mask_rcnn_config(cfg)
     head = cfg.MODEL.ROI_MASK_HEAD
     return {
         "num_classes": 1 if head.CLS_AGNOSTIC_MASK else cfg.MODEL.ROI_HEADS.NUM_CLASSES,
@@ -263,7 +265,8 @@ class MaskRCNNMLPHead(MaskBranch):
         return x
 
     def all_logits(self, features: Tensor) -> Tensor:
-        return self.predictor(features).view(len(features), -1, self.mask_side, self.mask_side)
+        num_maps = num_mask_maps(self.num_classes, self.loss_type)
+        return self.predictor(features).view(-1, num_maps, self.mask_side, self.mask_side)
 
     def class_logits(self, features: Tensor, classes: Tensor) -> Tensor:
         """(R, D) and int64 (R,) -> (R, M, M).

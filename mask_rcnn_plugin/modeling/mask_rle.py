@@ -45,6 +45,9 @@ class RLEMasks:
     def __init__(self, rles: list[dict[str, Any]]) -> None:
         self.rles = rles
 
+    def __repr__(self) -> str:
+        return f"RLEMasks({len(self)} masks)"
+
     def __len__(self) -> int:
         return len(self.rles)
 

@@ -6,6 +6,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, detector_postprocess
 from detectron2.structures import Instances
 
+from mask_rcnn_plugin.config import require_mask_rcnn_config
 from mask_rcnn_plugin.modeling.mask_rle import RLEMasks, encode_masks
 
 MASK_FORMATS = ("rle", "bitmap")
@@ -36,6 +37,7 @@ class MaskRCNN(GeneralizedRCNN):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        require_mask_rcnn_config(cfg)
         return {**super().from_config(cfg), "mask_format": cfg.MODEL.ROI_MASK_HEAD.OUTPUT_FORMAT}
 
     def inference(
@@ -63,8 +65,8 @@ class MaskRCNN(GeneralizedRCNN):
             return results
         outputs = []
         for instances, image in zip(results, batched_inputs):
-            height = image.get("height", instances.image_size[0])
-            width = image.get("width", instances.image_size[1])
+            height, width = image["image"].shape[-2:]
+            height, width = image.get("height", height), image.get("width", width)
             outputs.append({"instances": self._to_output(instances, height, width)})
         return outputs
 

@@ -9,16 +9,21 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_HEADS_REGISTRY
-from detectron2.modeling.roi_heads import Res5ROIHeads, StandardROIHeads
+from detectron2.modeling.roi_heads import Res5ROIHeads, StandardROIHeads, build_mask_head
 from torch import nn
 
+from mask_rcnn_plugin.config import require_mask_rcnn_config
+from mask_rcnn_plugin.modeling.backbone import res5_head, stage_channels
 from mask_rcnn_plugin.modeling.roi_pooling import RoIPooler
+
+_RES5_SIDE = 7  # of res5's output on an RoI (Fig. 4, left)
 
 Shapes = dict[str, ShapeSpec]
 
 
 def _pooler_from_config(cfg: CfgNode, head: CfgNode, input_shape: Shapes) -> RoIPooler:
     """The pooler that one head's keys describe."""
+    require_mask_rcnn_config(cfg)
     return RoIPooler(
         output_size=head.POOLER_RESOLUTION,
         scales=[1 / input_shape[f].stride for f in cfg.MODEL.ROI_HEADS.IN_FEATURES],
@@ -105,19 +110,29 @@ class MaskRCNNC4ROIHeads(Res5ROIHeads):
             )
         parts = super().from_config(_with_stock_poolers(cfg), input_shape)
         parts["pooler"] = _pooler_from_config(cfg, cfg.MODEL.ROI_BOX_HEAD, input_shape)
+        if cfg.MODEL.MASK_ON:
+            # detectron2 tells the mask head the pooler's resolution, but it sees res5's.
+            channels = parts["res5"][-1].out_channels
+            shape = ShapeSpec(channels=channels, height=_RES5_SIDE, width=_RES5_SIDE)
+            parts["mask_head"] = build_mask_head(cfg, shape)
         return parts
 
     @classmethod
     def _build_res5_block(cls, cfg: CfgNode) -> tuple[nn.Sequential, int]:
         resolution = cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION
-        if resolution not in (7, 14):
+        if resolution not in (_RES5_SIDE, 2 * _RES5_SIDE):
             raise ValueError(
                 f"MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION is {resolution}, must be 7 (res5 at stride "
                 "1, the paper) or 14 (stride 2, detectron2's zoo)"
             )
+        stride = resolution // _RES5_SIDE
+        resnets = cfg.MODEL.RESNETS
+        if resnets.DEPTH < 50:  # detectron2's own knows bottlenecks only
+            name, width = f"ResNet-{resnets.DEPTH}-C4", resnets.RES2_OUT_CHANNELS
+            res5 = res5_head(name, stride=stride, width=width, norm=resnets.NORM)
+            return res5, stage_channels(name, "res5", width)
         res5, out_channels = super()._build_res5_block(cfg)  # at stride 2
-        if resolution == 7:
-            first = res5[0]
-            for conv in (first.shortcut, first.conv1, first.conv2):
-                conv.stride = (1, 1)
+        first = res5[0]
+        for conv in (first.shortcut, first.conv1, first.conv2):
+            conv.stride = tuple(min(s, stride) for s in conv.stride)
         return res5, out_channels

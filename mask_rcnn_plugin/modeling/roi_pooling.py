@@ -14,14 +14,40 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+import torchvision
 from detectron2.modeling.poolers import ROIPooler
 from torch import Tensor, nn
-from torchvision.ops import RoIPool, roi_align
+from torchvision.ops import roi_align
 
 # detectron2's own names keep detectron2's meaning, so that an existing YAML file can change its
 # heads and nothing else. Its "ROIAlign" is the first version, half a feature cell off.
 POOLER_TYPES = ("RoIAlign", "RoIWarp", "RoIPool", "ROIAlignV2", "ROIAlign", "ROIPool")
 AGGREGATIONS = ("ave", "max")
+
+
+def _check_aggregation(aggregation: str) -> None:
+    if aggregation not in AGGREGATIONS:
+        raise ValueError(f"aggregation is {aggregation!r}, must be one of {AGGREGATIONS}")
+
+
+def _sampling_precision(features: Tensor, rois: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in float32, or in float64 if the features are: box coordinates in half precision would
+    be off by whole pixels."""
+    features = features if features.dtype == torch.float64 else features.float()
+    return features, rois.to(features.dtype)
+
+
+class RoIPool(torchvision.ops.RoIPool):
+    """RoIPool (Fast R-CNN): the maximum over the feature cells of each bin, everything rounded.
+
+    Args:
+        output_size: (rows, columns) of bins.
+        spatial_scale: feature cells per image pixel, e.g. 1/16.
+    """
+
+    def forward(self, features: Tensor, rois: Tensor) -> Tensor:
+        """As `RoIAlign.forward`."""
+        return super().forward(*_sampling_precision(features, rois)).to(features.dtype)
 
 
 class RoIAlign(nn.Module):
@@ -52,8 +78,7 @@ class RoIAlign(nn.Module):
         aligned: bool = True,
     ) -> None:
         super().__init__()
-        if aggregation not in AGGREGATIONS:
-            raise ValueError(f"aggregation is {aggregation!r}, must be one of {AGGREGATIONS}")
+        _check_aggregation(aggregation)
         if sampling_ratio < 0 or (sampling_ratio == 0 and aggregation == "max"):
             raise ValueError(
                 f"sampling_ratio is {sampling_ratio} with aggregation {aggregation!r}: must be "
@@ -75,9 +100,7 @@ class RoIAlign(nn.Module):
         Returns:
             (R, C, rows, columns), dtype of `features`.
         """
-        # Box coordinates in half precision would be off by whole pixels, so sample in float32.
-        x = features if features.dtype == torch.float64 else features.float()
-        rois = rois.to(x.dtype)
+        x, rois = _sampling_precision(features, rois)
         args = (self.spatial_scale, self.sampling_ratio, self.aligned)
         if self.aggregation == "ave":
             return roi_align(x, rois, self.output_size, *args).to(features.dtype)
@@ -115,8 +138,9 @@ class RoIWarp(RoIAlign):
 
     def forward(self, features: Tensor, rois: Tensor) -> Tensor:
         """As `RoIAlign.forward`."""
-        rois = rois.float() if rois.dtype != torch.float64 else rois
-        # floor(x + 0.5) rounds halves up, as RoIPool's C++ does; torch.round takes them to even.
+        _, rois = _sampling_precision(features, rois)
+        # floor(x + 0.5) takes halves up, as RoIPool's C++ does inside an image; torch.round takes
+        # them to even.
         corners = torch.floor(rois[:, 1:] * self.spatial_scale + 0.5) / self.spatial_scale
         return super().forward(features, torch.cat([rois[:, :1], corners], dim=1))
 
@@ -141,6 +165,7 @@ def build_roi_layer(
     Raises:
         ValueError: on an unknown type or aggregation.
     """
+    _check_aggregation(aggregation)
     if pooler_type in ("RoIPool", "ROIPool"):
         return RoIPool(output_size, spatial_scale)
     if pooler_type == "RoIWarp":

@@ -1,0 +1,237 @@
+"""Mask targets on shapes known exactly; mask losses by hand, far from initialisation."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from detectron2.structures import BitMasks, PolygonMasks
+from torch import Tensor
+
+from mask_rcnn_plugin.modeling.mask_loss import (
+    mask_targets,
+    sigmoid_mask_loss,
+    softmax_mask_loss,
+    softmax_mask_probs,
+)
+
+
+def softplus(x: float) -> float:
+    return math.log1p(math.exp(x))
+
+
+SQUARE = [4, 4, 20, 4, 20, 20, 4, 20]
+
+
+def square_masks(kind: str) -> PolygonMasks | BitMasks:
+    if kind == "polygon":
+        return PolygonMasks([[SQUARE]])
+    bitmap = torch.zeros(1, 24, 24, dtype=torch.bool)
+    bitmap[0, 4:20, 4:20] = True
+    return BitMasks(bitmap)
+
+
+@pytest.mark.parametrize("kind", ["polygon", "bitmask"])
+@pytest.mark.parametrize(
+    ("box", "rows", "columns"),
+    [
+        ([0, 0, 24, 24], (1, 5), (1, 5)),  # cells of 4 px
+        ([4, 4, 20, 20], (0, 6), (0, 6)),  # the square itself
+        ([12, 0, 24, 24], (1, 5), (0, 4)),  # its right half, cells of 2 x 4 px
+        ([0, 12, 24, 24], (0, 4), (1, 5)),  # its lower half
+        ([20, 0, 24, 24], (0, 0), (0, 0)),  # beside it
+    ],
+)
+def test_targets_of_a_square(
+    kind: str, box: list[float], rows: tuple[int, int], columns: tuple[int, int]
+) -> None:
+    targets = mask_targets(square_masks(kind), torch.tensor([box], dtype=torch.float32), 6)
+    expected = torch.zeros(1, 6, 6, dtype=torch.bool)
+    expected[0, slice(*rows), slice(*columns)] = True
+    assert targets.dtype == torch.bool
+    assert targets.tolist() == expected.tolist()
+
+
+def test_targets_of_a_ring_keep_the_hole() -> None:
+    bitmap = torch.zeros(1, 24, 24, dtype=torch.bool)
+    bitmap[0, 4:20, 4:20] = True
+    bitmap[0, 8:16, 8:16] = False
+    targets = mask_targets(BitMasks(bitmap), torch.tensor([[0.0, 0, 24, 24]]), 6)
+    assert targets[0].int().tolist() == [
+        [0, 0, 0, 0, 0, 0],
+        [0, 1, 1, 1, 1, 0],
+        [0, 1, 0, 0, 1, 0],
+        [0, 1, 0, 0, 1, 0],
+        [0, 1, 1, 1, 1, 0],
+        [0, 0, 0, 0, 0, 0],
+    ]
+
+
+def test_each_target_comes_from_its_own_mask_and_box() -> None:
+    masks = PolygonMasks(
+        [[SQUARE], [[0, 0, 2, 0, 2, 24, 0, 24], [22, 0, 24, 0, 24, 24, 22, 24]]]  # two parts
+    )
+    boxes = torch.tensor([[4.0, 4, 20, 20], [0, 0, 24, 24]])
+    targets = mask_targets(masks, boxes, 12)
+    assert targets[0].all()
+    assert targets[1].all(dim=0).nonzero().flatten().tolist() == [0, 11]
+    assert targets[1].sum() == 24
+
+
+def test_targets_of_nothing() -> None:
+    masks = BitMasks(torch.zeros(0, 24, 24, dtype=torch.bool))
+    assert mask_targets(masks, torch.zeros(0, 4), 28).shape == (0, 28, 28)
+
+
+LOGITS = [[[8.0, -8.0], [5.0, -3.0]], [[0.0, 2.0], [-6.0, 4.0]]]
+TARGETS = [[[1, 0], [0, 1]], [[1, 1], [1, 0]]]
+# Cross-entropy of a logit x is softplus(-x) in the mask and softplus(x) outside.
+SIGMOID_LOSS = (
+    (softplus(-8) + softplus(-8) + softplus(5) + softplus(3))
+    + (softplus(0) + softplus(-2) + softplus(6) + softplus(4))
+) / 8
+
+
+@pytest.mark.parametrize("target_dtype", [torch.bool, torch.float32])
+def test_sigmoid_loss_by_hand(target_dtype: torch.dtype) -> None:
+    loss = sigmoid_mask_loss(torch.tensor(LOGITS), torch.tensor(TARGETS, dtype=target_dtype))
+    assert loss.item() == pytest.approx(SIGMOID_LOSS, rel=1e-6)
+    assert loss.item() == pytest.approx(2.3621, abs=1e-4)
+
+
+def test_sigmoid_loss_gradient_by_hand() -> None:
+    logits = torch.tensor(LOGITS, requires_grad=True)
+    targets = torch.tensor(TARGETS, dtype=torch.bool)
+    sigmoid_mask_loss(logits, targets).backward()
+    expected = (torch.tensor(LOGITS).sigmoid() - targets.float()) / 8
+    torch.testing.assert_close(logits.grad, expected)
+
+
+def test_losses_of_huge_logits_are_finite() -> None:
+    logits = torch.tensor([[[1e4, -1e4]]])
+    assert sigmoid_mask_loss(logits, torch.tensor([[[True, False]]])).item() == 0
+    assert sigmoid_mask_loss(logits, torch.tensor([[[False, True]]])).item() == pytest.approx(1e4)
+    classes = torch.tensor([0])
+    per_class = torch.tensor([1e4, -1e4]).view(1, 2, 1, 1)
+    wrong = softmax_mask_loss(per_class, torch.tensor([[[False]]]), classes)
+    assert wrong.item() == pytest.approx(2e4)
+
+
+# Two RoIs, K = 2 and background, one row of two cells.
+CLASS_LOGITS = [
+    [[[6.0, -4.0]], [[1.0, 3.0]], [[-2.0, 5.0]]],
+    [[[2.0, 7.0]], [[9.0, -3.0]], [[-1.0, 4.0]]],
+]
+CLASSES = [0, 1]
+INSIDE = [[[1, 0]], [[1, 1]]]
+
+
+def log_softmax(of: float, *logits: float) -> float:
+    return of - math.log(sum(math.exp(x) for x in logits))
+
+
+@pytest.mark.parametrize("target_dtype", [torch.bool, torch.float32])
+def test_softmax_loss_by_hand(target_dtype: torch.dtype) -> None:
+    loss = softmax_mask_loss(
+        torch.tensor(CLASS_LOGITS),
+        torch.tensor(INSIDE, dtype=target_dtype),
+        torch.tensor(CLASSES),
+    )
+    expected = -(
+        log_softmax(6, 6, 1, -2)  # class 0
+        + log_softmax(5, -4, 3, 5)  # background
+        + log_softmax(9, 2, 9, -1)  # class 1
+        + log_softmax(-3, 7, -3, 4)  # class 1
+    )
+    assert loss.item() == pytest.approx(expected / 4, rel=1e-6)
+    assert loss.item() > 1
+
+
+def test_softmax_classes_compete_and_sigmoid_classes_do_not() -> None:
+    logits = torch.tensor(CLASS_LOGITS, requires_grad=True)
+    softmax_mask_loss(logits, torch.tensor(INSIDE), torch.tensor(CLASSES)).backward()
+    assert logits.grad.ne(0).all()
+
+
+def test_class_agnostic_softmax_is_a_binary_loss() -> None:
+    logits = torch.tensor([[[[3.0, -2.0]], [[-1.0, 4.0]]]])  # the object, background
+    inside = torch.tensor([[[True, True]]])
+    loss = softmax_mask_loss(logits, inside, torch.tensor([0]))
+    # Of two logits a softmax is the sigmoid of their difference.
+    assert loss.item() == pytest.approx((softplus(-4) + softplus(6)) / 2, rel=1e-6)
+    difference = sigmoid_mask_loss(logits[:, 0] - logits[:, 1], inside)
+    assert loss.item() == pytest.approx(difference.item(), rel=1e-6)
+
+
+def test_softmax_probabilities_of_each_rois_class() -> None:
+    probs = softmax_mask_probs(torch.tensor(CLASS_LOGITS), torch.tensor(CLASSES))
+    expected = [
+        [[math.exp(log_softmax(6, 6, 1, -2)), math.exp(log_softmax(-4, -4, 3, 5))]],
+        [[math.exp(log_softmax(9, 2, 9, -1)), math.exp(log_softmax(-3, 7, -3, 4))]],
+    ]
+    torch.testing.assert_close(probs, torch.tensor(expected))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_losses_are_computed_in_float32_or_wider(dtype: torch.dtype) -> None:
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    sigmoid = sigmoid_mask_loss(torch.tensor(LOGITS, dtype=dtype), torch.tensor(TARGETS))
+    assert sigmoid.dtype == wide
+    assert sigmoid.item() == pytest.approx(SIGMOID_LOSS, rel=1e-6)
+    softmax = softmax_mask_loss(
+        torch.tensor(CLASS_LOGITS, dtype=dtype), torch.tensor(INSIDE), torch.tensor(CLASSES)
+    )
+    assert softmax.dtype == wide
+
+
+def empty_sigmoid(logits: Tensor) -> Tensor:
+    return sigmoid_mask_loss(logits[:, 0], torch.zeros(0, 14, 14, dtype=torch.bool))
+
+
+def empty_softmax(logits: Tensor) -> Tensor:
+    targets = torch.zeros(0, 14, 14, dtype=torch.bool)
+    return softmax_mask_loss(logits, targets, torch.zeros(0, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("loss", [empty_sigmoid, empty_softmax])
+def test_losses_without_rois(loss: object) -> None:
+    weight = torch.randn(4, 3, requires_grad=True)
+    logits = torch.einsum("rchw,kc->rkhw", torch.zeros(0, 3, 14, 14), weight)
+    value = loss(logits)
+    assert value.item() == 0
+    value.backward()
+    assert weight.grad.eq(0).all()
+
+
+def test_sigmoid_loss_refuses_other_shapes() -> None:
+    with pytest.raises(ValueError, match=r"logits are \(2, 3, 4, 4\) and targets \(2, 4, 4\)"):
+        sigmoid_mask_loss(torch.zeros(2, 3, 4, 4), torch.zeros(2, 4, 4))
+    with pytest.raises(ValueError, match="must be"):
+        sigmoid_mask_loss(torch.zeros(1, 4, 4), torch.zeros(2, 4, 4))
+
+
+@pytest.mark.parametrize(
+    ("logits", "targets", "classes"),
+    [
+        ((2, 4, 4), (2, 4, 4), 2),
+        ((2, 3, 4, 4), (2, 4, 5), 2),
+        ((2, 3, 4, 4), (1, 4, 4), 2),
+        ((2, 3, 4, 4), (2, 4, 4), 1),
+    ],
+)
+def test_softmax_loss_refuses_other_shapes(
+    logits: tuple[int, ...], targets: tuple[int, ...], classes: int
+) -> None:
+    with pytest.raises(ValueError, match=r"must be \(R, K \+ 1, M, M\)"):
+        softmax_mask_loss(
+            torch.zeros(logits), torch.zeros(targets), torch.zeros(classes, dtype=torch.int64)
+        )
+
+
+def test_targets_agree_between_polygons_and_their_bitmaps() -> None:
+    star = [12, 1, 15, 9, 23, 9, 17, 14, 19, 22, 12, 17, 5, 22, 7, 14, 1, 9, 9, 9]
+    polygons = PolygonMasks([[np.array(star, dtype=np.float64)]])
+    box = torch.tensor([[0.0, 0, 24, 24]])
+    bitmaps = BitMasks.from_polygon_masks(polygons, 24, 24)
+    agreement = mask_targets(polygons, box, 24) == mask_targets(bitmaps, box, 24)
+    assert agreement.float().mean() > 0.97

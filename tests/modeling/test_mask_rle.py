@@ -1,0 +1,209 @@
+"""RLE masks against detectron2's pasting and pycocotools, and in detectron2's consumers."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from detectron2.layers import paste_masks_in_image
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.visualizer import Visualizer
+from pycocotools import mask as coco_mask
+from torch import Tensor
+
+from mask_rcnn_plugin.modeling import RLEMasks, encode_masks
+
+SIZE = (60, 80)
+
+
+def smooth(count: int, side: int, seed: int = 0) -> Tensor:
+    """Random blobs as a network gives them, probabilities on both sides of 1/2."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.randn(count, 1, 5, 5, generator=generator) * 4
+    return torch.nn.functional.interpolate(coarse, size=(side, side), mode="bicubic")[
+        :, 0
+    ].sigmoid()
+
+
+def reference(
+    probs: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5
+) -> list[dict]:
+    bitmaps = paste_masks_in_image(probs, boxes, size, threshold)
+    rles = [coco_mask.encode(np.asfortranarray(b.numpy().astype(np.uint8))) for b in bitmaps]
+    return [{"size": list(r["size"]), "counts": r["counts"].decode()} for r in rles]
+
+
+BOXES = {
+    "inside": [10.3, 20.7, 50.2, 44.9],
+    "whole image": [0, 0, 80, 60],
+    "left border": [0, 10.5, 20.5, 30.5],
+    "lower right corner": [70.2, 50.1, 80, 60],
+    "thinner than a pixel": [30.6, 10, 31.1, 50],
+    "flatter than a pixel": [10, 20.4, 70, 20.6],
+    "smaller than a pixel": [40.1, 40.1, 40.4, 40.4],
+    "on pixel centres": [4.5, 5.5, 14.5, 15.5],
+}
+
+
+@pytest.mark.parametrize("box", BOXES.values(), ids=BOXES)
+@pytest.mark.parametrize("side", [14, 28])
+@pytest.mark.parametrize("threshold", [0.5, 0.3])
+def test_encodings_are_detectron2s(box: list[float], side: int, threshold: float) -> None:
+    probs = torch.cat([smooth(3, side), torch.zeros(1, side, side), torch.ones(1, side, side)])
+    boxes = torch.tensor([box] * 5)
+    assert encode_masks(probs, boxes, SIZE, threshold) == reference(probs, boxes, SIZE, threshold)
+
+
+def test_random_boxes() -> None:
+    generator = torch.Generator().manual_seed(1)
+    corners = torch.rand(40, 2, 2, generator=generator) * torch.tensor([80.0, 60])
+    boxes = torch.cat([corners.amin(1), corners.amax(1)], dim=1)
+    probs = smooth(40, 28)
+    rles = encode_masks(probs, boxes, SIZE)
+    assert rles == reference(probs, boxes, SIZE)
+    assert len({r["counts"] for r in rles}) > 35
+
+
+def test_a_full_mask_fills_its_box() -> None:
+    (rle,) = encode_masks(torch.ones(1, 28, 28), torch.tensor([[5.0, 10, 25, 40]]), SIZE)
+    assert rle["size"] == [60, 80]
+    assert isinstance(rle["counts"], str)
+    bitmap = coco_mask.decode(rle)
+    assert bitmap.sum() == 20 * 30
+    assert bitmap[10:40, 5:25].all()
+
+
+def test_half_a_mask() -> None:
+    probs = torch.zeros(1, 28, 28)
+    probs[:, :, 14:] = 1
+    (rle,) = encode_masks(probs, torch.tensor([[0.0, 0, 56, 56]]), SIZE)
+    columns = coco_mask.decode(rle)[:56].all(axis=0).nonzero()[0]
+    assert columns.tolist() == list(range(28, 56))
+
+
+def test_probability_of_exactly_the_threshold_is_inside() -> None:
+    (rle,) = encode_masks(torch.full((1, 28, 28), 0.5), torch.tensor([[8.0, 8, 36, 36]]), SIZE)
+    inner = coco_mask.decode(rle)[9:35, 9:35]
+    assert inner.all()
+
+
+def test_no_mask() -> None:
+    assert encode_masks(torch.zeros(0, 28, 28), torch.zeros(0, 4), SIZE) == []
+
+
+def test_half_precision_probabilities() -> None:
+    probs, boxes = smooth(2, 28).to(torch.bfloat16), torch.tensor([[3.0, 4, 60, 50]] * 2)
+    assert encode_masks(probs, boxes, SIZE) == reference(probs.float(), boxes, SIZE)
+
+
+@pytest.fixture
+def bitmaps() -> Tensor:
+    """Four masks, each of another row count."""
+    masks = torch.zeros(4, *SIZE, dtype=torch.bool)
+    for i in range(4):
+        masks[i, : 5 * i + 5, 10 : 20 + i] = True
+    return masks
+
+
+@pytest.fixture
+def masks(bitmaps: Tensor) -> RLEMasks:
+    return RLEMasks([coco_mask.encode(np.asfortranarray(b.numpy())) for b in bitmaps])
+
+
+def decoded(masks: RLEMasks) -> Tensor:
+    return torch.stack(list(masks)) if len(masks) else torch.zeros(0, *SIZE, dtype=torch.bool)
+
+
+@pytest.mark.parametrize("index", [0, 3, -1, np.int64(2)])
+def test_an_int_gives_a_bitmap(masks: RLEMasks, bitmaps: Tensor, index: int) -> None:
+    assert masks[index].dtype == torch.bool
+    assert torch.equal(masks[index], bitmaps[index])
+
+
+INDICES = {
+    "slice": slice(1, 3),
+    "reversed slice": slice(None, None, 2),
+    "bool tensor": torch.tensor([True, False, False, True]),
+    "no true": torch.zeros(4, dtype=torch.bool),
+    "long tensor": torch.tensor([3, 0, 3]),
+    "empty long tensor": torch.zeros(0, dtype=torch.int64),
+    "list": [2, -1],
+    "empty list": [],
+    "list of bools": [False, True, True, False],
+    "array": np.array([1, 2]),
+}
+
+
+@pytest.mark.parametrize("index", INDICES.values(), ids=INDICES)
+def test_indexing_is_that_of_a_tensor(masks: RLEMasks, bitmaps: Tensor, index: object) -> None:
+    chosen = masks[index]
+    assert isinstance(chosen, RLEMasks)
+    assert torch.equal(decoded(chosen), bitmaps[index])
+
+
+@pytest.mark.parametrize("index", [4, -5, [0, 4], torch.tensor([True] * 3)])
+def test_index_out_of_range(masks: RLEMasks, index: object) -> None:
+    with pytest.raises(IndexError):
+        masks[index]
+
+
+def test_iteration_and_length(masks: RLEMasks, bitmaps: Tensor) -> None:
+    assert len(masks) == 4
+    assert all(torch.equal(m, b) for m, b in zip(masks, bitmaps, strict=True))
+
+
+def test_cat(masks: RLEMasks, bitmaps: Tensor) -> None:
+    joined = RLEMasks.cat([masks[2:], RLEMasks([]), masks[:1]])
+    assert torch.equal(decoded(joined), bitmaps[[2, 3, 0]])
+
+
+def instances_of(masks: RLEMasks | Tensor) -> Instances:
+    n = len(masks)
+    return Instances(
+        SIZE,
+        pred_boxes=Boxes(torch.tensor([[10.0, 0, 20, 30]]).expand(n, 4)),
+        scores=torch.linspace(0.9, 0.3, n),
+        pred_classes=torch.arange(n) % 2,
+        pred_masks=masks,
+    )
+
+
+def test_a_field_of_instances(masks: RLEMasks, bitmaps: Tensor) -> None:
+    instances = instances_of(masks)
+    assert torch.equal(decoded(instances[instances.scores > 0.6].pred_masks), bitmaps[:2])
+    assert torch.equal(decoded(instances[2].pred_masks), bitmaps[2:3])
+    assert torch.equal(decoded(instances.to("cpu").pred_masks), bitmaps)
+    joined = Instances.cat([instances[torch.tensor([3])], instances[:2]])
+    assert torch.equal(decoded(joined.pred_masks), bitmaps[[3, 0, 1]])
+    with pytest.raises(AssertionError):
+        instances.pred_masks = masks[:2]
+
+
+@pytest.mark.parametrize("count", [0, 1, 4])
+def test_visualizer_draws_the_same_picture(masks: RLEMasks, bitmaps: Tensor, count: int) -> None:
+    metadata = MetadataCatalog.get("mask_rle_test").set(thing_classes=["cat", "dog"])
+
+    def draw(value: RLEMasks | Tensor) -> np.ndarray:
+        # Colours are drawn at random.
+        np.random.seed(0)
+        visualizer = Visualizer(np.full((*SIZE, 3), 128, np.uint8), metadata)
+        return visualizer.draw_instance_predictions(instances_of(value)).get_image()
+
+    encoded = draw(masks[:count])
+    assert np.array_equal(encoded, draw(bitmaps[:count]))
+    assert (encoded != 128).any() == (count > 0)
+
+
+@pytest.mark.parametrize("count", [0, 4])
+def test_stock_coco_json_is_the_same(masks: RLEMasks, bitmaps: Tensor, count: int) -> None:
+    encoded = instances_to_coco_json(instances_of(masks[:count]), 7)
+    assert encoded == instances_to_coco_json(instances_of(bitmaps[:count]), 7)
+    assert len(encoded) == count
+
+
+def test_encoding_again_changes_nothing(masks: RLEMasks) -> None:
+    again: list[dict] = instances_to_coco_json(instances_of(masks), 7)
+    counts: Callable[[dict], str] = lambda rle: rle["counts"].decode()  # noqa: E731
+    assert [r["segmentation"]["counts"] for r in again] == [counts(r) for r in masks.rles]
