@@ -72,7 +72,7 @@ def apply_override(cfg: DictConfig, override: str) -> None:
     """Apply one "key=value" in place.
 
     A key must exist already or, under a node that calls a class or function, be one of its
-    arguments.
+    arguments; a number is an index: dataloader.test.mapper.augmentations.0.max_size=1000.
 
     Raises:
         ConfigError: see `get_config`.
@@ -167,13 +167,15 @@ def _find(name: str) -> tuple[Path, str]:
 def _get(node: Any, key: str) -> Any:
     """A key's value; None for an argument that is not set or an interpolation without a value."""
     try:
-        return node.get(key)
+        return node[int(key)] if isinstance(node, ListConfig) else node.get(key)
     except OmegaConfBaseException:
         return None
 
 
 def _keys(node: Any) -> set[str]:
-    """What may be set below a node: its keys, and the arguments of what it calls."""
+    """What may be set below a node: its keys or indices, and the arguments of what it calls."""
+    if isinstance(node, ListConfig):
+        return {str(i) for i in range(len(node))}
     if not isinstance(node, DictConfig):
         return set()
     keys = {str(k) for k in node if k != "_target_"}

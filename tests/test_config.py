@@ -169,6 +169,12 @@ def test_own_config_file_has_an_output_folder_of_its_name(tmp_path: Path) -> Non
         ("model.proposal_generator.nms_thresh=.5", "model.proposal_generator.nms_thresh", 0.5),
         ("dataset.train.names=[a, b]", "dataset.train.names", ["a", "b"]),
         ("train.init_checkpoint=", "train.init_checkpoint", None),
+        (
+            "dataloader.test.mapper.augmentations.0.max_size=9",
+            "dataloader.test.mapper.augmentations[0].max_size",
+            9,
+        ),
+        ("model.pixel_std.1=2.5", "model.pixel_std[1]", 2.5),
         ("dataset.train.json=/a b/c=d.json", "dataset.train.json", "/a b/c=d.json"),
         # not written in the config, but an argument of the callable there
         ("dataloader.test.batch_size=2", "dataloader.test.batch_size", 2),
@@ -189,6 +195,7 @@ def test_override(override: str, key: str, value: Any) -> None:
         ("model.backbone.depth=50", ["'model.backbone.depth'", "freeze_at"]),
         ("train.max_iter=abc", ["'abc' is a string", "train.max_iter is a number (160000)"]),
         ("train.amp.enabled=1", ["1 is a number", "train.amp.enabled is a bool"]),
+        ("model.pixel_std.3=1", ["no key 'model.pixel_std.3'", "['0', '1', '2']"]),
         ("model=3", ["3 is a number", "model is a dict"]),
         ("train.max_iter", ["not of the form key=value"]),
         ("=3", ["not of the form key=value"]),

@@ -79,7 +79,7 @@ def overlay(cfg: DictConfig) -> None:
         warmup_length=0.05,
     )
     cfg.train.init_checkpoint = ""
-    cfg.train.max_iter = 950
+    cfg.train.max_iter = 1050
     cfg.train.eval_period = 0  # at the end
     cfg.train.checkpointer.period = "${train.max_iter}"
     cfg.train.log_period = 10
