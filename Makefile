@@ -27,7 +27,7 @@ setup: $(READY)
 # torch comes with the first pip; the second finds detectron2's requirements, torch not among them.
 $(READY): pyproject.toml tools/install_detectron2.py tools/detectron2_blobs.txt
 	@$(PYTHON) -c '$(CHECK_VERSION)'
-	test -x $(PY) || $(PYTHON) -m venv .venv
+	$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv .venv
 	$(PY) -m pip install --editable '.[dev]'
 	$(PY) tools/install_detectron2.py
 	@touch $@

@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
     cfg = get_config(args.config, args.overrides)
     cfg.train.output_dir = args.output or cfg.train.output_dir
     weights = resolve_weights(args.weights)
-    setup_datasets(cfg)
+    setup_datasets(cfg, training=False)
     model = instantiate(cfg.model).to(cfg.train.device).eval()
     Checkpointer(model).load_strictly(weights)
 

@@ -14,6 +14,7 @@ what is there instead, before anything is written.
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -21,13 +22,17 @@ from pathlib import Path
 from mask_rcnn_plugin import get_config  # isort: split
 
 import torch
+from detectron2.data import MetadataCatalog
 from detectron2.engine import default_setup, launch
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 
 from mask_rcnn_plugin.config import ConfigError
 from mask_rcnn_plugin.data.coco import DatasetError
 from mask_rcnn_plugin.engine import resolve_weights, setup_datasets, train
 from mask_rcnn_plugin.engine.checkpoint import WeightsError
+from mask_rcnn_plugin.engine.trainer import check_precision
 
 
 def parse_args() -> argparse.Namespace:
@@ -50,6 +55,12 @@ def parse_args() -> argparse.Namespace:
     visible = torch.cuda.device_count()
     if args.num_gpus < 1 or (args.num_gpus > 1 and args.num_gpus > visible):
         parser.error(f"--num-gpus is {args.num_gpus}, must be from 1 to the {visible} visible GPUs")
+    for variable in ("WORLD_SIZE", "SLURM_NTASKS"):
+        if int(os.environ.get(variable, 1)) > 1:
+            parser.error(
+                f"{variable} is {os.environ[variable]}: this starts its processes itself, "
+                "use --num-gpus, not torchrun or srun with several tasks"
+            )
     return args
 
 
@@ -63,6 +74,7 @@ def prepare(args: argparse.Namespace) -> DictConfig:
         )
     if cfg.train.init_checkpoint:
         resolve_weights(cfg.train.init_checkpoint)
+    check_precision(cfg)
     setup_datasets(cfg)
     return cfg
 
@@ -71,6 +83,11 @@ def run(args: argparse.Namespace, cfg: DictConfig | None) -> None:
     """What each process does."""
     cfg = cfg or prepare(args)
     default_setup(cfg, args)
+    logger = setup_logger(
+        cfg.train.output_dir, distributed_rank=comm.get_rank(), name="mask_rcnn_plugin"
+    )
+    classes = MetadataCatalog.get(cfg.dataset.train.names[0]).thing_classes
+    logger.info("%d classes: %s", len(classes), ", ".join(classes))
     train(cfg, resume=args.resume)
 
 
@@ -78,11 +95,12 @@ def main() -> None:
     args = parse_args()
     try:
         cfg = prepare(args)
+        # Spawned processes have catalogs of their own and prepare themselves.
+        alone = cfg if args.num_gpus == 1 else None
+        launch(run, args.num_gpus, dist_url="auto", args=(args, alone))
     except (ConfigError, DatasetError, WeightsError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         sys.exit(2)
-    # Spawned processes have catalogs of their own and prepare themselves.
-    launch(run, args.num_gpus, dist_url="auto", args=(args, cfg if args.num_gpus == 1 else None))
 
 
 if __name__ == "__main__":

@@ -24,14 +24,15 @@ A tensor called `logits` holds values before sigmoid or softmax; `probs` holds p
 import warnings
 from importlib.util import find_spec
 
-if find_spec("detectron2") is None:
+_spec = find_spec("detectron2")
+if _spec is None or _spec.origin is None:  # a mere folder of that name is no detectron2
     raise ImportError(
         "mask_rcnn_plugin needs detectron2, which is not on the package index. From a clone of "
         "this repository run `python tools/install_detectron2.py`, or build detectron2 from source "
         "by its own installation guide (facebookresearch/detectron2, INSTALL.md)."
     )
 
-from mask_rcnn_plugin import compat
+from mask_rcnn_plugin import compat  # noqa: E402
 
 compat.apply()
 

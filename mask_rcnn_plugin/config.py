@@ -20,6 +20,7 @@ _PACKAGE = Path(__file__).parent
 CONFIG_DIR = next(d for d in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if d.is_dir())
 # Folders of CONFIG_DIR that hold parts of configs.
 _PARTS = ("common", "overlays")
+_NODES = ("model", "dataset", "dataloader", "optimizer", "lr_multiplier", "train")
 
 
 class ConfigError(ValueError):
@@ -53,9 +54,12 @@ def get_config(name: str, overrides: Iterable[str] = ()) -> DictConfig:
     Raises:
         ConfigError: if there is no such file, overlay or key, or a value has the wrong type.
     """
-    base, *overlays = name.split("+")
+    base, *overlays = [name] if Path(name).is_file() else name.split("+")
     path, short_name = _find(base)
     cfg = LazyConfig.load(str(path))
+    missing = [n for n in _NODES if n not in cfg]
+    if missing:
+        raise ConfigError(f"{path} is no whole config: it has no {missing}")
     for overlay in overlays:
         file = CONFIG_DIR / "overlays" / f"{overlay}.py"
         if not file.is_file():
@@ -102,7 +106,12 @@ def apply_override(cfg: DictConfig, override: str) -> None:
         if i < len(parts) - 1:
             node = _get(node, part)
     current = _get(node, parts[-1])
-    if _kind(current) is not None and value is not None and _kind(value) != _kind(current):
+    may_be_null = _kind(current) in (None, "list", "string", "dict")
+    if (
+        _kind(current) is not None
+        and _kind(value) != _kind(current)
+        and not (value is None and may_be_null)
+    ):
         raise ConfigError(
             f"override {override!r}: {value!r} is a {_kind(value) or type(value).__name__}, "
             f"{key} is a {_kind(current)} ({current!r})"

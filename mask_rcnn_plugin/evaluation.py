@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import detectron2
 from detectron2.data import MetadataCatalog
 from detectron2.data.datasets.builtin_meta import COCO_PERSON_KEYPOINT_NAMES
 from detectron2.evaluation import COCOEvaluator
@@ -61,7 +62,7 @@ class MaskRCNNCOCOEvaluator(COCOEvaluator):
     def backend(self) -> str:
         """Who computes the numbers: name and version."""
         if self._use_fast_impl:
-            return f"detectron2 {version('detectron2')} COCOeval_opt"
+            return f"detectron2 {detectron2.__version__} COCOeval_opt"
         return f"pycocotools {version('pycocotools')}"
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:

@@ -36,7 +36,7 @@ def draw_predictions(
         score_threshold: predictions below it are left out.
 
     Returns:
-        The files, named for the images.
+        The files, named IMAGE-ID_NAME.jpg.
     """
     predictions: dict[Any, list[dict[str, Any]]] = defaultdict(list)
     for prediction in json.loads(predictions_file.read_text()):
@@ -48,7 +48,7 @@ def draw_predictions(
         metadata = MetadataCatalog.get(name)
         for image in DatasetCatalog.get(name)[: count - len(files)]:
             picture = draw_pair(image, predictions[image["image_id"]], metadata)
-            file = output_dir / f"{Path(image['file_name']).stem}.jpg"
+            file = output_dir / f"{image['image_id']}_{Path(image['file_name']).stem}.jpg"
             cv2.imwrite(str(file), picture)
             files.append(file)
     return files

@@ -155,7 +155,8 @@ def test_path_and_short_name_give_the_same_config(tmp_path: Path) -> None:
 
 def test_own_config_file_has_an_output_folder_of_its_name(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
-    file.write_text("train = dict(output_dir='', max_iter=3)\n")
+    nodes = "model = dataset = dataloader = optimizer = lr_multiplier = dict(a=1)"
+    file.write_text(f"{nodes}\ntrain = dict(output_dir='', max_iter=3)\n")
     assert get_config(str(file)).train.output_dir == "output/mine"
 
 
@@ -169,6 +170,7 @@ def test_own_config_file_has_an_output_folder_of_its_name(tmp_path: Path) -> Non
         ("model.proposal_generator.nms_thresh=.5", "model.proposal_generator.nms_thresh", 0.5),
         ("dataset.train.names=[a, b]", "dataset.train.names", ["a", "b"]),
         ("train.init_checkpoint=", "train.init_checkpoint", None),
+        ("model.roi_heads.mask_pooler=null", "model.roi_heads.mask_pooler", None),
         (
             "dataloader.test.mapper.augmentations.0.max_size=9",
             "dataloader.test.mapper.augmentations[0].max_size",
@@ -196,6 +198,7 @@ def test_override(override: str, key: str, value: Any) -> None:
         ("train.max_iter=abc", ["'abc' is a string", "train.max_iter is a number (160000)"]),
         ("train.amp.enabled=1", ["1 is a number", "train.amp.enabled is a bool"]),
         ("model.pixel_std.3=1", ["no key 'model.pixel_std.3'", "['0', '1', '2']"]),
+        ("train.max_iter=null", ["None is a NoneType", "train.max_iter is a number"]),
         ("model=3", ["3 is a number", "model is a dict"]),
         ("train.max_iter", ["not of the form key=value"]),
         ("=3", ["not of the form key=value"]),
@@ -218,6 +221,19 @@ def test_unknown_config_names_the_nearest() -> None:
 def test_unknown_overlay_names_those_there_are() -> None:
     with pytest.raises(ConfigError, match=r"no overlay 'synth' .*\['synthetic'\]"):
         get_config("table2a_backbone/r50_fpn+synth")
+
+
+def test_part_of_a_config_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"train.py is no whole config: it has no \['model'"):
+        get_config("common/train")
+
+
+def test_plus_in_a_path_is_no_overlay(tmp_path: Path) -> None:
+    file = tmp_path / "c++" / "mine.py"
+    file.parent.mkdir()
+    file.write_text((CONFIG_DIR / "table2a_backbone" / "r50_c4.py").read_text())
+    with pytest.raises(ImportError, match=r"common/data.py has to exist"):
+        get_config(str(file))
 
 
 def test_yaml_file_is_refused_with_the_way_out(tmp_path: Path) -> None:

@@ -53,6 +53,17 @@ def test_wheel_ships_package_and_configs(tmp_path: Path) -> None:
         assert file.relative_to(REPOSITORY).as_posix() in names
     assert not [n for n in names if n.startswith(("tests", "tools", "output"))]
 
+    installed = tmp_path / "installed"
+    zipfile.ZipFile(wheel).extractall(installed)
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "import mask_rcnn_plugin as m\n"
+        "print(m.__file__, m.get_config('table2a_backbone/r50_fpn').train.max_iter)"
+    )
+    command = [sys.executable, "-c", code, str(installed)]
+    out = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout
+    assert out.split() == [str(installed / "mask_rcnn_plugin" / "__init__.py"), "160000"]
+
 
 @pytest.mark.parametrize(
     ("module", "name", "value"),

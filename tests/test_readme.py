@@ -11,6 +11,7 @@ from detectron2.modeling import (
     ROI_HEADS_REGISTRY,
     ROI_KEYPOINT_HEAD_REGISTRY,
     ROI_MASK_HEAD_REGISTRY,
+    build_model,
 )
 
 from mask_rcnn_plugin import add_mask_rcnn_config, get_config, list_configs
@@ -28,13 +29,34 @@ def test_table_lists_every_config_and_nothing_else() -> None:
     assert sorted(rows) == list_configs()
 
 
-def test_yaml_of_the_readme_fits_detectron2(tmp_path: Path) -> None:
+# What of detectron2's Base-RCNN-FPN.yaml shapes the model; its configs/ are no part of its package.
+BASE_FPN = """
+MODEL:
+  RESNETS: {OUT_FEATURES: [res2, res3, res4, res5]}
+  FPN: {IN_FEATURES: [res2, res3, res4, res5]}
+  ANCHOR_GENERATOR: {SIZES: [[32], [64], [128], [256], [512]]}
+  RPN: {IN_FEATURES: [p2, p3, p4, p5, p6]}
+  ROI_HEADS: {IN_FEATURES: [p2, p3, p4, p5]}
+  ROI_BOX_HEAD: {NAME: FastRCNNConvFCHead, NUM_FC: 2, POOLER_RESOLUTION: 7}
+  ROI_MASK_HEAD: {NUM_CONV: 4, POOLER_RESOLUTION: 14}
+"""
+
+
+@pytest.mark.parametrize("keypoints", [False, True])
+def test_yaml_of_the_readme_builds_the_model_it_names(keypoints: bool, tmp_path: Path) -> None:
     (yaml,) = blocks("yaml")
+    (tmp_path / "Base-RCNN-FPN.yaml").write_text(BASE_FPN)
     file = tmp_path / "my.yaml"
     file.write_text(yaml)
     cfg = get_cfg()
     add_mask_rcnn_config(cfg)
     cfg.merge_from_file(str(file))
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.KEYPOINT_ON = keypoints
+    heads = build_model(cfg).roi_heads
+    assert type(heads.mask_head).__name__ == "MaskRCNNFCNHead"
+    assert heads.keypoint_on == keypoints
+    assert heads.box_pooler.level_poolers[0].sampling_ratio == 2
     model = cfg.MODEL
     assert model.META_ARCHITECTURE in META_ARCH_REGISTRY
     assert model.BACKBONE.NAME in BACKBONE_REGISTRY
@@ -55,8 +77,9 @@ def test_overrides_of_the_readme_exist() -> None:
     own = r"(?<![\w/-])((?:dataset|optimizer|dataloader)\.[\w.]+=[^\s'`]+)"
     for override in re.findall(own, text):
         get_config("table2a_backbone/r50_fpn", [override])
-    for override in re.findall(r"(model\.roi_heads\.[\w.]+=\w+)", text):
-        get_config("table2a_backbone/r50_c4", [override])
+    for override in re.findall(r"(model\.[\w.]+=[\w\[\],]+)", text):
+        row = "r50_fpn" if "box_pooler" in override or "mask_pooler" in override else "r50_c4"
+        get_config(f"table2a_backbone/{row}", [override])
 
 
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"[\w/]+\.py\b", README))))

@@ -1,6 +1,7 @@
 """train.py, eval.py and the demo, end to end on a few images."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,9 +15,11 @@ REPOSITORY = Path(__file__).parent.parent
 CONFIG = "table4_keypoints/keypoint_and_mask+synthetic"
 
 
-def run(script: str, *args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+def run(script: str, *args: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(REPOSITORY / script), *args]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        command, cwd=cwd, env={**os.environ, **env}, capture_output=True, text=True, check=False
+    )
 
 
 def own_dataset(root: Path) -> list[str]:
@@ -140,6 +143,20 @@ def test_train_mistakes_end_with_2_one_line_and_nothing_written(
             "weights file 'no.pth' does not exist",
         ),
         (["--config-file", "table2a_backbone/r50_fpn"], "--weights"),
+        (
+            [
+                "--config-file",
+                "table2a_backbone/r50_fpn",
+                "--weights",
+                __file__,
+                "train.devise=cpu",
+            ],
+            "did you mean 'train.device'",
+        ),
+        (
+            ["--config-file", "table2a_backbone/r50_fpn", "--weights", __file__],
+            "coco_2014_minival",
+        ),
     ],
 )
 def test_eval_mistakes_end_with_2_one_line_and_nothing_written(
@@ -148,6 +165,7 @@ def test_eval_mistakes_end_with_2_one_line_and_nothing_written(
     done = run("eval.py", *args, cwd=tmp_path)
     assert done.returncode == 2
     assert message in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
 
 
@@ -162,6 +180,26 @@ def test_eval_refuses_weights_of_another_model(trained: Path, toy_dataset: Path)
     assert done.returncode == 2
     assert "do not fit the model of this config" in done.stderr.splitlines()[-1]
     assert not (trained / "wrong").exists()
+
+
+def test_resume_refuses_a_checkpoint_of_another_model(trained: Path, toy_dataset: Path) -> None:
+    done = run(
+        *("train.py", "--config-file", "table2a_backbone/r50_c4+synthetic", "--resume"),
+        *(f"dataset.synthetic.root={toy_dataset}", "dataset.synthetic.train=12"),
+        *("dataset.synthetic.val=6", "dataset.synthetic.size=64", "train.device=cpu"),
+        *("train.output_dir=out", "dataloader.train.total_batch_size=2"),
+        cwd=trained,
+    )
+    assert done.returncode == 2
+    assert "do not fit the model of this config" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("variable", ["WORLD_SIZE", "SLURM_NTASKS"])
+def test_several_launched_processes_are_refused(tmp_path: Path, variable: str) -> None:
+    args = ["train.py", "--config-file", "table2a_backbone/r50_fpn"]
+    done = run(*args, cwd=tmp_path, **{variable: "8"})
+    assert done.returncode == 2
+    assert f"{variable} is 8" in done.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize("script", ["train.py", "eval.py", "tools/demo.py"])

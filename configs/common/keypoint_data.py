@@ -11,4 +11,3 @@ dataloader.train.dataset.min_keypoints = 1
 dataloader.train.mapper.use_keypoint = True
 dataloader.train.mapper.augmentations[0].short_edge_length = [640, 800]
 dataloader.train.mapper.augmentations[0].sample_style = "range"
-dataloader.evaluator.tasks = ["bbox", "segm", "keypoints"]

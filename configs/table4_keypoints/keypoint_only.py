@@ -6,7 +6,8 @@ APL 71.1 on test-dev.
 Ours: not run.
 
 Divergences from the paper: the RPN is trained jointly, not separately; the learning rate warms up
-over 1000 iterations. Evaluates on minival; test-dev is scored by COCO's server.
+over 1000 iterations; the longer edge is at most 1333 pixels and images are flipped, as Detectron
+does. Evaluates on minival; test-dev is scored by COCO's server.
 """
 
 from ..common.keypoint_data import dataloader, dataset

@@ -11,9 +11,15 @@ class WeightsError(ValueError):
 
 
 class Checkpointer(DetectionCheckpointer):
-    """detectron2's checkpointer, which can insist that the weights cover the whole model."""
+    """detectron2's checkpointer, which tells weights to start from and weights to go on with apart.
 
-    _incompatible: Any
+    What a training starts from may fit the model in part, as an ImageNet backbone does. What is
+    evaluated or resumed must cover the whole model: detectron2 would leave what does not fit at
+    random, with a warning.
+    """
+
+    _strict = False
+    _path = ""
 
     def load_strictly(self, path: str) -> None:
         """Load a model's weights for inference.
@@ -22,27 +28,51 @@ class Checkpointer(DetectionCheckpointer):
             path: what `resolve_weights` returns.
 
         Raises:
-            WeightsError: if a parameter of the model is missing from the file or has another shape,
-                e.g. because the config has another number of classes or a branch more.
+            WeightsError: if the file cannot be read, or if a parameter of the model is missing from
+                it or has another shape, e.g. because the config has another number of classes or a
+                branch more.
         """
-        self.load(path, checkpointables=[])
-        wrong = self._incompatible.incorrect_shapes
-        missing = [k for k in self._incompatible.missing_keys if k not in {w[0] for w in wrong}]
-        shapes = [
-            f"{k}: {list(got)} in the file, {list(want)} in the model" for k, got, want in wrong
-        ]
-        if missing or shapes:
-            raise WeightsError(
-                f"weights {path} do not fit the model of this config; "
-                + "; ".join(
-                    ([f"missing: {_some(missing)}"] if missing else [])
-                    + ([f"other shapes: {_some(shapes)}"] if shapes else [])
-                )
-            )
+        self._strict = True
+        try:
+            self.load(path, checkpointables=[])
+        except WeightsError:
+            raise
+        except Exception as error:  # whatever unpickling or downloading comes up with
+            raise WeightsError(f"weights {path} cannot be loaded: {error!r}") from error
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """As fvcore's, but what is resumed must cover the model.
+
+        Raises:
+            WeightsError: as `load_strictly`, for a checkpoint of another model.
+        """
+        self._strict = resume and self.has_checkpoint()
+        return super().resume_or_load(path, resume=resume)
+
+    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        self._path = path
+        return super().load(path, *args, **kwargs)
 
     def _load_model(self, checkpoint: Any) -> Any:
-        self._incompatible = super()._load_model(checkpoint)
-        return self._incompatible
+        # fvcore calls it before it touches the optimizer.
+        incompatible = super()._load_model(checkpoint)
+        if self._strict:
+            _check_complete(self._path, incompatible)
+        return incompatible
+
+
+def _check_complete(path: str, incompatible: Any) -> None:
+    wrong = incompatible.incorrect_shapes
+    missing = [k for k in incompatible.missing_keys if k not in {w[0] for w in wrong}]
+    shapes = [f"{k}: {list(got)} in the file, {list(want)} in the model" for k, got, want in wrong]
+    if missing or shapes:
+        raise WeightsError(
+            f"weights {path} do not fit the model of this config; "
+            + "; ".join(
+                ([f"missing: {_some(missing)}"] if missing else [])
+                + ([f"other shapes: {_some(shapes)}"] if shapes else [])
+            )
+        )
 
 
 def _some(items: list[str], limit: int = 5) -> str:

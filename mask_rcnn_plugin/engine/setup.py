@@ -1,8 +1,6 @@
 """What stands between a loaded config and a model: its datasets, and what they say of the model."""
 
-import logging
 from pathlib import Path
-from typing import Any
 
 from detectron2.data import MetadataCatalog
 from detectron2.data.detection_utils import create_keypoint_hflip_indices
@@ -17,25 +15,30 @@ from mask_rcnn_plugin.data.coco import (
 from mask_rcnn_plugin.data.synthetic import write_dataset
 from mask_rcnn_plugin.evaluation import keypoint_oks_sigmas
 
-logger = logging.getLogger(__name__)
 
-
-def setup_datasets(cfg: DictConfig) -> None:
+def setup_datasets(cfg: DictConfig, *, training: bool = True) -> None:
     """Register the config's datasets and fit the model to them, in place.
 
     * `dataset.synthetic`, where a split is in it, is drawn if it is not there yet.
     * `dataset.{train,test}.json` and `.images`, where set, are registered and become the split's
       `names`.
-    * `model.roi_heads.num_classes` becomes the number of classes of the training set; with a
-      keypoint branch, the number of keypoints and their left-right pairs likewise.
+    * `model.roi_heads.num_classes` becomes the number of classes of the dataset; with a keypoint
+      branch, the number of keypoints and their left-right pairs likewise.
+
+    Args:
+        cfg: from `get_config`.
+        training: False leaves the training set alone, which need not be there to evaluate.
 
     Raises:
         DatasetError: if a dataset does not exist or is not COCO-format, if training and test set
-            have different classes or keypoints, or if the model has a keypoint branch and the
-            dataset no keypoints.
+            have different classes or keypoints, if there is not one test set, or if the model has
+            a keypoint branch and the dataset no keypoints.
     """
     register_keypoint_test_dev()
-    splits = (cfg.dataset.train, cfg.dataset.test)
+    train, test = cfg.dataset.train, cfg.dataset.test
+    splits = (train, test) if training else (test,)
+    if training and train.json and train.json == test.json and train.images != test.images:
+        raise DatasetError(f"{train.json} is given with two image folders: copy it for one of them")
     synthetic = cfg.dataset.get("synthetic")
     if synthetic and any(Path(split.json).is_relative_to(synthetic.root) for split in splits):
         if comm.is_main_process():
@@ -53,7 +56,12 @@ def setup_datasets(cfg: DictConfig) -> None:
             )
         for name in split.names:
             _check_exists(name)
-    _fit_model(cfg)
+    if len(test.names) != 1 or (training and not train.names):
+        raise DatasetError(
+            f"there must be one test set, there is {list(test.names)}, and at least one training "
+            f"set, there is {list(train.names)} (dataset.test.names, dataset.train.names)"
+        )
+    _fit_model(cfg, (train if training else test).names)
 
 
 def _check_exists(name: str) -> None:
@@ -72,11 +80,10 @@ def _check_exists(name: str) -> None:
             )
 
 
-def _fit_model(cfg: DictConfig) -> None:
-    train, test = cfg.dataset.train.names[0], cfg.dataset.test.names[0]
-    classes = _same(train, test, "thing_classes")
+def _fit_model(cfg: DictConfig, names: list[str]) -> None:
+    train, test = names[0], cfg.dataset.test.names[0]
     roi_heads = cfg.model.roi_heads
-    _set(roi_heads, "num_classes", len(classes))
+    roi_heads.num_classes = len(_same(train, test, "thing_classes"))
     if OmegaConf.select(roi_heads, "keypoint_head") is None:
         return
     keypoints = _same(train, test, "keypoint_names")
@@ -85,10 +92,8 @@ def _fit_model(cfg: DictConfig) -> None:
             f"the model has a keypoint branch, but no category of {train!r} has keypoints: use a "
             "config without one"
         )
-    _set(roi_heads.keypoint_head, "num_keypoints", len(keypoints))
-    cfg.dataloader.train.mapper.keypoint_hflip_indices = create_keypoint_hflip_indices(
-        list(cfg.dataset.train.names)
-    )
+    roi_heads.keypoint_head.num_keypoints = len(keypoints)
+    cfg.dataloader.train.mapper.keypoint_hflip_indices = create_keypoint_hflip_indices(list(names))
     if not cfg.dataloader.evaluator.get("kpt_oks_sigmas"):
         try:
             cfg.dataloader.evaluator.kpt_oks_sigmas = keypoint_oks_sigmas(test)
@@ -107,9 +112,3 @@ def _same(train: str, test: str, key: str) -> list[str]:
             f"({len(theirs)}); first differences: {differing[:3] or 'the longer one has more'}"
         )
     return ours
-
-
-def _set(node: DictConfig, key: str, value: Any) -> None:
-    if node.get(key) != value:
-        logger.info("%s: %s -> %s, as the dataset has", key, node.get(key), value)
-        node[key] = value

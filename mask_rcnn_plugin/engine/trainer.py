@@ -1,6 +1,5 @@
 """The training loop: detectron2's trainers and hooks, put together from a config."""
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,10 +11,9 @@ from detectron2.utils import comm
 from omegaconf import DictConfig
 from torch import nn
 
+from mask_rcnn_plugin.config import ConfigError
 from mask_rcnn_plugin.engine.checkpoint import Checkpointer, resolve_weights
 from mask_rcnn_plugin.engine.evaluator import evaluate
-
-logger = logging.getLogger(__name__)
 
 
 class BFloat16Trainer(SimpleTrainer):
@@ -30,6 +28,18 @@ class BFloat16Trainer(SimpleTrainer):
             super().run_step()
 
 
+def check_precision(cfg: DictConfig) -> None:
+    """
+    Raises:
+        ConfigError: if `train.amp` asks for what `train.device` cannot do.
+    """
+    dtype, device = cfg.train.amp.dtype, cfg.train.device
+    if cfg.train.amp.enabled and dtype != "bf16" and (dtype != "fp16" or device == "cpu"):
+        raise ConfigError(
+            f"train.amp.dtype is {dtype!r} on device {device!r}, must be 'bf16', or 'fp16' on CUDA"
+        )
+
+
 def build_trainer(cfg: DictConfig, *args: Any) -> SimpleTrainer:
     """The trainer for `train.amp`.
 
@@ -39,17 +49,13 @@ def build_trainer(cfg: DictConfig, *args: Any) -> SimpleTrainer:
         args: model, data loader, optimizer.
 
     Raises:
-        ValueError: on another dtype, or fp16 on a CPU.
+        ConfigError: see `check_precision`.
     """
+    check_precision(cfg)
     if not cfg.train.amp.enabled:
         return SimpleTrainer(*args)
-    dtype, device = cfg.train.amp.dtype, cfg.train.device
-    if dtype == "bf16":
-        return BFloat16Trainer(device, *args)
-    if dtype != "fp16" or device == "cpu":
-        raise ValueError(
-            f"train.amp.dtype is {dtype!r} on device {device!r}, must be 'bf16', or 'fp16' on CUDA"
-        )
+    if cfg.train.amp.dtype == "bf16":
+        return BFloat16Trainer(cfg.train.device, *args)
     return AMPTrainer(*args)
 
 
@@ -67,8 +73,9 @@ def train(
         Results of the last evaluation, as `evaluate` returns them; {} without one.
 
     Raises:
-        WeightsError: if `train.init_checkpoint` does not exist.
-        ValueError: see `build_trainer`.
+        WeightsError: if `train.init_checkpoint` does not exist, or the checkpoint to resume from is
+            of another model.
+        ConfigError: see `check_precision`.
     """
     weights = resolve_weights(cfg.train.init_checkpoint) if cfg.train.init_checkpoint else ""
     model: nn.Module = instantiate(cfg.model).to(cfg.train.device)
@@ -78,10 +85,7 @@ def train(
     optimizer = instantiate(cfg.optimizer)
     del cfg.optimizer.params.model
 
-    ddp_options = dict(cfg.train.ddp)
-    if cfg.train.device == "cpu":
-        ddp_options["device_ids"] = None  # else detectron2 names a GPU
-    model = create_ddp_model(model, **ddp_options)
+    model = create_ddp_model(model, **cfg.train.ddp)
     loader = instantiate(cfg.dataloader.train)
     trainer = build_trainer(cfg, model, loader, optimizer)
     checkpointer = Checkpointer(model, cfg.train.output_dir, trainer=trainer)

@@ -55,15 +55,19 @@ class RLEMasks:
         return (self._decode(rle) for rle in self.rles)
 
     def __getitem__(self, item: Any) -> Any:
-        """An int gives one bool tensor (H, W); a slice, a list or tensor of indices or a bool
-        tensor (R,) gives the `RLEMasks` of those."""
-        if isinstance(item, (int, np.integer)):
-            return self._decode(self.rles[item])
+        """An int, or a tensor of one, gives one bool tensor (H, W); a slice, a list or tensor of
+        indices or a bool tensor (R,) gives the `RLEMasks` of those."""
+        if isinstance(item, (int, np.integer)) or (isinstance(item, Tensor) and item.dim() == 0):
+            return self._decode(self.rles[int(item)])
         chosen = np.arange(len(self))[item.cpu().numpy() if isinstance(item, Tensor) else item]
         return RLEMasks([self.rles[i] for i in chosen])
 
     def to(self, *args: Any, **kwargs: Any) -> "RLEMasks":
         """Itself: encodings live in host memory, whatever the device of the other fields."""
+        return self
+
+    def cpu(self) -> "RLEMasks":
+        """Itself, as `to`."""
         return self
 
     @staticmethod

@@ -97,9 +97,18 @@ class MaskRCNNC4ROIHeads(Res5ROIHeads):
     Arguments are those of `Res5ROIHeads`; pass a `RoIPooler` and a `res5_head`.
 
     Raises:
-        ValueError: from YAML, on another resolution or with MODEL.KEYPOINT_ON: the paper has no
-            keypoint branch on C4 features.
+        ValueError: if pooler and res5 do not leave 7 x 7; from YAML, with MODEL.KEYPOINT_ON: the
+            paper has no keypoint branch on C4 features.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        side, stride = self.pooler.output_size[0], self.res5[0].stride
+        if side != _RES5_SIDE * stride:
+            raise ValueError(
+                f"the pooler gives {side} x {side} and res5 has stride {stride}: must be 7 at "
+                "stride 1 (the paper) or 14 at stride 2 (detectron2's zoo)"
+            )
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Shapes) -> dict[str, Any]:
@@ -133,6 +142,7 @@ class MaskRCNNC4ROIHeads(Res5ROIHeads):
             return res5, stage_channels(name, "res5", width)
         res5, out_channels = super()._build_res5_block(cfg)  # at stride 2
         first = res5[0]
+        first.stride = stride
         for conv in (first.shortcut, first.conv1, first.conv2):
             conv.stride = tuple(min(s, stride) for s in conv.stride)
         return res5, out_channels

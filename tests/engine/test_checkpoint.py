@@ -37,6 +37,13 @@ def test_zoo_format_loads(tmp_path: Path) -> None:
     assert torch.equal(target[1].bias, model()[1].bias + 1)
 
 
+def test_what_is_no_checkpoint_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "README.pth"
+    file.write_text("# not weights")
+    with pytest.raises(WeightsError, match="README.pth cannot be loaded: "):
+        Checkpointer(model()).load_strictly(str(file))
+
+
 def test_missing_parameter_is_named(tmp_path: Path) -> None:
     weights = model().state_dict()
     del weights["1.bias"]

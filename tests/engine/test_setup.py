@@ -97,6 +97,30 @@ def test_synthetic_dataset_is_drawn_where_it_is_used(tmp_path: Path) -> None:
         setup_datasets(get_config(name, [*drawing, "dataset.synthetic.train=3"]))
 
 
+def test_evaluation_needs_no_training_set(tmp_path: Path) -> None:
+    overrides = own_dataset(tmp_path, [FISH_SIZED], "test")
+    cfg = get_config("table4_keypoints/keypoint_only", overrides)
+    setup_datasets(cfg, training=False)
+    assert cfg.model.roi_heads.num_classes == 1
+    assert cfg.model.roi_heads.keypoint_head.num_keypoints == 3
+
+
+@pytest.mark.parametrize("names", ["[]", "[coco_2014_minival, coco_2017_val]"])
+def test_there_is_one_test_set(names: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mask_rcnn_plugin.engine.setup._check_exists", lambda name: None)
+    cfg = get_config("table2a_backbone/r50_fpn", [f"dataset.test.names={names}"])
+    with pytest.raises(DatasetError, match="there must be one test set"):
+        setup_datasets(cfg)
+
+
+def test_one_file_with_two_image_folders_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    overrides = own_dataset(tmp_path, [CAT], "train")
+    both = [f"dataset.test.json={tmp_path / 'train.json'}", f"dataset.test.images={tmp_path / 'a'}"]
+    with pytest.raises(DatasetError, match="is given with two image folders"):
+        setup_datasets(get_config("table2a_backbone/r50_fpn", overrides + both))
+
+
 def test_unknown_dataset_name_is_an_error() -> None:
     cfg = get_config("table2a_backbone/r50_fpn", ["dataset.train.names=[no_such_set]"])
     with pytest.raises(DatasetError, match="no dataset 'no_such_set'"):

@@ -7,6 +7,7 @@ from detectron2.utils.events import EventStorage
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from mask_rcnn_plugin.config import ConfigError
 from mask_rcnn_plugin.engine.trainer import BFloat16Trainer, build_trainer
 
 
@@ -53,5 +54,5 @@ def test_fp16_is_detectron2s() -> None:
 
 @pytest.mark.parametrize("dtype", ["fp16", "float8"])
 def test_what_cannot_be_done_is_refused(dtype: str) -> None:
-    with pytest.raises(ValueError, match=f"train.amp.dtype is '{dtype}' on device 'cpu'"):
+    with pytest.raises(ConfigError, match=f"train.amp.dtype is '{dtype}' on device 'cpu'"):
         trainer(enabled=True, dtype=dtype)
