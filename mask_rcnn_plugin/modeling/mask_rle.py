@@ -62,6 +62,11 @@ class RLEMasks:
         chosen = np.arange(len(self))[item.cpu().numpy() if isinstance(item, Tensor) else item]
         return RLEMasks([self.rles[i] for i in chosen])
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """All bitmaps, bool (R, H, W); detectron2's visualizer asks for them."""
+        bitmaps = [mask.numpy() for mask in self] or np.zeros((0, 0, 0), dtype=bool)
+        return np.asarray(bitmaps, dtype=dtype)
+
     def to(self, *args: Any, **kwargs: Any) -> "RLEMasks":
         """Itself: encodings live in host memory, whatever the device of the other fields."""
         return self
