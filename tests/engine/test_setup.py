@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from detectron2.config import instantiate
 from omegaconf import DictConfig
 
 from mask_rcnn_plugin import get_config
@@ -43,6 +44,23 @@ def test_keypoints_come_from_the_dataset(tmp_path: Path) -> None:
     assert cfg.model.roi_heads.keypoint_head.num_keypoints == 3
     assert cfg.dataloader.train.mapper.keypoint_hflip_indices == [1, 0, 2]
     assert cfg.dataloader.evaluator.kpt_oks_sigmas == [0.1, 0.1, 0.2]
+
+
+def test_images_without_keypoints_are_left_out_of_keypoint_training(tmp_path: Path) -> None:
+    def annotation(image: int, visibility: int) -> dict[str, Any]:
+        keypoints = [5.0, 5.0, visibility] * 3
+        box = {"bbox": [0, 0, 9, 9], "area": 81, "iscrowd": 0, "category_id": 1}
+        return {"id": image, "image_id": image, "keypoints": keypoints, **box}
+
+    cfg = config("table4_keypoints/keypoint_only", tmp_path, [FISH_SIZED])
+    images = [{"id": i, "file_name": f"{i}.jpg", "height": 10, "width": 10} for i in (1, 2, 3)]
+    annotations = [annotation(1, visibility=2), annotation(2, visibility=0)]
+    for split in ("train", "test"):
+        content = {"images": images, "annotations": annotations, "categories": [FISH_SIZED]}
+        (tmp_path / f"{split}.json").write_text(json.dumps(content))
+    setup_datasets(cfg)
+    assert [d["image_id"] for d in instantiate(cfg.dataloader.train.dataset)] == [1]
+    assert [d["image_id"] for d in instantiate(cfg.dataloader.test.dataset)] == [1, 2, 3]
 
 
 def test_missing_sigmas_are_an_error_before_the_training(tmp_path: Path) -> None:
