@@ -222,6 +222,7 @@ def test_installs_an_ordinary_distribution(
 
     # The tool installs into the interpreter that runs it: here, the fresh one.
     monkeypatch.setattr(sys, "executable", python)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_NO_DEPS", "1")
     assert tool.main(["--wheel", str(carrier)]) == 0
