@@ -106,15 +106,12 @@ def apply_override(cfg: DictConfig, override: str) -> None:
         if i < len(parts) - 1:
             node = _get(node, part)
     current = _get(node, parts[-1])
-    may_be_null = _kind(current) in (None, "list", "string", "dict")
-    if (
-        _kind(current) is not None
-        and _kind(value) != _kind(current)
-        and not (value is None and may_be_null)
-    ):
+    kind = _kind(current)
+    null_means_none = value is None and kind not in ("bool", "number")
+    if kind is not None and _kind(value) != kind and not null_means_none:
         raise ConfigError(
             f"override {override!r}: {value!r} is a {_kind(value) or type(value).__name__}, "
-            f"{key} is a {_kind(current)} ({current!r})"
+            f"{key} is a {kind} ({current!r})"
         )
     OmegaConf.update(node, parts[-1], value, merge=True)
 

@@ -55,7 +55,7 @@ def keypoint_loss(
     if num_targets == 0:
         return logits.sum() * 0
     picked = logits.flatten(2)[has_target]
-    picked = picked if picked.dtype == torch.float64 else picked.float()
+    picked = picked.to(torch.promote_types(picked.dtype, torch.float32))
     loss = F.cross_entropy(picked, cells[has_target], reduction="sum")
     return loss / (num_targets if normalizer is None else normalizer)
 

@@ -51,7 +51,7 @@ def sigmoid_mask_loss(logits: Tensor, targets: Tensor) -> Tensor:
         )
     if logits.numel() == 0:
         return logits.sum() * 0
-    logits = logits if logits.dtype == torch.float64 else logits.float()
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype))
 
 
@@ -81,7 +81,7 @@ def softmax_mask_loss(logits: Tensor, targets: Tensor, classes: Tensor) -> Tenso
         return logits.sum() * 0
     background = logits.shape[1] - 1
     labels = torch.where(targets > 0.5, classes[:, None, None], background)
-    logits = logits if logits.dtype == torch.float64 else logits.float()
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return F.cross_entropy(logits, labels)
 
 

@@ -117,10 +117,11 @@ class MaskRCNNC4ROIHeads(Res5ROIHeads):
                 "MODEL.KEYPOINT_ON is True with MaskRCNNC4ROIHeads, which has no keypoint branch: "
                 "use MaskRCNNROIHeads on an FPN backbone (Sec. 5)"
             )
-        parts = super().from_config(_with_stock_poolers(cfg), input_shape)
+        stock = _with_stock_poolers(cfg)
+        stock.MODEL.MASK_ON = False  # its mask head would be told the pooler's side, not res5's
+        parts = super().from_config(stock, input_shape)
         parts["pooler"] = _pooler_from_config(cfg, cfg.MODEL.ROI_BOX_HEAD, input_shape)
         if cfg.MODEL.MASK_ON:
-            # detectron2 tells the mask head the pooler's resolution, but it sees res5's.
             channels = parts["res5"][-1].out_channels
             shape = ShapeSpec(channels=channels, height=_RES5_SIDE, width=_RES5_SIDE)
             parts["mask_head"] = build_mask_head(cfg, shape)

@@ -33,8 +33,8 @@ def _check_aggregation(aggregation: str) -> None:
 def _sampling_precision(features: Tensor, rois: Tensor) -> tuple[Tensor, Tensor]:
     """Both in float32, or in float64 if the features are: box coordinates in half precision would
     be off by whole pixels."""
-    features = features if features.dtype == torch.float64 else features.float()
-    return features, rois.to(features.dtype)
+    dtype = torch.promote_types(features.dtype, torch.float32)
+    return features.to(dtype), rois.to(dtype)
 
 
 class RoIPool(torchvision.ops.RoIPool):
