@@ -7,12 +7,13 @@
 
 Writes to --output: results.json (AP for each task and category), coco_instances_results.json (the
 predictions in COCO's format) and, with --visualize N, pictures/ of N images with their ground truth
-and the predictions. A mistake in the arguments ends with exit code 2 and one line that says what is
-there instead, before anything is written.
+and the predictions. For a row of the paper's tables, its numbers are printed beside. A test set
+without annotations, as COCO's test-dev, gives no AP but submission/, the files for COCO's server. A
+mistake in the arguments ends with exit code 2 and one line that says what is there instead, before
+anything is written.
 """
 
 import argparse
-import logging
 import sys
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from mask_rcnn_plugin.data.coco import DatasetError
 from mask_rcnn_plugin.engine import Checkpointer, evaluate, resolve_weights, setup_datasets
 from mask_rcnn_plugin.engine.checkpoint import WeightsError
 from mask_rcnn_plugin.evaluation import PREDICTIONS_FILE, results_table
+from mask_rcnn_plugin.paper import row_of
 from mask_rcnn_plugin.visualization import draw_predictions
 
 
@@ -63,13 +65,18 @@ def run(args: argparse.Namespace) -> None:
     output = Path(cfg.train.output_dir)
     for name in ("detectron2", "mask_rcnn_plugin"):
         setup_logger(str(output), name=name)
-    logger = logging.getLogger("mask_rcnn_plugin")
     results = evaluate(cfg, model)
     if results:
-        print(results_table(results))
+        row = row_of(args.config.split("+")[0])
+        print(results_table(results, row and row.scores))
+        if row:
+            print(f"paper: {row.summary()}")
         print(f"{output / 'results.json'}: the same and the AP of each category")
     else:
-        logger.warning("no metrics: %s has no annotations", cfg.dataset.test.names[0])
+        print(
+            f"{cfg.dataset.test.names[0]} has no annotations, so no score can be computed here.\n"
+            f"{output / 'submission'}/TASK/*_results.zip: upload these to COCO's evaluation server"
+        )
     print(f"{output / PREDICTIONS_FILE}: predictions in COCO's format")
     if args.visualize:
         pictures = draw_predictions(

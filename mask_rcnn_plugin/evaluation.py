@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -99,24 +100,89 @@ def keypoint_oks_sigmas(dataset_name: str) -> list[float]:
 
 
 def write_results(
-    path: Path, dataset_name: str, results: Mapping[str, Mapping[str, float]], evaluator: str
+    path: Path,
+    dataset_name: str,
+    results: Mapping[str, Mapping[str, float]],
+    evaluator: str,
+    ms_per_image: float,
 ) -> None:
-    """Write results.json: {"dataset", "bbox": {"AP": ...}, "segm", "keypoints", "evaluator"}.
+    """Write results.json: {"dataset", "bbox": {"AP": ...}, "segm", "keypoints", "evaluator", ...}.
 
-    AP is in points (0 to 100); a metric that could not be computed is null.
+    AP is in points (0 to 100); a metric that could not be computed is null. `ms_per_image` is the
+    time of the model's call, post-processing included.
     """
     content: dict[str, Any] = {"dataset": dataset_name}
     for task, metrics in results.items():
         content[task] = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
     content["evaluator"] = evaluator
+    content["ms_per_image"] = round(ms_per_image, 2)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def results_table(results: Mapping[str, Mapping[str, float]]) -> str:
-    """AP of each task as a Markdown table; metrics of single categories are left out."""
+# What COCO's server calls a task, and the field of a prediction that it scores. A mask is sent
+# without its box, whose area would else stand for the mask's where AP tells small from large.
+_SUBMISSIONS = {
+    "bbox": ("detections", "bbox"),
+    "segm": ("detections", "segmentation"),
+    "keypoints": ("person_keypoints", "keypoints"),
+}
+
+
+def write_submissions(
+    predictions_file: Path, dataset_name: str, tasks: Iterable[str], algorithm: str = "mask-rcnn"
+) -> list[Path]:
+    """Write what COCO's evaluation server takes for a test set that it alone can score.
+
+    Args:
+        predictions_file: as an evaluation writes it, `PREDICTIONS_FILE`.
+        dataset_name: in detectron2's catalogs; its annotation file names the set for the server:
+            image_info_test-dev2017.json is "test-dev2017".
+        tasks: of "bbox", "segm", "keypoints".
+        algorithm: last part of the name.
+
+    Returns:
+        For each task a zip file in a folder `submission/TASK` beside the predictions, named
+        TYPE_TESTSET_ALGORITHM_results.zip, in which a JSON file of the same name lies at the top.
+        TYPE is "detections" or "person_keypoints". Coordinates are rounded to a tenth of a pixel,
+        as COCO asks.
+    """
+    metadata = MetadataCatalog.get(dataset_name)
+    testset = Path(metadata.json_file).stem.removeprefix("image_info_")
+    predictions = json.loads(predictions_file.read_text())
+    files = []
+    for task in tasks:
+        kind, field = _SUBMISSIONS[task]
+        name = f"{kind}_{testset}_{algorithm}_results"
+        content = [
+            {
+                "image_id": p["image_id"],
+                "category_id": p["category_id"],
+                field: p[field] if task == "segm" else [round(x, 1) for x in p[field]],
+                "score": p["score"],
+            }
+            for p in predictions
+        ]
+        file = predictions_file.parent / "submission" / task / f"{name}.zip"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr(f"{name}.json", json.dumps(content))
+        files.append(file)
+    return files
+
+
+def results_table(
+    results: Mapping[str, Mapping[str, float]],
+    paper: Mapping[str, Mapping[str, float]] | None = None,
+) -> str:
+    """AP of each task as a Markdown table, with the paper's below where it gives one.
+
+    Metrics of single categories are left out.
+    """
     columns = ["AP", "AP50", "AP75", "APs", "APm", "APl"]
-    rows = [
-        [task, *(f"{m[c]:.1f}" if c in m else "" for c in columns)] for task, m in results.items()
-    ]
+    rows = []
+    for task, metrics in results.items():
+        for name, values in ((task, metrics), (f"{task} (paper)", (paper or {}).get(task, {}))):
+            if values:
+                rows.append([name, *(f"{values[c]:.1f}" if c in values else "" for c in columns)])
     return tabulate(rows, headers=["task", *columns], tablefmt="pipe", disable_numparse=True)

@@ -38,49 +38,70 @@ def draw_predictions(
     Returns:
         The files, named IMAGE-ID_NAME.jpg.
     """
-    predictions: dict[Any, list[dict[str, Any]]] = defaultdict(list)
-    for prediction in json.loads(predictions_file.read_text()):
-        if prediction["score"] >= score_threshold:
-            predictions[prediction["image_id"]].append(prediction)
+    predictions = read_predictions(predictions_file, score_threshold)
     output_dir.mkdir(parents=True, exist_ok=True)
     files: list[Path] = []
     for name in dataset_names:
         metadata = MetadataCatalog.get(name)
         for image in DatasetCatalog.get(name)[: count - len(files)]:
-            picture = draw_pair(image, predictions[image["image_id"]], metadata)
+            truth = draw_truth(image, metadata)
+            predicted = draw_prediction(image, predictions[image["image_id"]], metadata)
+            picture = np.concatenate([truth, predicted], axis=1)[:, :, ::-1]
             file = output_dir / f"{image['image_id']}_{Path(image['file_name']).stem}.jpg"
             cv2.imwrite(str(file), picture)
             files.append(file)
     return files
 
 
-def draw_pair(
-    image: dict[str, Any], predictions: list[dict[str, Any]], metadata: Metadata
-) -> np.ndarray:
-    """One picture.
+def read_predictions(file: Path, score_threshold: float = 0.5) -> dict[Any, list[dict[str, Any]]]:
+    """{image id: predictions of at least that score} of a file that an evaluation wrote."""
+    predictions: dict[Any, list[dict[str, Any]]] = defaultdict(list)
+    for prediction in json.loads(file.read_text()):
+        if prediction["score"] >= score_threshold:
+            predictions[prediction["image_id"]].append(prediction)
+    return predictions
+
+
+def draw_truth(image: dict[str, Any], metadata: Metadata) -> np.ndarray:
+    """The ground truth of one image.
 
     Args:
         image: a dict of detectron2's dataset format.
-        predictions: of this image, in COCO's results format.
         metadata: the dataset's.
 
     Returns:
-        uint8 (H, 2 W, 3), BGR.
+        uint8 (H, W, 3), RGB; enlarged if it is small.
     """
-    pixels = read_image(image["file_name"], format="RGB")
-    scale = max(1.0, _MIN_HEIGHT / pixels.shape[0])
     # The visualizer wants keypoints on all instances or on none.
     annotations = image.get("annotations", [])
     if any("keypoints" in a for a in annotations):
         none = [0.0] * 3 * len(metadata.keypoint_names)
         annotations = [{"keypoints": none, **a} for a in annotations]
-    truth = Visualizer(pixels, metadata, scale=scale).draw_dataset_dict(
-        {**image, "annotations": annotations}
-    )
-    instances = _to_instances(predictions, pixels.shape[:2], metadata)
-    predicted = Visualizer(pixels, metadata, scale=scale).draw_instance_predictions(instances)
-    pair = np.concatenate([truth.get_image(), predicted.get_image()], axis=1)
-    return np.ascontiguousarray(pair[:, :, ::-1])
+    visualizer = _visualizer(image, metadata)
+    drawn = visualizer.draw_dataset_dict({**image, "annotations": annotations})
+    return drawn.get_image()
+
+
+def draw_prediction(
+    image: dict[str, Any], predictions: list[dict[str, Any]], metadata: Metadata
+) -> np.ndarray:
+    """Predictions on one image.
+
+    Args:
+        image, metadata: as for `draw_truth`.
+        predictions: of this image, in COCO's results format.
+
+    Returns:
+        As `draw_truth`.
+    """
+    visualizer = _visualizer(image, metadata)
+    instances = _to_instances(predictions, visualizer.img.shape[:2], metadata)
+    return visualizer.draw_instance_predictions(instances).get_image()
+
+
+def _visualizer(image: dict[str, Any], metadata: Metadata) -> Visualizer:
+    pixels = read_image(image["file_name"], format="RGB")
+    return Visualizer(pixels, metadata, scale=max(1.0, _MIN_HEIGHT / pixels.shape[0]))
 
 
 def _to_instances(

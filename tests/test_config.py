@@ -8,37 +8,127 @@ import pytest
 import torch
 from detectron2.config import get_cfg, instantiate
 from detectron2.utils.events import EventStorage
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from mask_rcnn_plugin import add_mask_rcnn_config, get_config, list_configs
 from mask_rcnn_plugin.config import CONFIG_DIR, ConfigError, list_overlays
 from mask_rcnn_plugin.engine import setup_datasets
+from mask_rcnn_plugin.paper import ROWS, row_of
 
 CONFIGS = list_configs()
 
-# Every config that changes another one: what it changes, and nothing else.
-DIFFERENCES = {
+_TEST_SPLIT = {
+    "dataset.test.names",
+    "dataloader.evaluator.dataset_name",
+    "dataloader.test.dataset.names",
+    "train.eval_period",
+}
+_TASKS = {"dataloader.evaluator.tasks"}
+_MASKS = _TASKS | {
+    "dataloader.train.mapper.use_instance_mask",
+    *(f"model.roi_heads.mask_{part}" for part in ("head", "in_features", "pooler")),
+}
+_KEYPOINTS = _TASKS | {
+    "dataloader.train.mapper.use_keypoint",
+    *(f"model.roi_heads.keypoint_{part}" for part in ("head", "in_features", "pooler")),
+}
+_C4_BACKBONE = {  # its channels are read in several places
+    *(f"model.{node}.name" for node in ("backbone", "roi_heads.res5")),
+    "model.proposal_generator.head.in_channels.name",
+    *(f"model.roi_heads.{h}.input_shape.channels.name" for h in ("box_predictor", "mask_head")),
+}
+
+
+def _pooler(*branches: str, keys: tuple[str, ...] = ("pooler_type", "aggregation")) -> set[str]:
+    return {f"model.roi_heads.{b}pooler.{key}" for b in branches for key in keys}
+
+
+# Every config that is made from another row: which, and the keys that it changes, all of them.
+DIFFERENCES: dict[str, tuple[str, set[str]]] = {
+    "table1_main/r101_c4": ("table2a_backbone/r101_c4", _TEST_SPLIT),
+    "table1_main/r101_fpn": ("table2a_backbone/r101_fpn", _TEST_SPLIT),
+    "table1_main/x101_fpn": ("table2a_backbone/x101_fpn", _TEST_SPLIT),
+    "table2a_backbone/r101_c4": (
+        "table2a_backbone/r50_c4",
+        {"train.init_checkpoint", *_C4_BACKBONE},
+    ),
     "table2a_backbone/r101_fpn": (
         "table2a_backbone/r50_fpn",
         {"model.backbone.name", "train.init_checkpoint"},
     ),
-    "table4_keypoints/keypoint_and_mask": (
-        "table4_keypoints/keypoint_only",
+    "table2a_backbone/x101_fpn": (
+        "table2a_backbone/r50_fpn",
         {
-            "dataloader.evaluator.tasks",
-            "dataloader.train.mapper.use_instance_mask",
-            "model.roi_heads.mask_head",
-            "model.roi_heads.mask_in_features",
-            "model.roi_heads.mask_pooler",
+            *("model.backbone.name", "model.backbone.stride_in_1x1", "train.init_checkpoint"),
+            *("dataloader.train.total_batch_size", "optimizer.lr"),
         },
     ),
+    "table2b_mask_loss/sigmoid": ("table2a_backbone/r50_c4", set()),
+    "table2b_mask_loss/softmax": (
+        "table2b_mask_loss/sigmoid",
+        {"model.roi_heads.mask_head.loss_type"},
+    ),
+    "class_agnostic/r50_c4": (
+        "table2a_backbone/r50_c4",
+        {"model.roi_heads.mask_head.num_classes"},
+    ),
+    "table2c_roi_layer/roialign_ave": ("table2a_backbone/r50_c4", set()),
+    "table2c_roi_layer/roialign_max": (
+        "table2c_roi_layer/roialign_ave",
+        _pooler("", keys=("aggregation",)),
+    ),
+    "table2c_roi_layer/roipool_max": ("table2c_roi_layer/roialign_ave", _pooler("")),
+    "table2c_roi_layer/roiwarp_ave": (
+        "table2c_roi_layer/roialign_ave",
+        _pooler("", keys=("pooler_type",)),
+    ),
+    "table2c_roi_layer/roiwarp_max": ("table2c_roi_layer/roialign_ave", _pooler("")),
+    "table2d_stride32/roipool": ("table2d_stride32/roialign", _pooler("box_", "mask_")),
+    "fpn_roi_layer/roipool": ("table2a_backbone/r50_fpn", _pooler("box_", "mask_")),
+    "table2e_mask_branch/fcn": ("table2a_backbone/r50_fpn", set()),
+    "table2e_mask_branch/mlp_2fc": (
+        "table2e_mask_branch/fcn",
+        {
+            f"model.roi_heads.mask_head.{key}"
+            for key in ("_target_", "conv_dims", "fc_dims", "mask_side")
+        },
+    ),
+    "table2e_mask_branch/mlp_3fc": (
+        "table2e_mask_branch/mlp_2fc",
+        {"model.roi_heads.mask_head.fc_dims"},
+    ),
+    "table3_box/mask_rcnn_r101_fpn": ("table1_main/r101_fpn", set()),
+    "table3_box/mask_rcnn_x101_fpn": ("table1_main/x101_fpn", set()),
+    "table3_box/faster_rcnn_r101_fpn": ("table3_box/mask_rcnn_r101_fpn", _MASKS),
+    "table4_keypoints/keypoint_only": ("table5_multitask/keypoint_only", _TEST_SPLIT),
+    "table4_keypoints/keypoint_and_mask": ("table5_multitask/keypoint_and_mask", _TEST_SPLIT),
+    "table5_multitask/mask_only": ("table5_multitask/box_only", _MASKS),
+    "table5_multitask/keypoint_only": ("table5_multitask/box_only", _KEYPOINTS),
+    "table5_multitask/keypoint_and_mask": ("table5_multitask/keypoint_only", _MASKS),
+    "table6_keypoint_roi/roialign": ("table5_multitask/keypoint_only", set()),
+    "table6_keypoint_roi/roipool": (
+        "table6_keypoint_roi/roialign",
+        _pooler("box_", "keypoint_"),
+    ),
+    "timing/r101_c4": ("table2a_backbone/r101_c4", set()),
+    "timing/r101_fpn": ("table2a_backbone/r101_fpn", set()),
+    "timing/faster_rcnn_r101_c4": (
+        "timing/r101_c4",
+        _MASKS - {"model.roi_heads.mask_in_features", "model.roi_heads.mask_pooler"},
+    ),
+    "timing/faster_rcnn_r101_fpn": ("timing/r101_fpn", _MASKS),
 }
+# The others are made of configs/common alone.
+BASES = {
+    *("table2a_backbone/r50_c4", "table2a_backbone/r50_fpn", "table2d_stride32/roialign"),
+    "table5_multitask/box_only",
+}
+# Follow from the config's name.
+_OUTPUT = {"train.output_dir", "dataloader.evaluator.output_dir"}
 
 
 def differing_keys(a: Any, b: Any, prefix: str = "") -> set[str]:
-    """Keys at which two configs differ, as they are written (interpolations unresolved)."""
-    if isinstance(a, DictConfig) and isinstance(b, DictConfig):
-        a, b = a._content, b._content
+    """Keys at which two containers differ; one that is absent on a side is named, not its parts."""
     if isinstance(a, dict) and isinstance(b, dict):
         found = set()
         for key in a.keys() | b.keys():
@@ -47,37 +137,44 @@ def differing_keys(a: Any, b: Any, prefix: str = "") -> set[str]:
             else:
                 found |= differing_keys(a[key], b[key], f"{prefix}{key}.")
         return found
-    if isinstance(a, ListConfig) and isinstance(b, ListConfig):
-        a, b = OmegaConf.to_container(a), OmegaConf.to_container(b)
     return set() if a == b else {prefix.rstrip(".")}
 
 
-def test_rows_of_tables_2a_and_4_are_there() -> None:
-    assert {
-        "table2a_backbone/r50_c4",
-        "table2a_backbone/r50_fpn",
-        "table2a_backbone/r101_fpn",
-        "table4_keypoints/keypoint_only",
-        "table4_keypoints/keypoint_and_mask",
-    } <= set(CONFIGS)
+def resolved(name: str) -> Any:
+    """A config as a container, interpolations replaced by what they stand for."""
+    return OmegaConf.to_container(get_config(name), resolve=True)
+
+
+def test_a_config_for_each_row_of_the_paper_and_no_other() -> None:
+    assert sorted(row.config for row in ROWS if row.config) == CONFIGS
+    assert DIFFERENCES.keys() | BASES == set(CONFIGS)
     assert "synthetic" in list_overlays()
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_docstring_names_row_command_and_state(name: str) -> None:
+def test_docstring_names_row_numbers_command_and_state(name: str) -> None:
     docstring = ast.get_docstring(ast.parse((CONFIG_DIR / f"{name}.py").read_text()))
     assert docstring is not None
-    assert docstring.startswith("Table ")
-    assert f"python train.py --config-file {name} " in docstring
-    assert "Ours: " in docstring
-    assert "Divergences from the paper: " in docstring
+    first, command, ours, divergences, *_ = docstring.split("\n\n")
+    row = row_of(name)
+    assert row is not None
+    assert " ".join(first.split()) == row.summary()
+    assert command.split() == f"python train.py --config-file {name} --num-gpus 8".split()
+    assert ours == "Ours: not run."
+    assert divergences.startswith("Divergences from the paper: ")
 
 
 @pytest.mark.parametrize("name", DIFFERENCES)
 def test_config_differs_from_its_base_in_its_declared_keys(name: str) -> None:
     base, keys = DIFFERENCES[name]
-    a, b = get_config(base), get_config(name)
-    assert differing_keys(a, b) == keys | {"train.output_dir"}
+    assert differing_keys(resolved(base), resolved(name)) == keys | _OUTPUT
+
+
+@pytest.mark.parametrize("name", [n for n, (_, keys) in DIFFERENCES.items() if not keys])
+def test_row_equal_to_another_only_imports_it(name: str) -> None:
+    docstring, *statements = ast.parse((CONFIG_DIR / f"{name}.py").read_text()).body
+    assert isinstance(docstring, ast.Expr)
+    assert [type(s) for s in statements] == [ast.ImportFrom]
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -149,7 +246,7 @@ def test_path_and_short_name_give_the_same_config(tmp_path: Path) -> None:
     name = "table2a_backbone/r50_fpn"
     by_name = get_config(name)
     by_path = get_config(str(CONFIG_DIR / f"{name}.py"))
-    assert not differing_keys(by_name, by_path)
+    assert by_name == by_path
     assert by_name.train.output_dir == "output/table2a_backbone/r50_fpn"
 
 
@@ -223,7 +320,7 @@ def test_unknown_config_names_the_nearest() -> None:
 
 
 def test_unknown_overlay_names_those_there_are() -> None:
-    with pytest.raises(ConfigError, match=r"no overlay 'synth' .*\['synthetic'\]"):
+    with pytest.raises(ConfigError, match=r"no overlay 'synth' .*\['ablation', 'synthetic'\]"):
         get_config("table2a_backbone/r50_fpn+synth")
 
 

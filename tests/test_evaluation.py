@@ -1,6 +1,7 @@
 """Evaluation: the numbers are COCO's, whatever form the predictions come in."""
 
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from mask_rcnn_plugin.evaluation import (
     keypoint_oks_sigmas,
     results_table,
     write_results,
+    write_submissions,
 )
 from mask_rcnn_plugin.modeling import RLEMasks
 
@@ -128,17 +130,58 @@ def test_keypoint_task_needs_keypoints_and_sigmas(tmp_path: Path) -> None:
 
 def test_results_file_has_null_for_what_could_not_be_computed(tmp_path: Path) -> None:
     file = tmp_path / "deeper" / "results.json"
-    write_results(file, "set", {"bbox": {"AP": 12.5, "APl": float("nan")}}, "pycocotools 2")
+    metrics = {"AP": 12.5, "APl": float("nan")}
+    write_results(file, "set", {"bbox": metrics}, "pycocotools 2", ms_per_image=3.14159)
     assert json.loads(file.read_text()) == {
         "dataset": "set",
         "bbox": {"AP": 12.5, "APl": None},
         "evaluator": "pycocotools 2",
+        "ms_per_image": 3.14,
     }
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")]
 
 
 def test_results_table_leaves_out_what_a_task_has_not() -> None:
     metrics = {"AP": 12.34, "AP50": 50.0, "AP75": 5.0, "APm": 1.0, "APl": 2.0}
     table = results_table({"keypoints": metrics})
-    assert [cell.strip() for cell in table.splitlines()[2].strip("|").split("|")] == [
-        "keypoints", "12.3", "50.0", "5.0", "", "1.0", "2.0",
-    ]  # fmt: skip
+    assert cells(table.splitlines()[2]) == ["keypoints", "12.3", "50.0", "5.0", "", "1.0", "2.0"]
+
+
+def test_results_table_has_the_papers_values_below_ours() -> None:
+    ours = {"bbox": {"AP": 1.0, "AP50": 2.0}, "segm": {"AP": 3.0}}
+    table = results_table(ours, {"segm": {"AP": 30.3, "AP75": 31.5}, "keypoints": {"AP": 9.0}})
+    assert [cells(line)[:4] for line in table.splitlines()[2:]] == [
+        ["bbox", "1.0", "2.0", ""],
+        ["segm", "3.0", "", ""],
+        ["segm (paper)", "30.3", "", "31.5"],
+    ]
+
+
+def test_submissions_are_what_cocos_server_takes(tmp_path: Path) -> None:
+    images = tmp_path / "image_info_test-dev2017.json"
+    images.write_text(json.dumps({"images": [], "categories": [{"id": 1, "name": "person"}]}))
+    dataset = register_coco_dataset(str(images), str(tmp_path))
+    rle = {"size": [9, 9], "counts": "0o1"}
+    prediction = {
+        **{"image_id": 7, "category_id": 1, "score": 0.123456, "segmentation": rle},
+        **{"bbox": [1.26, 2, 3, 4], "keypoints": [1.04, 2.06, 0.5]},
+    }
+    (tmp_path / PREDICTIONS_FILE).write_text(json.dumps([prediction]))
+    files = write_submissions(tmp_path / PREDICTIONS_FILE, dataset, TASKS)
+
+    common = {"image_id": 7, "category_id": 1, "score": 0.123456}
+    for file, task, kind, fields in zip(
+        files,
+        TASKS,
+        ["detections", "detections", "person_keypoints"],
+        [{"bbox": [1.3, 2, 3, 4]}, {"segmentation": rle}, {"keypoints": [1.0, 2.1, 0.5]}],
+        strict=True,
+    ):
+        name = f"{kind}_test-dev2017_mask-rcnn_results"
+        assert file == tmp_path / "submission" / task / f"{name}.zip"
+        with zipfile.ZipFile(file) as archive:
+            assert archive.namelist() == [f"{name}.json"]
+            assert json.loads(archive.read(f"{name}.json")) == [{**common, **fields}]

@@ -56,7 +56,10 @@ def test_training_writes_everything(trained: Path) -> None:
     assert (out / "config.yaml").is_file()
     assert (out / "log.txt").is_file()
     results = json.loads((out / "results.json").read_text())
-    assert list(results) == ["dataset", "bbox", "keypoints", "segm", "evaluator"]
+    assert list(results) == [
+        *("dataset", "bbox", "keypoints", "segm", "evaluator", "ms_per_image"),
+    ]
+    assert results["ms_per_image"] > 0
     assert results["dataset"].endswith("val.json")
     assert {"AP", "AP50", "AP75", "APs", "APm", "APl", "AP-person"} <= results["segm"].keys()
 
@@ -97,6 +100,8 @@ def test_evaluation_gives_the_numbers_of_the_training(trained: Path, toy_dataset
     )
     assert done.returncode == 0, done.stderr
     assert "| task " in done.stdout
+    assert "| keypoints (paper) | 63.1" in done.stdout
+    assert "paper: Table 4, keypoint & mask: keypoint AP 63.1" in done.stdout
     results = json.loads((trained / "evaluated" / "results.json").read_text())
     assert {"bbox", "segm", "keypoints"} <= results.keys()
     predictions = json.loads((trained / "evaluated" / "coco_instances_results.json").read_text())
@@ -105,6 +110,34 @@ def test_evaluation_gives_the_numbers_of_the_training(trained: Path, toy_dataset
     assert len(pictures) == 3
     height, width, _ = cv2.imread(str(pictures[0])).shape
     assert (height, width) == (480, 960)
+
+
+def test_a_test_set_without_annotations_gives_a_submission(
+    trained: Path, toy_dataset: Path
+) -> None:
+    content = json.loads((toy_dataset / "val.json").read_text())
+    del content["annotations"]
+    (trained / "image_info_test-dev2017.json").write_text(json.dumps(content))
+    done = run(
+        *("eval.py", "--config-file", CONFIG, "--weights", "out/model_0000001.pth"),
+        *("--output", "unscored", "train.device=cpu"),
+        *(
+            "dataset.test.json=image_info_test-dev2017.json",
+            f"dataset.test.images={toy_dataset}/val",
+        ),
+        cwd=trained,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "has no annotations, so no score can be computed here" in done.stdout
+    submitted = [f.name for f in sorted((trained / "unscored" / "submission").rglob("*.zip"))]
+    assert submitted == [
+        "detections_test-dev2017_mask-rcnn_results.zip",
+        "person_keypoints_test-dev2017_mask-rcnn_results.zip",
+        "detections_test-dev2017_mask-rcnn_results.zip",
+    ]
+    results = json.loads((trained / "unscored" / "results.json").read_text())
+    assert "bbox" not in results
+    assert results["evaluator"].startswith("none: ")
 
 
 @pytest.mark.parametrize(
@@ -202,7 +235,7 @@ def test_several_launched_processes_are_refused(tmp_path: Path, variable: str) -
     assert f"{variable} is 8" in done.stderr.splitlines()[-1]
 
 
-@pytest.mark.parametrize("script", ["train.py", "eval.py", "tools/demo.py"])
+@pytest.mark.parametrize("script", ["train.py", "eval.py", "tools/demo.py", "tools/reproduce.py"])
 def test_help(tmp_path: Path, script: str) -> None:
     done = run(script, "--help", cwd=tmp_path)
     assert done.returncode == 0

@@ -8,6 +8,5 @@ dataset.train.names = list(KEYPOINT_TRAINVAL35K)
 dataset.test.names = list(KEYPOINT_MINIVAL)
 
 dataloader.train.dataset.min_keypoints = 1
-dataloader.train.mapper.use_keypoint = True
 dataloader.train.mapper.augmentations[0].short_edge_length = [640, 800]
 dataloader.train.mapper.augmentations[0].sample_style = "range"

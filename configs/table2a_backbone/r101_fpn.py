@@ -4,7 +4,7 @@
 
 Ours: not run.
 
-Divergences from the paper: those of r50_fpn.
+Divergences from the paper: those of table2a_backbone/r50_fpn.
 """
 
 from .r50_fpn import dataloader, dataset, lr_multiplier, model, optimizer, train

@@ -4,9 +4,9 @@
 
 Ours: not run.
 
-Divergences from the paper: the RPN is trained jointly, not separately; the learning rate warms up
-over 1000 iterations; the longer edge is at most 1333 pixels and images are flipped, as
-Detectron does.
+Divergences from the paper: the RPN is trained jointly, not separately (tools/train_stages.py trains
+it as the paper does); the learning rate warms up over 1000 iterations; the longer edge is at most
+1333 pixels and images are flipped, as Detectron does.
 """
 
 from ..common.data import dataloader, dataset

@@ -1,9 +1,10 @@
 """A data set drawn on demand: COCO's format, both tasks, nothing to download.
 
 ``python -m mask_rcnn_plugin.data.synthetic --out DIR --train 1000 --val 200 --size 128 --seed 0``
-writes ``DIR/train/*.jpg``, ``DIR/val/*.jpg``, ``DIR/train.json`` and ``DIR/val.json``. An image
-depends on (seed, split, index, size) only, so the same arguments give the same bytes and a larger
-set begins with the smaller one.
+writes ``DIR/train/*.jpg``, ``DIR/val/*.jpg``, ``DIR/train.json`` and ``DIR/val.json``, and beside
+these, as COCO has it, ``DIR/person_keypoints_train.json`` and ``..._val.json`` with the people
+alone. An image depends on (seed, split, index, size) only, so the same arguments give the same
+bytes and a larger set begins with the smaller one.
 
 Frames: a pixel (x, y) covers [x, x + 1] x [y, y + 1] of the continuous image plane. Boxes, areas
 and polygons are in that plane and describe the *visible* pixels; keypoints are, as COCO's are,
@@ -89,6 +90,7 @@ def write_dataset(
                 _write(root / split / f"{index:06d}.jpg", jpeg.tobytes())
                 bar.update()
     for split, document in documents.items():  # last: no half-written set looks finished
+        _write(root / f"person_keypoints_{split}.json", json.dumps(_people(document)).encode())
         _write(root / f"{split}.json", json.dumps(document).encode())
 
 
@@ -289,7 +291,8 @@ def _claim(root: Path, wanted: dict[str, int]) -> bool:
                 f"root {str(root)!r} holds the data set of other arguments, {found}, not {wanted}: "
                 "choose another folder or delete this one"
             )
-        return all((root / f"{split}.json").exists() for split in _SPLITS)
+        files = (f"{prefix}{s}.json" for s in _SPLITS for prefix in ("", "person_keypoints_"))
+        return all((root / file).exists() for file in files)
     if not all(name.startswith(f".{_MARKER}") for name in present):
         raise ValueError(
             f"root {str(root)!r} holds files that are not a synthetic data set: choose a new or "
@@ -315,6 +318,13 @@ def _empty_document(arguments: dict[str, Any]) -> dict[str, Any]:
     ]
     info = {"description": "drawn by mask_rcnn_plugin.data.synthetic", **arguments}
     return {"info": info, "images": [], "annotations": [], "categories": categories}
+
+
+def _people(document: dict[str, Any]) -> dict[str, Any]:
+    """The same images with the category "person", the first one, and its annotations alone."""
+    person = document["categories"][0]
+    annotations = [a for a in document["annotations"] if a["category_id"] == person["id"]]
+    return {**document, "annotations": annotations, "categories": [person]}
 
 
 def _add_image(

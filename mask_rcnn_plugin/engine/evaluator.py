@@ -1,22 +1,33 @@
 """Evaluation of a config's model on its test set."""
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
 from typing import Any
 
+import torch
 from detectron2.config import instantiate
 from detectron2.evaluation import inference_on_dataset
 from detectron2.utils import comm
 from omegaconf import DictConfig
 from torch import nn
 
-from mask_rcnn_plugin.evaluation import MaskRCNNCOCOEvaluator, write_results
+from mask_rcnn_plugin.evaluation import (
+    PREDICTIONS_FILE,
+    MaskRCNNCOCOEvaluator,
+    write_results,
+    write_submissions,
+)
 
 
 def evaluate(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
     """Run the model over the test set and compute COCO's metrics.
 
     Writes `results.json` and the predictions, `coco_instances_results.json`, in
-    `train.output_dir`.
+    `train.output_dir`; for a test set without annotations, in place of metrics, the files that
+    COCO's server takes (see `write_submissions`).
 
     Args:
         cfg: from `get_config`, its datasets set up by `setup_datasets`.
@@ -28,8 +39,39 @@ def evaluate(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
     """
     evaluator: MaskRCNNCOCOEvaluator = instantiate(cfg.dataloader.evaluator)
     loader = instantiate(cfg.dataloader.test)
-    results = inference_on_dataset(model, loader, evaluator) or {}
-    if comm.is_main_process() and results:
-        path = Path(cfg.train.output_dir) / "results.json"
-        write_results(path, cfg.dataset.test.names[0], results, evaluator.backend)
+    with _timed(model) as seconds:
+        results = inference_on_dataset(model, loader, evaluator) or {}
+    if comm.is_main_process():
+        output, dataset = Path(cfg.train.output_dir), cfg.dataset.test.names[0]
+        if not results:
+            tasks = cfg.dataloader.evaluator.tasks
+            write_submissions(output / PREDICTIONS_FILE, dataset, tasks)
+        write_results(
+            output / "results.json",
+            dataset,
+            results,
+            evaluator.backend if results else f"none: {dataset} has no annotations",
+            ms_per_image=1000 * median(seconds),
+        )
     return results
+
+
+@contextmanager
+def _timed(model: nn.Module) -> Iterator[list[float]]:
+    """Seconds of each call of the model inside the block, from input to output on the host."""
+    seconds: list[float] = []
+
+    def now() -> float:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    handles = [
+        model.register_forward_pre_hook(lambda *_: seconds.append(-now())),
+        model.register_forward_hook(lambda *_: seconds.append(seconds.pop() + now())),
+    ]
+    try:
+        yield seconds
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -25,6 +25,7 @@ from torch import nn
 # 64x4d model.
 _GROUPS = {"ResNet": (1, 64), "ResNeXt": (64, 4)}
 _BLOCKS = {
+    10: (1, 1, 1, 1),
     18: (2, 2, 2, 2),
     34: (3, 4, 6, 3),
     50: (3, 4, 6, 3),

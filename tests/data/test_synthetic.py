@@ -1,5 +1,6 @@
 """The synthetic data set: files, annotations against pixels, keypoints on scenes made by hand."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -100,10 +101,21 @@ def test_same_arguments_give_the_same_bytes(dataset: Path, tmp_path: Path) -> No
     first, second = contents(dataset), contents(tmp_path / "again")
     assert set(first) == {
         *("synthetic.json", "train.json", "val.json"),
+        *("person_keypoints_train.json", "person_keypoints_val.json"),
         *(f"train/{i:06d}.jpg" for i in range(60)),
         *(f"val/{i:06d}.jpg" for i in range(10)),
     }
     assert first == second
+
+
+def test_people_alone_in_a_file_of_their_own(dataset: Path) -> None:
+    whole = json.loads((dataset / "train.json").read_text())
+    people = json.loads((dataset / "person_keypoints_train.json").read_text())
+    assert [c["name"] for c in people["categories"]] == ["person"]
+    assert people["images"] == whole["images"]
+    kept = [a for a in whole["annotations"] if a["category_id"] == 1]
+    assert 0 < len(kept) < len(whole["annotations"])
+    assert people["annotations"] == kept
 
 
 def test_images_depend_on_seed_split_and_index_but_not_on_their_number(

@@ -1,0 +1,13 @@
+"""Sec. 4.4, Faster R-CNN, ResNet-101-FPN: Mask R-CNN takes about 20% longer.
+
+    python train.py --config-file timing/faster_rcnn_r101_fpn --num-gpus 8
+
+Ours: not run.
+
+Divergences from the paper: those of timing/r101_fpn.
+"""
+
+from ..common.tasks import drop_masks
+from .r101_fpn import dataloader, dataset, lr_multiplier, model, optimizer, train
+
+drop_masks(model, dataloader)

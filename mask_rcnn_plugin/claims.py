@@ -1,0 +1,178 @@
+"""What the paper concludes from its ablations, and whether measurements agree.
+
+A measurement is {config: {task: {metric: [AP in points, one a seed]}}}, seeds in the same order
+everywhere.
+"""
+
+from collections.abc import Mapping, Sequence
+from math import sqrt
+from statistics import mean, stdev
+from typing import NamedTuple
+
+from mask_rcnn_plugin.paper import ROWS
+
+Measured = Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]
+
+# "Nearly as good": within so many points of AP.
+EQUAL_WITHIN = 2.0
+# A mean is told from zero by so many standard errors over the seeds.
+STANDARD_ERRORS = 2.0
+
+
+class Effect(NamedTuple):
+    """What changing one row into another does to a metric: `config` minus `against`."""
+
+    config: str
+    against: str
+    task: str
+    metric: str = "AP"
+
+    def in_paper(self) -> float:
+        """The paper's value, in points of AP."""
+        if self in _EFFECTS_IN_TEXT:
+            return _EFFECTS_IN_TEXT[self]
+        ours, theirs = (_SCORES[c][self.task][self.metric] for c in (self.config, self.against))
+        return ours - theirs
+
+    def measured(self, measured: Measured) -> list[float]:
+        """The effect for each seed, in points of AP; [] if one of the two rows was not run."""
+        if not {self.config, self.against} <= measured.keys():
+            return []
+        ours, theirs = (measured[c][self.task][self.metric] for c in (self.config, self.against))
+        return [a - b for a, b in zip(ours, theirs)]
+
+
+class Claim(NamedTuple):
+    """What the paper says of an effect.
+
+    kind: "gain" (it is positive), "loss" (negative), "equal" (within `EQUAL_WITHIN` of nothing),
+        "more" (more than `than`) or "fraction" (less than half of `than`, another row's gain).
+    """
+
+    text: str
+    kind: str
+    effect: Effect
+    than: Effect | None = None
+
+    def verdict(self, measured: Measured) -> str:
+        """Whether a measurement agrees with the paper.
+
+        Returns:
+            "agrees" or "disagrees", if it does by `STANDARD_ERRORS` standard errors over the seeds;
+            "undecided" in between; "one seed" where there is no spread to judge by; "not run".
+        """
+        effect = self.effect.measured(measured)
+        than = self.than.measured(measured) if self.than else [0.0] * len(effect)
+        if not effect or not than:
+            return "not run"
+        if len(effect) == 1:
+            return "one seed"
+        # What must be positive for the paper to be right.
+        if self.kind == "equal":
+            centre = abs(mean(effect))
+            margin = EQUAL_WITHIN - centre
+            error = standard_error(effect)
+        else:
+            if self.kind == "fraction":
+                support = [t / 2 - e for e, t in zip(effect, than)]
+            else:
+                sign = -1 if self.kind == "loss" else 1
+                support = [sign * (e - t) for e, t in zip(effect, than)]
+            margin, error = mean(support), standard_error(support)
+        if abs(margin) <= STANDARD_ERRORS * error:
+            return "undecided"
+        return "agrees" if margin > 0 else "disagrees"
+
+
+def standard_error(values: Sequence[float]) -> float:
+    """Of the mean; 0 for a single value."""
+    return stdev(values) / sqrt(len(values)) if len(values) > 1 else 0.0
+
+
+_SCORES = {row.config: row.scores for row in ROWS}
+_2C, _2E = "table2c_roi_layer", "table2e_mask_branch"
+_5, _6 = "table5_multitask", "table6_keypoint_roi"
+_ALIGN_C4 = Effect(f"{_2C}/roialign_ave", f"{_2C}/roipool_max", "segm")
+_ALIGN_C5 = Effect("table2d_stride32/roialign", "table2d_stride32/roipool", "segm")
+_ALIGN_FPN = Effect("table2a_backbone/r50_fpn", "fpn_roi_layer/roipool", "segm")
+_ALIGN_KEYPOINTS = Effect(f"{_6}/roialign", f"{_6}/roipool", "keypoints")
+_EFFECTS_IN_TEXT = {_ALIGN_FPN: 1.5, _ALIGN_FPN._replace(task="bbox"): 0.5}
+
+CLAIMS = (
+    Claim(
+        "Sigmoid masks beat softmax masks (Table 2b)",
+        "gain",
+        Effect("table2b_mask_loss/sigmoid", "table2b_mask_loss/softmax", "segm"),
+    ),
+    Claim(
+        "Class-agnostic masks are nearly as good (Sec. 4.2)",
+        "equal",
+        Effect("class_agnostic/r50_c4", "table2a_backbone/r50_c4", "segm"),
+    ),
+    Claim("RoIAlign beats RoIPool (Table 2c)", "gain", _ALIGN_C4),
+    Claim(
+        "... more so at AP75 (Table 2c)",
+        "more",
+        _ALIGN_C4._replace(metric="AP75"),
+        than=_ALIGN_C4,
+    ),
+    Claim(
+        "RoIWarp is no better than RoIPool (Table 2c, ave)",
+        "fraction",
+        _ALIGN_C4._replace(config=f"{_2C}/roiwarp_ave"),
+        than=_ALIGN_C4,
+    ),
+    Claim(
+        "RoIWarp is no better than RoIPool (Table 2c, max)",
+        "fraction",
+        _ALIGN_C4._replace(config=f"{_2C}/roiwarp_max"),
+        than=_ALIGN_C4,
+    ),
+    Claim(
+        "Max is as good as average (Table 2c)",
+        "equal",
+        Effect(f"{_2C}/roialign_max", f"{_2C}/roialign_ave", "segm"),
+    ),
+    Claim("RoIAlign beats RoIPool at stride 32 (Table 2d)", "gain", _ALIGN_C5),
+    Claim("... boxes too (Table 2d)", "gain", _ALIGN_C5._replace(task="bbox")),
+    Claim("... more than at stride 16 (Tables 2d, 2c)", "more", _ALIGN_C5, than=_ALIGN_C4),
+    Claim("RoIAlign beats RoIPool on an FPN (Sec. 4.2)", "gain", _ALIGN_FPN),
+    Claim("... boxes too (Sec. 4.2)", "gain", _ALIGN_FPN._replace(task="bbox")),
+    Claim(
+        "The FCN beats the MLP of two layers (Table 2e)",
+        "gain",
+        Effect(f"{_2E}/fcn", f"{_2E}/mlp_2fc", "segm"),
+    ),
+    Claim(
+        "The FCN beats the MLP of three layers (Table 2e)",
+        "gain",
+        Effect(f"{_2E}/fcn", f"{_2E}/mlp_3fc", "segm"),
+    ),
+    Claim(
+        "Masks help boxes (Table 5)",
+        "gain",
+        Effect(f"{_5}/mask_only", f"{_5}/box_only", "bbox"),
+    ),
+    Claim(
+        "Masks help keypoints (Table 5)",
+        "gain",
+        Effect(f"{_5}/keypoint_and_mask", f"{_5}/keypoint_only", "keypoints"),
+    ),
+    Claim(
+        "Keypoints cost boxes a little (Table 5)",
+        "loss",
+        Effect(f"{_5}/keypoint_and_mask", f"{_5}/mask_only", "bbox"),
+    ),
+    Claim(
+        "Keypoints cost masks a little (Table 5)",
+        "loss",
+        Effect(f"{_5}/keypoint_and_mask", f"{_5}/mask_only", "segm"),
+    ),
+    Claim("RoIAlign beats RoIPool for keypoints (Table 6)", "gain", _ALIGN_KEYPOINTS),
+    Claim(
+        "... by more than for masks on an FPN (Table 6, Sec. 4.2)",
+        "more",
+        _ALIGN_KEYPOINTS,
+        than=_ALIGN_FPN,
+    ),
+)

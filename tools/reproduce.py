@@ -1,0 +1,241 @@
+#!/usr/bin/env python
+"""Train and evaluate the rows of the paper's tables, and set them beside the paper.
+
+    python tools/reproduce.py --table 2c --scale synthetic --seeds 3
+    python tools/reproduce.py --table 2c --scale coco --num-gpus 8
+    python tools/reproduce.py --table all --scale synthetic --seeds 3
+
+`--scale coco` trains the configs as they are. `--scale synthetic` trains them with the overlay
+"ablation", in minutes a row on a CPU core, on drawn images: it asks which way an effect goes, not
+how large it is on COCO.
+
+A run that is finished is not repeated, one that was interrupted goes on: give the same command
+again. In output/reproduce/SCALE land runs/ (a folder a training), and for each table TABLE.json,
+TABLE.md, TABLE.png (the paper's effects and ours) and TABLE_pictures.jpg (the same image under each
+row); `--table all` also writes index.md and index.html, one page of everything, the latter in a
+single file.
+"""
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+# First: the plugin makes detectron2 importable on current Pillow and NumPy.
+from mask_rcnn_plugin import get_config  # isort: split
+
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from mask_rcnn_plugin import report
+from mask_rcnn_plugin.claims import CLAIMS, Measured
+from mask_rcnn_plugin.config import ConfigError
+from mask_rcnn_plugin.data.coco import DatasetError
+from mask_rcnn_plugin.engine import setup_datasets
+from mask_rcnn_plugin.evaluation import PREDICTIONS_FILE
+from mask_rcnn_plugin.paper import TABLES, TASKS, rows_of
+from mask_rcnn_plugin.reproduction import SCALES, Run, execute, plan
+from mask_rcnn_plugin.visualization import draw_prediction, draw_truth, read_predictions
+
+TRAIN = Path(__file__).parents[1] / "train.py"
+# What "all" means. At the synthetic scale a row keeps its heads, layers and losses, so what
+# compares these can be asked; backbones shrink and other people's systems are not there.
+ALL = {
+    "coco": list(TABLES),
+    "synthetic": ["2b", "class_agnostic", "2c", "2d", "fpn_roi_layer", "2e", "5", "6"],
+}
+PICTURES = 2  # images drawn under each row
+
+Runs = dict[tuple[str, int], Run]
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--table", nargs="+", required=True, metavar="TABLE", choices=[*TABLES, "all"],
+        help=f"one or more of {', '.join(TABLES)}, or all",
+    )  # fmt: skip
+    parser.add_argument("--scale", choices=list(SCALES), default="synthetic")
+    parser.add_argument("--seeds", type=int, default=1, help="trainings of each row")
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="default: output/reproduce/SCALE"
+    )
+    parser.add_argument(
+        "--jobs", type=int, help="trainings at a time; default: one a core at the synthetic scale "
+        "on a CPU, else 1",
+    )  # fmt: skip
+    parser.add_argument("--num-gpus", type=int, default=1, help="GPUs of each training")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to every config")
+    args = parser.parse_intermixed_args()
+    for name in ("seeds", "jobs", "num_gpus"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name.replace('_', '-')} is {value}, must be 1 or more")
+    if args.jobs is None:
+        alone = args.scale == "coco" or torch.cuda.is_available()
+        args.jobs = 1 if alone else torch.get_num_threads()
+    args.output = args.output or Path("output/reproduce") / args.scale
+    args.tables = ALL[args.scale] if "all" in args.table else args.table
+    return args
+
+
+def prepare(runs: Runs) -> None:
+    """Find out before the first training whether every dataset is there; draw what is to be drawn.
+
+    Raises:
+        ConfigError, DatasetError: as `get_config` and `setup_datasets`.
+    """
+    for run in runs.values():
+        if run.seed == 0 and not run.done:
+            setup_datasets(get_config(run.config, run.overrides))
+
+
+def measure(runs: Runs, configs: Sequence[str], seeds: int) -> Measured:
+    """The APs of the rows whose runs are all done; null for what could not be computed is nan."""
+    measured: dict[str, dict[str, dict[str, list[float]]]] = {}
+    for config in configs:
+        row = [runs[config, seed] for seed in range(seeds)]
+        if not all(run.done for run in row):
+            continue
+        results = [run.results() for run in row]
+        measured[config] = {
+            task: {
+                m: [float("nan") if r[task][m] is None else r[task][m] for r in results]
+                for m in report.METRICS
+                if m in results[0][task]
+            }
+            for task in TASKS
+            if task in results[0]
+        }
+    return measured
+
+
+def write_table(table: str, args: argparse.Namespace, runs: Runs) -> list[report.Block]:
+    """Write a table's files; what they hold as a part of the page."""
+    seeds, output = args.seeds, args.output
+    configs = [row.config for row in rows_of(table) if row.config]
+    measured = measure(runs, configs, seeds)
+    first = {config: runs[config, 0] for config in measured}
+    milliseconds = {c: run.results()["ms_per_image"] for c, run in first.items()}
+    minutes = {
+        c: [round(runs[c, seed].seconds() / 60, 1) for seed in range(seeds)] for c in measured
+    }
+    content = {
+        "table": table,
+        "scale": args.scale,
+        "seeds": seeds,
+        "environment": report.environment(),
+        "rows": [
+            {
+                **{"name": r.name, "config": r.config, "split": r.split, "paper": dict(r.scores)},
+                "measured": measured.get(r.config),
+                "minutes": minutes.get(r.config),
+                "ms_per_image": milliseconds.get(r.config),
+            }
+            for r in rows_of(table)
+        ],
+    }
+    (output / f"{table}.json").write_text(json.dumps(content, indent=2) + "\n")
+
+    place, title, _ = TABLES[table]
+    headers, lines = report.table_rows(table, measured, milliseconds)
+    blocks = [
+        report.Block(f"{place}: {title}", level=2),
+        report.Block(headers=headers, rows=lines),
+    ]
+    if minutes:
+        cost = max(sum(m) / seeds for m in minutes.values())
+        blocks.append(report.Block(f"A training took up to {cost:.1f} minutes."))
+    claims = report.claims_of(table)
+    if claims:
+        headers, lines = report.claim_rows(claims, measured)
+        blocks.append(report.Block(headers=headers, rows=lines))
+    plot = output / f"{table}.png"
+    report.plot_effects(table, measured, plot)
+    if plot.exists():
+        blocks.append(report.Block(f"{place}, the paper's effects and ours", picture=plot))
+    if first:
+        pictures = output / f"{table}_pictures.jpg"
+        draw_rows(table, first, pictures)
+        blocks.append(report.Block(f"{place}, the same images under each row", picture=pictures))
+    (output / f"{table}.md").write_text(report.to_markdown(blocks, output))
+    return blocks
+
+
+def draw_rows(table: str, runs: dict[str, Run], file: Path) -> None:
+    """Draw the test images with the most objects: ground truth, then each row's predictions."""
+    some = next(iter(runs.values()))
+    cfg = get_config(some.config, some.overrides)
+    setup_datasets(cfg, training=False)
+    (name,) = cfg.dataset.test.names
+    metadata = MetadataCatalog.get(name)
+    images = sorted(DatasetCatalog.get(name), key=lambda i: -len(i.get("annotations", [])))
+    predictions = {c: read_predictions(r.folder / PREDICTIONS_FILE) for c, r in runs.items()}
+    names = {row.config: row.name for row in rows_of(table)}
+    pictures = {}
+    for number, image in enumerate(images[:PICTURES], start=1):
+        pictures[f"image {number}, ground truth"] = draw_truth(image, metadata)
+        for config, found in predictions.items():
+            drawn = draw_prediction(image, found[image["image_id"]], metadata)
+            pictures[f"image {number}, {names[config]}"] = drawn
+    report.plot_predictions(pictures, file, columns=len(runs) + 1)
+
+
+def write_page(args: argparse.Namespace, runs: Runs, tables: list[report.Block]) -> None:
+    title = f"The paper's tables, reproduced at the {args.scale} scale"
+    measured = measure(runs, sorted({config for config, _ in runs}), args.seeds)
+    headers, lines = report.claim_rows(CLAIMS, measured)
+    # As typed, but for paths of this machine.
+    command = shlex.join(["python", "tools/reproduce.py", *sys.argv[1:]])
+    minutes = sum(run.seconds() for run in set(runs.values()) if run.done) / 60
+    blocks = [
+        report.Block(title, level=1),
+        report.Block(
+            f"Written by `{command}`: {len(set(runs.values()))} trainings, {args.seeds} seeds a "
+            f"row, {minutes:.0f} minutes of training and evaluation, {args.jobs} at a time, on "
+            f"{report.environment()}. AP in points; mean ± standard deviation over the seeds."
+        ),
+        report.Block("The paper's claims", level=2),
+        report.Block(report.VERDICTS),
+        report.Block(headers=headers, rows=lines),
+        *tables,
+    ]
+    (args.output / "index.md").write_text(report.to_markdown(blocks, args.output))
+    (args.output / "index.html").write_text(report.to_html(blocks, title))
+
+
+def main() -> None:
+    args = parse_args()
+    configs = list(dict.fromkeys(r.config for t in args.tables for r in rows_of(t) if r.config))
+    try:
+        runs = plan(configs, args.scale, args.seeds, args.output / "runs", args.overrides)
+        prepare(runs)
+    except (ConfigError, DatasetError) as error:
+        print(f"reproduce.py: {error}", file=sys.stderr)
+        sys.exit(2)
+    wanted = list(dict.fromkeys(runs.values()))
+    done = sum(run.done for run in wanted)
+    print(f"{len(wanted)} trainings for {len(configs)} rows, {done} of them done", flush=True)
+    try:
+        failed = execute(wanted, TRAIN, jobs=args.jobs, num_gpus=args.num_gpus)
+    except KeyboardInterrupt:
+        sys.exit("reproduce.py: interrupted; the same command goes on where it stopped")
+
+    args.output.mkdir(parents=True, exist_ok=True)
+    blocks = []
+    for table in args.tables:
+        blocks += write_table(table, args, runs)
+        print(f"\n{(args.output / f'{table}.md').read_text()}")
+    if "all" in args.table:
+        write_page(args, runs, blocks)
+        print(f"{args.output / 'index.html'}: everything on one page")
+    if failed:
+        sys.exit(f"reproduce.py: {len(failed)} trainings failed, see above")
+
+
+if __name__ == "__main__":
+    main()
