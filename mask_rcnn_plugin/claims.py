@@ -54,6 +54,11 @@ class Claim(NamedTuple):
     effect: Effect
     than: Effect | None = None
 
+    def configs(self) -> set[str]:
+        """The rows that it is about."""
+        effects = [e for e in (self.effect, self.than) if e]
+        return {config for e in effects for config in (e.config, e.against)}
+
     def verdict(self, measured: Measured) -> str:
         """Whether a measurement agrees with the paper.
 

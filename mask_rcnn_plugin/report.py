@@ -34,7 +34,7 @@ class Block:
 def claims_of(table: str) -> list[Claim]:
     """The claims that a table alone can settle."""
     configs = {row.config for row in rows_of(table)}
-    return [c for c in CLAIMS if {c.effect.config, c.effect.against} <= configs]
+    return [c for c in CLAIMS if c.configs() <= configs]
 
 
 def columns_of(table: str) -> list[tuple[str, str]]:

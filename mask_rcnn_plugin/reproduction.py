@@ -5,6 +5,7 @@ that is finished is never repeated, one that was interrupted goes on, and one wh
 changed since is another run.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -53,12 +54,16 @@ class Run:
 
     def iteration(self) -> int:
         """How many iterations are behind it, as metrics.json has it."""
-        try:
-            with (self.folder / "metrics.json").open("rb") as file:
-                file.seek(max(0, file.seek(0, os.SEEK_END) - 8192))
-                return int(json.loads(file.read().splitlines()[-1])["iteration"]) + 1
-        except (OSError, ValueError, IndexError, KeyError):
-            return 0  # not there yet, or a line is just being written
+        file = self.folder / "metrics.json"
+        if not file.exists():
+            return 0
+        with file.open("rb") as stream:
+            stream.seek(max(0, stream.seek(0, os.SEEK_END) - 8192))
+            lines = stream.read().splitlines()
+        for line in reversed(lines):
+            with contextlib.suppress(ValueError):  # the last line may be half written
+                return int(json.loads(line)["iteration"]) + 1
+        return 0
 
     def results(self) -> dict[str, Any]:
         """results.json of a finished run."""
