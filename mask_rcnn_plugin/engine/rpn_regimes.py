@@ -279,7 +279,7 @@ def unite_weights(detector: Path, rpn: Path, heads: Path) -> dict[str, Tensor]:
         torch.load(path, map_location="cpu", weights_only=True)["model"]
         for path in (detector, rpn, heads)
     )
-    # (2)'s, as batch normalisation that was not frozen has a counter more than frozen one.
+    # (2)'s: batch normalisation has a counter that frozen one lacks in some detectron2s.
     united = {k: v for k, v in base.items() if k.startswith("backbone.")}
     for path, weights in zip((rpn, heads), others):
         for key, value in weights.items():
