@@ -179,7 +179,7 @@ def check_stages(cfg: DictConfig, regime: str) -> None:
     if cfg.model.get("proposal_generator") is None:
         raise ConfigError("model.proposal_generator is null: there is no RPN to train")
     record = _read_record(cfg)
-    if record is None:
+    if not record:
         return
     before = {"regime": record["regime"], **record["config"]}
     now = {"regime": regime, **_flatten(cfg)}
@@ -191,74 +191,6 @@ def check_stages(cfg: DictConfig, regime: str) -> None:
             f"regime to go on with it, or another train.output_dir=...; {'; '.join(differing)}"
             + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
         )
-
-
-def summary(results: Mapping[str, Mapping[str, float]]) -> str:
-    """The main metrics in one line, e.g. "box_proposals AR@100 40.1, AR@1000 52.3"."""
-    return "; ".join(
-        f"{task} " + ", ".join(f"{k} {m[k]:.1f}" for k in ("AP", "AR@100", "AR@1000") if k in m)
-        for task, m in results.items()
-    )
-
-
-def _stage(cfg: DictConfig, stage: str) -> DictConfig:
-    """A copy that has a folder of its own and no interpolations, so that nodes may be moved."""
-    cfg = copy.deepcopy(cfg)
-    cfg.train.output_dir = str(Path(cfg.train.output_dir) / stage)
-    OmegaConf.resolve(cfg)
-    return cfg
-
-
-def _run(cfg: DictConfig, stage_cfg: DictConfig, what: str) -> dict[str, Any]:
-    """Train a stage of the row `cfg`, or go on with it, unless it is finished."""
-    output = Path(stage_cfg.train.output_dir)
-    record = _read_record(cfg) or {}
-    if output.name in record["results"] and (output / CHECKPOINT).is_file():
-        results = record["results"][output.name]
-        logger.info("%s: %s; finished already. %s", output, what, summary(results))
-        return results
-    logger.info("%s: %s; %d iterations", output, what, stage_cfg.train.max_iter)
-    if comm.is_main_process():
-        output.mkdir(parents=True, exist_ok=True)
-        LazyConfig.save(stage_cfg, str(output / "config.yaml"))
-    if stage_cfg.train.seed >= 0:
-        # A stage is the same whether or not those before it ran in this process.
-        seed_all_rng(stage_cfg.train.seed + comm.get_rank())
-    results = train(stage_cfg, resume=True)
-    _finish(cfg, output.name, results)
-    logger.info("%s: finished. %s", output, summary(results))
-    return results
-
-
-def _finish(cfg: DictConfig, stage: str, results: dict[str, Any]) -> None:
-    if comm.is_main_process():
-        record = _read_record(cfg) or {}
-        record["results"][stage] = results
-        _write_record(cfg, record)
-    comm.synchronize()
-
-
-def _unite(cfg: DictConfig) -> dict[str, Any]:
-    """Make one model of the stages of "4step", and evaluate it."""
-    root = Path(cfg.train.output_dir)
-    checkpoint = root / CHECKPOINT
-    record = _read_record(cfg) or {}
-    if CHECKPOINT in record["results"] and checkpoint.is_file():
-        results = record["results"][CHECKPOINT]
-        logger.info("%s: one model; finished already. %s", checkpoint, summary(results))
-        return results
-    logger.info("%s: one model of 3_rpn's RPN and 4_detector's backbone and heads", checkpoint)
-    stages = [root / stage / CHECKPOINT for stage in ("2_detector", "3_rpn", "4_detector")]
-    if comm.is_main_process():
-        temporary = checkpoint.with_suffix(".tmp")
-        torch.save({"model": unite_weights(*stages)}, temporary)
-        os.replace(temporary, checkpoint)
-    comm.synchronize()
-    model = instantiate(cfg.model).to(cfg.train.device)
-    Checkpointer(model).load_strictly(str(checkpoint))
-    results = evaluate(cfg, model)
-    _finish(cfg, CHECKPOINT, results)
-    return results
 
 
 def unite_weights(detector: Path, rpn: Path, heads: Path) -> dict[str, Tensor]:
@@ -293,9 +225,83 @@ def unite_weights(detector: Path, rpn: Path, heads: Path) -> dict[str, Tensor]:
     return united
 
 
-def _read_record(cfg: DictConfig) -> dict[str, Any] | None:
+def summary(results: Mapping[str, Mapping[str, float]]) -> str:
+    """The main metrics in one line, e.g. "box_proposals AR@100 40.1, AR@1000 52.3"."""
+    return "; ".join(
+        f"{task} " + ", ".join(f"{k} {m[k]:.1f}" for k in ("AP", "AR@100", "AR@1000") if k in m)
+        for task, m in results.items()
+    )
+
+
+def _stage(cfg: DictConfig, stage: str) -> DictConfig:
+    """A copy that has a folder of its own and no interpolations, so that nodes may be moved."""
+    cfg = copy.deepcopy(cfg)
+    cfg.train.output_dir = str(Path(cfg.train.output_dir) / stage)
+    OmegaConf.resolve(cfg)
+    return cfg
+
+
+def _run(cfg: DictConfig, stage_cfg: DictConfig, what: str) -> dict[str, Any]:
+    """Train a stage of the row `cfg`, or go on with it, unless it is finished."""
+    output = Path(stage_cfg.train.output_dir)
+    results = _finished(cfg, output.name, output / CHECKPOINT)
+    if results is not None:
+        logger.info("%s: %s; finished already. %s", output, what, summary(results))
+        return results
+    logger.info("%s: %s; %d iterations", output, what, stage_cfg.train.max_iter)
+    if comm.is_main_process():
+        # The one model of an earlier run is not that of this stage.
+        (Path(cfg.train.output_dir) / CHECKPOINT).unlink(missing_ok=True)
+        output.mkdir(parents=True, exist_ok=True)
+        LazyConfig.save(stage_cfg, str(output / "config.yaml"))
+    if stage_cfg.train.seed >= 0:
+        # A stage is the same whether or not those before it ran in this process.
+        seed_all_rng(stage_cfg.train.seed + comm.get_rank())
+    results = train(stage_cfg, resume=True)
+    _finish(cfg, output.name, results)
+    logger.info("%s: finished. %s", output, summary(results))
+    return results
+
+
+def _finished(cfg: DictConfig, stage: str, checkpoint: Path) -> dict[str, Any] | None:
+    """Results of a stage, None if there is something left to do."""
+    return _read_record(cfg)["results"].get(stage) if checkpoint.is_file() else None
+
+
+def _finish(cfg: DictConfig, stage: str, results: dict[str, Any]) -> None:
+    if comm.is_main_process():
+        record = _read_record(cfg)
+        record["results"][stage] = results
+        _write_record(cfg, record)
+    comm.synchronize()
+
+
+def _unite(cfg: DictConfig) -> dict[str, Any]:
+    """Make one model of the stages of "4step", and evaluate it."""
+    root = Path(cfg.train.output_dir)
+    checkpoint = root / CHECKPOINT
+    results = _finished(cfg, CHECKPOINT, checkpoint)
+    if results is not None:
+        logger.info("%s: one model; finished already. %s", checkpoint, summary(results))
+        return results
+    logger.info("%s: one model of 3_rpn's RPN and 4_detector's backbone and heads", checkpoint)
+    stages = [root / stage / CHECKPOINT for stage in ("2_detector", "3_rpn", "4_detector")]
+    if comm.is_main_process():
+        temporary = checkpoint.with_suffix(".tmp")
+        torch.save({"model": unite_weights(*stages)}, temporary)
+        os.replace(temporary, checkpoint)
+    comm.synchronize()
+    model = instantiate(cfg.model).to(cfg.train.device)
+    Checkpointer(model).load_strictly(str(checkpoint))
+    results = evaluate(cfg, model)
+    _finish(cfg, CHECKPOINT, results)
+    return results
+
+
+def _read_record(cfg: DictConfig) -> dict[str, Any]:
+    """{"regime", "config", "results": {stage: ...}} of a row's folder; {} where none is yet."""
     path = Path(cfg.train.output_dir) / RECORD
-    return json.loads(path.read_text()) if path.is_file() else None
+    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def _write_record(cfg: DictConfig, record: Mapping[str, Any]) -> None:

@@ -1,6 +1,7 @@
 import copy
 import json
 import pickle
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,27 @@ def test_proposals_are_read_back_in_pixels_of_the_image_on_disk(cfg: DictConfig)
     logits = torch.from_numpy(record["proposal_objectness_logits"])
     torch.testing.assert_close(logits, expected.objectness_logits)
     assert record["proposal_bbox_mode"] == BoxMode.XYXY_ABS
+
+
+def test_images_without_annotations_have_proposals_too(
+    toy_dataset: Path, toy_overrides: list[str], tmp_path: Path
+) -> None:
+    content = json.loads((toy_dataset / "train.json").read_text())
+    empty = content["images"][0]["id"]
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] != empty]
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    own = [f"dataset.train.json={tmp_path / 'train.json'}"]
+    cfg = get_config(C4, [*toy_overrides, THIN, *own])
+    setup_datasets(cfg)
+    stage = rpn_stage(cfg, "1_rpn")
+    Path(stage.train.output_dir).mkdir(parents=True)
+    checkpoint = Path(stage.train.output_dir) / "model_final.pth"
+    torch.save({"model": instantiate(stage.model).state_dict()}, checkpoint)
+    detector = detector_stage(cfg, "2_detector", write_proposals(stage))
+    # detectron2 fails on an image of the dataset that the file lacks, used for training or not.
+    records = instantiate(detector.dataloader.train.dataset)
+    assert len(records) == 11
+    assert all(len(r["proposal_boxes"]) for r in records)
 
 
 def test_proposal_files_that_are_there_are_left(cfg: DictConfig) -> None:
@@ -286,6 +308,16 @@ def test_c4_in_4_steps_interrupted_and_gone_on_with(
     heads = {k: v for k, v in final.items() if k.startswith("roi_heads.")}
     assert same(heads, weights(out / "4_detector" / "model_final.pth", "roi_heads."))
     assert any("roi_heads.res5" in k and not torch.equal(v, second[k]) for k, v in heads.items())
+
+    shutil.rmtree(out / "4_detector")
+    united_at = (out / "model_final.pth").stat().st_mtime_ns
+    trained = add_hooks(monkeypatch, "", [])
+    train_stages(row(), "4step")
+    assert trained == [("4_detector", True)]
+    assert (out / "model_final.pth").stat().st_mtime_ns > united_at
+    again = weights(out / "model_final.pth", "roi_heads.")
+    assert same(again, weights(out / "4_detector" / "model_final.pth", "roi_heads."))
+    assert same(again, heads)  # the seed is each stage's own
 
     with pytest.raises(ConfigError, match="regime: '4step' there, 'separate' here"):
         check_stages(row(), "separate")

@@ -1,6 +1,7 @@
 """tools/train_stages.py, end to end on a few images."""
 
 import json
+import re
 import runpy
 import subprocess
 import sys
@@ -92,11 +93,29 @@ def test_rpn_stages_report_recall(four_steps: Path) -> None:
     assert f"{OUTPUT}/1_rpn: finished. box_proposals AR@100" in log
 
 
-def test_the_one_model_proposes_what_its_heads_were_tested_on(four_steps: Path) -> None:
+def test_the_one_model_detects_what_its_heads_did_on_the_proposals(four_steps: Path) -> None:
     out = four_steps / OUTPUT
-    one = json.loads((out / "results.json").read_text())
-    heads = json.loads((out / "4_detector" / "results.json").read_text())
-    assert one["bbox"]["AP50"] == pytest.approx(heads["bbox"]["AP50"], abs=0.01)
+    one, heads = (
+        json.loads((folder / "coco_instances_results.json").read_text())
+        for folder in (out, out / "4_detector")
+    )
+    assert len(one) > 6
+    assert [d["image_id"] for d in one] == [d["image_id"] for d in heads]
+    assert [d["score"] for d in one] == pytest.approx([d["score"] for d in heads], abs=1e-4)
+    for a, b in zip(one, heads):
+        assert a["bbox"] == pytest.approx(b["bbox"], abs=0.01)
+
+
+def test_each_stage_has_its_config(four_steps: Path) -> None:
+    def proposals(stage: str) -> set[str]:
+        text = (four_steps / OUTPUT / stage / "config.yaml").read_text()
+        return set(re.findall(r"[\w+/-]*\.pkl", text))
+
+    rpns = ("1_rpn", "3_rpn")
+    first, second = ({f"{OUTPUT}/{r}/proposals/{n}_0.pkl" for n in ("train", "test")} for r in rpns)
+    assert proposals("2_detector") == first
+    assert proposals("4_detector") == second
+    assert proposals("1_rpn") == proposals("3_rpn") == set()
 
 
 def test_eval_runs_the_one_model(four_steps: Path, toy_dataset: Path) -> None:
