@@ -250,8 +250,10 @@ def _run(cfg: DictConfig, stage_cfg: DictConfig, what: str) -> dict[str, Any]:
         return results
     logger.info("%s: %s; %d iterations", output, what, stage_cfg.train.max_iter)
     if comm.is_main_process():
-        # The one model of an earlier run is not that of this stage.
-        (Path(cfg.train.output_dir) / CHECKPOINT).unlink(missing_ok=True)
+        record = _read_record(cfg)
+        for name in (output.name, CHECKPOINT):  # an earlier run's one model is not of this stage
+            record["results"].pop(name, None)
+        _write_record(cfg, record)
         output.mkdir(parents=True, exist_ok=True)
         LazyConfig.save(stage_cfg, str(output / "config.yaml"))
     if stage_cfg.train.seed >= 0:
