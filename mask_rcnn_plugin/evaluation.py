@@ -31,7 +31,8 @@ class MaskRCNNCOCOEvaluator(COCOEvaluator):
 
     Args:
         dataset_name: a name in detectron2's catalogs.
-        tasks: of "bbox", "segm", "keypoints".
+        tasks: of "bbox", "segm", "keypoints"; or "box_proposals" alone, the average recall (AR) of
+            an RPN's boxes.
         output_dir: where `coco_instances_results.json`, the predictions in COCO's format, is
             written; none if None.
 
@@ -62,13 +63,19 @@ class MaskRCNNCOCOEvaluator(COCOEvaluator):
     @property
     def backend(self) -> str:
         """Who computes the numbers: name and version."""
+        if "box_proposals" in self._tasks:
+            return f"detectron2 {detectron2.__version__} box proposal recall"
         if self._use_fast_impl:
             return f"detectron2 {detectron2.__version__} COCOeval_opt"
         return f"pycocotools {version('pycocotools')}"
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        """Keep the predictions of some images, in COCO's format."""
+        """Keep the predictions of some images, in COCO's format; proposals as they are."""
         for image, output in zip(inputs, outputs):
+            if "proposals" in output:
+                proposals = output["proposals"].to(self._cpu_device)
+                self._predictions.append({"image_id": image["image_id"], "proposals": proposals})
+                continue
             instances = output["instances"].to(self._cpu_device)
             masks = instances.get("pred_masks") if instances.has("pred_masks") else None
             if isinstance(masks, RLEMasks):

@@ -3,6 +3,7 @@
 from mask_rcnn_plugin.engine.checkpoint import Checkpointer, resolve_weights
 from mask_rcnn_plugin.engine.evaluator import evaluate
 from mask_rcnn_plugin.engine.lr_schedule import warmup_multistep
+from mask_rcnn_plugin.engine.rpn_regimes import train_stages
 from mask_rcnn_plugin.engine.setup import setup_datasets
 from mask_rcnn_plugin.engine.trainer import train
 
@@ -12,5 +13,6 @@ __all__ = [
     "resolve_weights",
     "setup_datasets",
     "train",
+    "train_stages",
     "warmup_multistep",
 ]

@@ -1,0 +1,116 @@
+"""Proposals of a trained RPN as files that detectron2 trains and tests on."""
+
+import copy
+import logging
+import os
+import pickle
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from detectron2.config import LazyCall as L
+from detectron2.config import instantiate
+from detectron2.data import get_detection_dataset_dicts
+from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
+from detectron2.structures import BoxMode
+from detectron2.utils import comm
+from omegaconf import DictConfig
+from torch import nn
+
+from mask_rcnn_plugin.engine.checkpoint import Checkpointer
+
+logger = logging.getLogger(__name__)
+
+
+class ProposalFiles(NamedTuple):
+    """One file for each dataset, in the order of `dataset.train.names` and `dataset.test.names`."""
+
+    train: list[str]
+    test: list[str]
+
+
+class ProposalWriter(DatasetEvaluator):
+    """Collects the proposals of a dataset, from all processes, and writes detectron2's file.
+
+    The file is a pickled dict with a list entry for each image: "ids", the image ids; "boxes",
+    float32 (R, 4) XYXY in pixels of the image as it is on disk; "objectness_logits", float32 (R,),
+    descending. "bbox_mode" is XYXY_ABS. It appears whole or not at all.
+
+    Args:
+        path: of the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def reset(self) -> None:
+        self._proposals: list[tuple[Any, Any, Any]] = []
+
+    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
+        """Keep the proposals of some images: outputs of `ProposalNetwork`."""
+        for image, output in zip(inputs, outputs):
+            proposals = output["proposals"]
+            boxes = proposals.proposal_boxes.tensor.float().cpu().numpy()
+            logits = proposals.objectness_logits.float().cpu().numpy()
+            self._proposals.append((image["image_id"], boxes, logits))
+
+    def evaluate(self) -> None:
+        gathered = comm.gather(self._proposals)
+        if comm.is_main_process():
+            ids, boxes, logits = zip(*chain.from_iterable(gathered))
+            content = {
+                "ids": list(ids),
+                "boxes": list(boxes),
+                "objectness_logits": list(logits),
+                "bbox_mode": BoxMode.XYXY_ABS.value,
+            }
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = self._path.with_suffix(".tmp")
+            with temporary.open("wb") as file:
+                pickle.dump(content, file, protocol=pickle.HIGHEST_PROTOCOL)
+            os.replace(temporary, self._path)
+        comm.synchronize()  # the next stage reads it in every process
+
+
+def write_proposals(cfg: DictConfig) -> ProposalFiles:
+    """Write what a trained RPN proposes on each of its training and test datasets.
+
+    An image gets as many proposals as the row's RPN would hand over: `pre_nms_topk` and
+    `post_nms_topk` of training on the training sets, of testing on the test set. Images are resized
+    as for testing. Images without annotations have proposals too: detectron2 looks for those of
+    every image, and leaves images out afterwards.
+
+    Args:
+        cfg: from `rpn_stage`, its training finished: `model_final.pth` in `train.output_dir`. Files
+            are put in `proposals/` there; one that is there already is left as it is.
+
+    Raises:
+        WeightsError: if the checkpoint does not fit the model.
+    """
+    output = Path(cfg.train.output_dir)
+    files = ProposalFiles([], [])
+    for i, split in enumerate(ProposalFiles._fields):
+        model: nn.Module | None = None
+        for n, name in enumerate(cfg.dataset[split].names):
+            path = output / "proposals" / f"{split}_{n}.pkl"
+            getattr(files, split).append(str(path))
+            if path.is_file():
+                logger.info("%s: there already, proposals on %s", path, name)
+                continue
+            logger.info("%s: writing proposals on %s", path, name)
+            if model is None:
+                model = instantiate(_with_topk(cfg.model, i)).to(cfg.train.device)
+                Checkpointer(model).load_strictly(str(output / "model_final.pth"))
+            loader = copy.deepcopy(cfg.dataloader.test)
+            loader.dataset = L(get_detection_dataset_dicts)(names=[name], filter_empty=False)
+            inference_on_dataset(model, instantiate(loader), ProposalWriter(path))
+    return files
+
+
+def _with_topk(model: DictConfig, index: int) -> DictConfig:
+    """A model that keeps as many proposals in inference as in training (0) or in testing (1)."""
+    model = copy.deepcopy(model)
+    rpn = model.proposal_generator
+    for key in ("pre_nms_topk", "post_nms_topk"):
+        rpn[key] = (rpn[key][index],) * 2
+    return model
