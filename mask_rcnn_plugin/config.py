@@ -7,6 +7,7 @@ YAML: `add_mask_rcnn_config` adds the keys that the plugin's heads read.
 
 import difflib
 import inspect
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,29 @@ def apply_override(cfg: DictConfig, override: str) -> None:
             f"{key} is a {kind} ({current!r})"
         )
     OmegaConf.update(node, parts[-1], value, merge=True)
+
+
+def flatten(cfg: DictConfig) -> dict[str, Any]:
+    """A config as {"train.max_iter": 160000, ...}, its values plain enough for JSON.
+
+    Interpolations stay as they are written; a class or function becomes its full name. Two configs
+    are equal if these are.
+    """
+    flat: dict[str, Any] = {}
+
+    def visit(node: Any, key: str) -> None:
+        if isinstance(node, (dict, list, tuple)) and node:
+            for k, v in node.items() if isinstance(node, dict) else enumerate(node):
+                visit(v, f"{key}.{k}" if key else str(k))
+        elif hasattr(node, "__qualname__"):
+            flat[key] = f"{node.__module__}.{node.__qualname__}"
+        elif node is None or isinstance(node, (bool, int, float, str, dict, list)):
+            flat[key] = node
+        else:
+            flat[key] = re.sub(" at 0x[0-9a-f]+", "", repr(node))
+
+    visit(OmegaConf.to_container(cfg, resolve=False), "")
+    return flat
 
 
 def add_mask_rcnn_config(cfg: CfgNode) -> None:

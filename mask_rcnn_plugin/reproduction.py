@@ -1,6 +1,6 @@
 """Runs rows of the paper's tables: each a training by train.py in a process and folder of its own.
 
-A folder bears a fingerprint of its resolved config, so that rows that are equal are run once, a run
+A folder bears a fingerprint of its config, so that rows that are equal are run once, a run
 that is finished is never repeated, one that was interrupted goes on, and one whose config has
 changed since is another run.
 """
@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from tqdm import tqdm
 
-from mask_rcnn_plugin.config import get_config
+from mask_rcnn_plugin.config import flatten, get_config
 from mask_rcnn_plugin.paper import TASKS
 
 # What each scale lays over a row.
@@ -100,9 +99,7 @@ def plan(
             changes = (*overrides, f"train.seed={seed}")
             cfg = get_config(name, changes)
             cfg.train.output_dir = ""
-            content = json.dumps(
-                OmegaConf.to_container(cfg, resolve=True), default=_name, sort_keys=True
-            )
+            content = json.dumps(flatten(cfg), sort_keys=True)
             key = hashlib.sha1(content.encode()).hexdigest()[:10]
             if key not in by_fingerprint:
                 # Another table may have run it under another name.
@@ -190,8 +187,3 @@ def _outcome(run: Run) -> str:
     results = run.results()
     scores = [f"{TASKS[t]} AP {results[t]['AP']:.1f}" for t in TASKS if t in results]
     return f"{', '.join(scores) or 'no annotations to score with'} in {run.seconds():.0f} s"
-
-
-def _name(value: Any) -> str:
-    """How a class or function stands in a fingerprint."""
-    return f"{value.__module__}.{value.__qualname__}"

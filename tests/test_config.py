@@ -1,6 +1,7 @@
 """Configs: found, loaded, overridden strictly; each builds, trains a step and predicts."""
 
 import ast
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from detectron2.utils.events import EventStorage
 from omegaconf import OmegaConf
 
 from mask_rcnn_plugin import add_mask_rcnn_config, get_config, list_configs
-from mask_rcnn_plugin.config import CONFIG_DIR, ConfigError, list_overlays
+from mask_rcnn_plugin.config import CONFIG_DIR, ConfigError, flatten, list_overlays
 from mask_rcnn_plugin.engine import setup_datasets
 from mask_rcnn_plugin.paper import ROWS, row_of
 
@@ -248,6 +249,23 @@ def test_path_and_short_name_give_the_same_config(tmp_path: Path) -> None:
     by_path = get_config(str(CONFIG_DIR / f"{name}.py"))
     assert by_name == by_path
     assert by_name.train.output_dir == "output/table2a_backbone/r50_fpn"
+
+
+def test_a_flat_config_is_plain_and_tells_configs_apart() -> None:
+    cfg = get_config("table2a_backbone/r50_fpn")
+    flat = flatten(cfg)
+    assert flat["train.max_iter"] == 160_000
+    assert flat["model.roi_heads.mask_head.num_classes"] == "${..num_classes}"
+    assert flat["model.roi_heads.box_head.conv_dims"] == []
+    assert flat["model.backbone._target_"] == "mask_rcnn_plugin.modeling.backbone.resnet_backbone"
+    assert flat["dataloader.train.mapper.augmentations.0.short_edge_length.0"] == 800
+    assert (
+        json.loads(json.dumps(flat))
+        == flat
+        == flatten(get_config("table2e_mask_branch/fcn"))
+        | {"train.output_dir": flat["train.output_dir"]}
+    )
+    assert flatten(get_config("table2a_backbone/r50_fpn", ["optimizer.lr=0.1"])) != flat
 
 
 def test_own_config_file_has_an_output_folder_of_its_name(tmp_path: Path) -> None:

@@ -3,8 +3,9 @@
     python train.py --config-file table2c_roi_layer/roipool_max+ablation train.seed=1
 
 For setting rows beside each other (tools/reproduce.py --scale synthetic): ResNet-10 with a quarter
-of the channels, few RoIs an image and half of them positive; the steps saved go into more
-iterations, of 4 images each, at a higher rate.
+of the channels, heads with an eighth, few RoIs an image and half of them positive. What that saves
+goes into more iterations, of 4 images each, and larger images: at stride 32 a figure of the
+smallest kind then still covers a cell.
 """
 
 from omegaconf import DictConfig
@@ -15,8 +16,8 @@ from .synthetic import set_widths
 
 def overlay(cfg: DictConfig) -> None:
     """Change a config in place."""
-    synthetic_overlay(cfg)
-    cfg.dataset.synthetic.update(root="output/synthetic_ablation", train=1200, val=400, seed=1)
+    synthetic_overlay(cfg, size=192)
+    cfg.dataset.synthetic.update(train=1200, val=400)
     cfg.dataloader.train.total_batch_size = 4
 
     backbone = cfg.model.backbone
@@ -34,4 +35,4 @@ def overlay(cfg: DictConfig) -> None:
     heads.box_predictor.test_topk_per_image = 10
 
     cfg.optimizer.lr = 3e-3
-    cfg.train.max_iter = 1500
+    cfg.train.max_iter = 1300

@@ -13,7 +13,6 @@ from detectron2.solver import WarmupParamScheduler, get_default_optimizer_params
 from fvcore.common.param_scheduler import CosineParamScheduler
 from omegaconf import DictConfig
 
-_SIZE = 128  # image side, pixels
 _BATCH = 8
 _BACKBONES = {
     "ResNet-50": "ResNet-18",
@@ -22,10 +21,10 @@ _BACKBONES = {
 }
 
 
-def overlay(cfg: DictConfig) -> None:
-    """Change a config in place."""
+def overlay(cfg: DictConfig, size: int = 128) -> None:
+    """Change a config in place, for images of `size` pixels a side."""
     cfg.dataset.synthetic = dict(
-        root="output/synthetic_128", train=800, val=800, size=_SIZE, seed=0
+        root=f"output/synthetic_{size}", train=800, val=800, size=size, seed=0
     )
     for split, name in ((cfg.dataset.train, "train"), (cfg.dataset.test, "val")):
         people = "person_keypoints_" if split.names[0].startswith("keypoints_") else ""
@@ -39,10 +38,10 @@ def overlay(cfg: DictConfig) -> None:
     if resize.sample_style == "range":
         # The same relative range as on COCO, around the image's own size.
         low, high = resize.short_edge_length
-        resize.short_edge_length = [round(_SIZE * low / high), _SIZE]
+        resize.short_edge_length = [round(size * low / high), size]
     else:
-        resize.short_edge_length = [_SIZE]
-    loaders.test.mapper.augmentations[0].short_edge_length = _SIZE
+        resize.short_edge_length = [size]
+    loaders.test.mapper.augmentations[0].short_edge_length = size
 
     backbone = cfg.model.backbone
     network, features = backbone.name.rsplit("-", 1)
@@ -56,7 +55,7 @@ def overlay(cfg: DictConfig) -> None:
     rpn = cfg.model.proposal_generator
     # The largest anchor as large as the image, for figures that fill it.
     rpn.anchor_generator.sizes = [
-        [size * _SIZE / 512 for size in level] for level in rpn.anchor_generator.sizes
+        [anchor * size / 512 for anchor in level] for level in rpn.anchor_generator.sizes
     ]
     rpn.pre_nms_topk = (400, 200)
     rpn.post_nms_topk = (200, 50)

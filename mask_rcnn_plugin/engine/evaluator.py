@@ -43,7 +43,7 @@ def evaluate(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
         results = inference_on_dataset(model, loader, evaluator) or {}
     if comm.is_main_process():
         output, dataset = Path(cfg.train.output_dir), cfg.dataset.test.names[0]
-        if not results:
+        if not results and cfg.dataloader.evaluator.output_dir:
             tasks = cfg.dataloader.evaluator.tasks
             write_submissions(output / PREDICTIONS_FILE, dataset, tasks)
         write_results(

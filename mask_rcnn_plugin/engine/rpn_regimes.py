@@ -14,7 +14,6 @@ import copy
 import json
 import logging
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from detectron2.utils.env import seed_all_rng
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from mask_rcnn_plugin.config import ConfigError
+from mask_rcnn_plugin.config import ConfigError, flatten
 from mask_rcnn_plugin.engine.checkpoint import Checkpointer, WeightsError
 from mask_rcnn_plugin.engine.evaluator import evaluate
 from mask_rcnn_plugin.engine.proposals import ProposalFiles, write_proposals
@@ -144,7 +143,7 @@ def train_stages(cfg: DictConfig, regime: str) -> dict[str, Any]:
     """
     check_stages(cfg, regime)
     if comm.is_main_process():
-        record = _read_record(cfg) or {"regime": regime, "config": _flatten(cfg), "results": {}}
+        record = _read_record(cfg) or {"regime": regime, "config": _deciding(cfg), "results": {}}
         _write_record(cfg, record)
     comm.synchronize()
     root = Path(cfg.train.output_dir)
@@ -182,7 +181,7 @@ def check_stages(cfg: DictConfig, regime: str) -> None:
     if not record:
         return
     before = {"regime": record["regime"], **record["config"]}
-    now = {"regime": regime, **_flatten(cfg)}
+    now = {"regime": regime, **_deciding(cfg)}
     keys = [k for k in {**before, **now} if before.get(k) != now.get(k)]
     if keys:
         differing = [f"{k}: {before.get(k)!r} there, {now.get(k)!r} here" for k in keys[:3]]
@@ -314,22 +313,7 @@ def _write_record(cfg: DictConfig, record: Mapping[str, Any]) -> None:
     os.replace(temporary, path)
 
 
-def _flatten(cfg: DictConfig) -> dict[str, Any]:
-    """{"train.max_iter": 160000, ...} of what decides a training, as JSON gives it back."""
-    flat: dict[str, Any] = {}
-
-    def visit(node: Any, key: str) -> None:
-        if key in _FREE:
-            return
-        if isinstance(node, (dict, list, tuple)):
-            for k, v in node.items() if isinstance(node, dict) else enumerate(node):
-                visit(v, f"{key}.{k}" if key else str(k))
-        elif node is None or isinstance(node, (bool, int, float, str)):
-            flat[key] = node
-        elif hasattr(node, "__qualname__"):  # what is called: a class or function
-            flat[key] = f"{node.__module__}.{node.__qualname__}"
-        else:
-            flat[key] = re.sub(" at 0x[0-9a-f]+", "", repr(node))
-
-    visit(OmegaConf.to_container(cfg, resolve=False), "")
-    return flat
+def _deciding(cfg: DictConfig) -> dict[str, Any]:
+    """What decides a training, as JSON gives it back."""
+    flat = flatten(cfg)
+    return {k: v for k, v in flat.items() if not f"{k}.".startswith(tuple(f"{f}." for f in _FREE))}
