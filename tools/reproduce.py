@@ -56,8 +56,8 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--table", nargs="+", required=True, metavar="TABLE", choices=[*TABLES, "all"],
-        help=f"one or more of {', '.join(TABLES)}, or all",
+        "--table", action="append", required=True, choices=[*TABLES, "all"],
+        metavar="TABLE", help=f"one of {', '.join(TABLES)}, or all; may be given several times",
     )  # fmt: skip
     parser.add_argument("--scale", choices=list(SCALES), default="synthetic")
     parser.add_argument("--seeds", type=int, default=1, help="trainings of each row")

@@ -47,7 +47,7 @@ def reproduced(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -
     done = run(*arguments, cwd=folder)
     assert done.returncode == 0, done.stderr
     assert "2 trainings for 2 rows, 0 of them done" in done.stdout
-    assert "| ours: not run |" not in done.stdout
+    assert "ours: not run" not in done.stdout
     return folder
 
 
@@ -126,4 +126,4 @@ def test_a_failed_training_is_an_exit_code_and_leaves_the_others(
     assert done.returncode == 1
     assert "2 trainings failed, see above" in done.stderr
     assert "console.txt" in done.stdout
-    assert "| ours: not run |" in done.stdout
+    assert done.stdout.count("ours: not run") == 2
