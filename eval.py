@@ -23,7 +23,7 @@ from mask_rcnn_plugin import get_config  # isort: split
 from detectron2.config import instantiate
 from detectron2.utils.logger import setup_logger
 
-from mask_rcnn_plugin.config import ConfigError
+from mask_rcnn_plugin.config import ConfigError, short_name
 from mask_rcnn_plugin.data.coco import DatasetError
 from mask_rcnn_plugin.engine import Checkpointer, evaluate, resolve_weights, setup_datasets
 from mask_rcnn_plugin.engine.checkpoint import WeightsError
@@ -67,16 +67,11 @@ def run(args: argparse.Namespace) -> None:
         setup_logger(str(output), name=name)
     results = evaluate(cfg, model)
     if results:
-        row = row_of(args.config.split("+")[0])
+        row = row_of(short_name(args.config))
         print(results_table(results, row and row.scores))
         if row:
             print(f"paper: {row.summary()}")
         print(f"{output / 'results.json'}: the same and the AP of each category")
-    else:
-        print(
-            f"{cfg.dataset.test.names[0]} has no annotations, so no score can be computed here.\n"
-            f"{output / 'submission'}/TASK/*_results.zip: upload these to COCO's evaluation server"
-        )
     print(f"{output / PREDICTIONS_FILE}: predictions in COCO's format")
     if args.visualize:
         pictures = draw_predictions(

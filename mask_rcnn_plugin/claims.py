@@ -5,7 +5,7 @@ everywhere.
 """
 
 from collections.abc import Mapping, Sequence
-from math import sqrt
+from math import isnan, sqrt
 from statistics import mean, stdev
 from typing import NamedTuple
 
@@ -64,19 +64,20 @@ class Claim(NamedTuple):
 
         Returns:
             "agrees" or "disagrees", if it does by `STANDARD_ERRORS` standard errors over the seeds;
-            "undecided" in between; "one seed" where there is no spread to judge by; "not run".
+            "undecided" in between; "one seed" where there is no spread to judge by; "no AP" where
+            one could not be computed (nan); "not run".
         """
         effect = self.effect.measured(measured)
         than = self.than.measured(measured) if self.than else [0.0] * len(effect)
         if not effect or not than:
             return "not run"
+        if any(isnan(x) for x in (*effect, *than)):
+            return "no AP"
         if len(effect) == 1:
             return "one seed"
         # What must be positive for the paper to be right.
         if self.kind == "equal":
-            centre = abs(mean(effect))
-            margin = EQUAL_WITHIN - centre
-            error = standard_error(effect)
+            margin, error = EQUAL_WITHIN - abs(mean(effect)), standard_error(effect)
         else:
             if self.kind == "fraction":
                 support = [t / 2 - e for e, t in zip(effect, than)]

@@ -55,8 +55,8 @@ def get_config(name: str, overrides: Iterable[str] = ()) -> DictConfig:
     Raises:
         ConfigError: if there is no such file, overlay or key, or a value has the wrong type.
     """
-    base, *overlays = [name] if Path(name).is_file() else name.split("+")
-    path, short_name = _find(base)
+    base, *overlays = _split(name)
+    path, short = _find(base)
     cfg = LazyConfig.load(str(path))
     missing = [n for n in _NODES if n not in cfg]
     if missing:
@@ -69,7 +69,7 @@ def get_config(name: str, overrides: Iterable[str] = ()) -> DictConfig:
     for override in overrides:
         apply_override(cfg, override)
     if OmegaConf.select(cfg, "train.output_dir") == "":
-        cfg.train.output_dir = f"output/{'+'.join([short_name, *overlays])}"
+        cfg.train.output_dir = f"output/{'+'.join([short, *overlays])}"
     return cfg
 
 
@@ -115,6 +115,18 @@ def apply_override(cfg: DictConfig, override: str) -> None:
             f"{key} is a {kind} ({current!r})"
         )
     OmegaConf.update(node, parts[-1], value, merge=True)
+
+
+def short_name(name: str) -> str:
+    """What a config is called, overlays left out: "table2a_backbone/r50_fpn" also for its path.
+
+    Args:
+        name: as `get_config` takes it.
+
+    Raises:
+        ConfigError: if there is no such file.
+    """
+    return _find(_split(name)[0])[1]
 
 
 def flatten(cfg: DictConfig) -> dict[str, Any]:
@@ -173,6 +185,11 @@ def require_mask_rcnn_config(cfg: CfgNode) -> None:
             "this config has not the plugin's keys: call mask_rcnn_plugin.add_mask_rcnn_config(cfg)"
             " after get_cfg(), or set DETECTRON2_ENV_MODULE=mask_rcnn_plugin.env"
         )
+
+
+def _split(name: str) -> list[str]:
+    """A config's name or path, and its overlays."""
+    return [name] if Path(name).is_file() else name.split("+")
 
 
 def _find(name: str) -> tuple[Path, str]:

@@ -61,6 +61,11 @@ def test_what_was_not_run_decides_nothing() -> None:
     assert claim.verdict({}) == "not run"
 
 
+def test_an_ap_that_could_not_be_computed_decides_nothing() -> None:
+    claim = Claim("", "gain", A_OVER_B)
+    assert claim.verdict(measured(a=[1, float("nan")], b=[3, 4])) == "no AP"
+
+
 def test_effects_are_paired_by_seed() -> None:
     assert A_OVER_B.measured(measured(a=[3, 5], b=[1, 6])) == [2, -1]
 

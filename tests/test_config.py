@@ -12,7 +12,7 @@ from detectron2.utils.events import EventStorage
 from omegaconf import OmegaConf
 
 from mask_rcnn_plugin import add_mask_rcnn_config, get_config, list_configs
-from mask_rcnn_plugin.config import CONFIG_DIR, ConfigError, flatten, list_overlays
+from mask_rcnn_plugin.config import CONFIG_DIR, ConfigError, flatten, list_overlays, short_name
 from mask_rcnn_plugin.engine import setup_datasets
 from mask_rcnn_plugin.paper import ROWS, row_of
 
@@ -249,6 +249,7 @@ def test_path_and_short_name_give_the_same_config(tmp_path: Path) -> None:
     by_path = get_config(str(CONFIG_DIR / f"{name}.py"))
     assert by_name == by_path
     assert by_name.train.output_dir == "output/table2a_backbone/r50_fpn"
+    assert short_name(f"{name}+synthetic") == short_name(str(CONFIG_DIR / f"{name}.py")) == name
 
 
 def test_a_flat_config_is_plain_and_tells_configs_apart() -> None:

@@ -1,6 +1,7 @@
 """Planning and running of rows, with a stand-in for train.py."""
 
 import json
+import os
 import textwrap
 from pathlib import Path
 
@@ -106,6 +107,33 @@ def test_a_failed_run_is_told_and_tried_again(
     assert "no luck" in console.read_text()
     assert execute(runs, train_script, jobs=1, num_gpus=1) == [runs[0]]
     assert starts(train_script) == ["a 7", "a 7", "a 8"]
+
+
+def test_an_interruption_leaves_nothing_behind_and_the_same_call_goes_on(
+    tmp_path: Path, train_script: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endless = tmp_path / "endless.py"
+    endless.write_text(
+        "import os, pathlib, signal\n"
+        "pathlib.Path(__file__).with_name('pid').write_text(str(os.getpid()))\n"
+        "signal.pause()\n"
+    )
+    pid = tmp_path / "pid"
+
+    def interrupt(seconds: float) -> None:
+        if pid.exists() and pid.read_text():
+            raise KeyboardInterrupt
+
+    run = Run("a", ("train.seed=0",), 0, 3, tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr("mask_rcnn_plugin.reproduction.time.sleep", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            execute([run], endless, jobs=1, num_gpus=1)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)
+    assert not run.done
+    assert execute([run], train_script, jobs=1, num_gpus=1) == []
+    assert run.done
 
 
 def test_jobs_share_the_cores_of_a_cpu(

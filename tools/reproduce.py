@@ -46,7 +46,8 @@ ALL = {
     "coco": list(TABLES),
     "synthetic": ["2b", "class_agnostic", "2c", "2d", "fpn_roi_layer", "2e", "5", "6"],
 }
-PICTURES = 2  # images drawn under each row
+# Images drawn under each row, and the score from which a prediction is.
+PICTURES, PICTURE_SCORE = 2, 0.3
 
 Runs = dict[tuple[str, int], Run]
 
@@ -138,6 +139,16 @@ def write_table(table: str, args: argparse.Namespace, runs: Runs) -> list[report
             }
             for r in rows_of(table)
         ],
+        "claims": [
+            {
+                "claim": claim.text,
+                "metric": f"{claim.effect.task} {claim.effect.metric}",
+                "paper": round(claim.effect.in_paper(), 1),
+                "measured": claim.effect.measured(measured),
+                "verdict": claim.verdict(measured),
+            }
+            for claim in report.claims_of(table)
+        ],
     }
     (output / f"{table}.json").write_text(json.dumps(content, indent=2) + "\n")
 
@@ -150,9 +161,8 @@ def write_table(table: str, args: argparse.Namespace, runs: Runs) -> list[report
     if minutes:
         cost = max(sum(m) / seeds for m in minutes.values())
         blocks.append(report.Block(f"A training took up to {cost:.1f} minutes."))
-    claims = report.claims_of(table)
-    if claims:
-        headers, lines = report.claim_rows(claims, measured)
+    if content["claims"]:
+        headers, lines = report.claim_rows(report.claims_of(table), measured)
         blocks.append(report.Block(headers=headers, rows=lines))
     plot = output / f"{table}.png"
     report.plot_effects(table, measured, plot)
@@ -167,14 +177,19 @@ def write_table(table: str, args: argparse.Namespace, runs: Runs) -> list[report
 
 
 def draw_rows(table: str, runs: dict[str, Run], file: Path) -> None:
-    """Draw the test images with the most objects: ground truth, then each row's predictions."""
+    """Draw a few test images: their ground truth, then each row's predictions."""
     some = next(iter(runs.values()))
     cfg = get_config(some.config, some.overrides)
     setup_datasets(cfg, training=False)
     (name,) = cfg.dataset.test.names
     metadata = MetadataCatalog.get(name)
-    images = sorted(DatasetCatalog.get(name), key=lambda i: -len(i.get("annotations", [])))
-    predictions = {c: read_predictions(r.folder / PREDICTIONS_FILE) for c, r in runs.items()}
+    images = DatasetCatalog.get(name)
+    # With enough to compare and little enough to see it. Test-dev has no annotations.
+    images = [i for i in images if len(i.get("annotations", [])) in (2, 3)] or images
+    predictions = {
+        config: read_predictions(run.folder / PREDICTIONS_FILE, PICTURE_SCORE)
+        for config, run in runs.items()
+    }
     names = {row.config: row.name for row in rows_of(table)}
     pictures = {}
     for number, image in enumerate(images[:PICTURES], start=1):

@@ -1,5 +1,6 @@
 """Evaluation of a config's model on its test set."""
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ from mask_rcnn_plugin.evaluation import (
     write_results,
     write_submissions,
 )
+
+logger = logging.getLogger(__name__)
 
 
 def evaluate(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
@@ -44,8 +47,15 @@ def evaluate(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
     if comm.is_main_process():
         output, dataset = Path(cfg.train.output_dir), cfg.dataset.test.names[0]
         if not results and cfg.dataloader.evaluator.output_dir:
-            tasks = cfg.dataloader.evaluator.tasks
-            write_submissions(output / PREDICTIONS_FILE, dataset, tasks)
+            files = write_submissions(
+                output / PREDICTIONS_FILE, dataset, cfg.dataloader.evaluator.tasks
+            )
+            logger.warning(
+                "%s has no annotations, so no score can be computed here; for COCO's evaluation "
+                "server there is %s",
+                dataset,
+                ", ".join(map(str, files)),
+            )
         write_results(
             output / "results.json",
             dataset,
