@@ -14,24 +14,20 @@ what is there instead, before anything is written.
 """
 
 import argparse
-import os
-import sys
 from pathlib import Path
 
 # First: the plugin makes detectron2 importable on current Pillow and NumPy.
 from mask_rcnn_plugin import get_config  # isort: split
 
-import torch
 from detectron2.data import MetadataCatalog
-from detectron2.engine import default_setup, launch
+from detectron2.engine import default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 
 from mask_rcnn_plugin.config import ConfigError
-from mask_rcnn_plugin.data.coco import DatasetError
 from mask_rcnn_plugin.engine import resolve_weights, setup_datasets, train
-from mask_rcnn_plugin.engine.checkpoint import WeightsError
+from mask_rcnn_plugin.engine.launch import launch_training, parse_training_args
 from mask_rcnn_plugin.engine.trainer import check_precision
 
 
@@ -40,28 +36,9 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--config-file",
-        dest="config",
-        required=True,
-        metavar="CFG",
-        help="short name or path of a config, with overlays behind a plus: NAME+synthetic",
-    )
-    parser.add_argument("--num-gpus", type=int, default=1, help="GPUs of this machine to use")
-    parser.add_argument(
         "--resume", action="store_true", help="go on from the last checkpoint in train.output_dir"
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
-    args = parser.parse_intermixed_args()
-    visible = torch.cuda.device_count()
-    if args.num_gpus < 1 or (args.num_gpus > 1 and args.num_gpus > visible):
-        parser.error(f"--num-gpus is {args.num_gpus}, must be from 1 to the {visible} visible GPUs")
-    for variable in ("WORLD_SIZE", "SLURM_NTASKS"):
-        if int(os.environ.get(variable, 1)) > 1:
-            parser.error(
-                f"{variable} is {os.environ[variable]}: this starts its processes itself, "
-                "use --num-gpus, not torchrun or srun with several tasks"
-            )
-    return args
+    return parse_training_args(parser)
 
 
 def prepare(args: argparse.Namespace) -> DictConfig:
@@ -79,9 +56,8 @@ def prepare(args: argparse.Namespace) -> DictConfig:
     return cfg
 
 
-def run(args: argparse.Namespace, cfg: DictConfig | None) -> None:
+def run(args: argparse.Namespace, cfg: DictConfig) -> None:
     """What each process does."""
-    cfg = cfg or prepare(args)
     default_setup(cfg, args)
     logger = setup_logger(
         cfg.train.output_dir, distributed_rank=comm.get_rank(), name="mask_rcnn_plugin"
@@ -92,15 +68,7 @@ def run(args: argparse.Namespace, cfg: DictConfig | None) -> None:
 
 
 def main() -> None:
-    args = parse_args()
-    try:
-        cfg = prepare(args)
-        # Spawned processes have catalogs of their own and prepare themselves.
-        alone = cfg if args.num_gpus == 1 else None
-        launch(run, args.num_gpus, dist_url="auto", args=(args, alone))
-    except (ConfigError, DatasetError, WeightsError) as error:
-        print(f"train.py: {error}", file=sys.stderr)
-        sys.exit(2)
+    launch_training(parse_args(), prepare, run)
 
 
 if __name__ == "__main__":
