@@ -152,6 +152,23 @@ def flatten(cfg: DictConfig) -> dict[str, Any]:
     return flat
 
 
+# No trained weight depends on these, so they may change between the runs of one training.
+_FREE = (
+    *("train.output_dir", "train.device", "train.checkpointer", "train.cudnn_benchmark"),
+    *("train.eval_period", "train.log_period"),
+    *("dataloader.train.num_workers", "dataloader.test.num_workers"),
+)
+
+
+def deciding(cfg: DictConfig) -> dict[str, Any]:
+    """What of a config decides how a training goes and is tested, as `flatten` has it."""
+    return {
+        key: value
+        for key, value in flatten(cfg).items()
+        if not any(f"{key}.".startswith(f"{free}.") for free in _FREE)
+    }
+
+
 def add_mask_rcnn_config(cfg: CfgNode) -> None:
     """Add the plugin's keys to a detectron2 YAML config; those that are there keep their values.
 

@@ -1,21 +1,19 @@
 """What a reproduction measured, beside the paper: tables, plots, pictures, one page of it all."""
 
 import base64
+import contextlib
 import html
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
-from mask_rcnn_plugin.claims import CLAIMS, EQUAL_WITHIN, STANDARD_ERRORS, Claim, Measured
-from mask_rcnn_plugin.paper import TABLES, TASKS, Row, rows_of
+from mask_rcnn_plugin.claims import AS_GOOD_WITHIN, CLAIMS, Claim, Effect, Measured
+from mask_rcnn_plugin.paper import TABLES, TASKS, rows_of
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
@@ -45,18 +43,24 @@ def columns_of(table: str) -> list[tuple[str, str]]:
 
 
 def table_rows(
-    table: str, measured: Measured, milliseconds: Mapping[str, float]
+    table: str,
+    measured: Measured,
+    minutes: Mapping[str, Sequence[float]],
+    milliseconds: Mapping[str, float],
 ) -> tuple[list[str], list[list[str]]]:
     """Headers and cells: two lines a row, the paper's values and ours with their deviation.
 
     Args:
         table: key of `paper.TABLES`.
-        measured: see `claims`; rows that are not in it have the paper's line alone.
+        measured: see `claims`; a row that is not in it is not done, one without tasks has been
+            tested on images without annotations.
+        minutes: {config: what a training and its test took, one a seed}.
         milliseconds: {config: time of an image}; shown where the paper gives times.
     """
     columns = columns_of(table)
     timed = any(row.milliseconds for row in rows_of(table))
-    headers = ["row", "", *(f"{TASKS[t]} {m}" for t, m in columns), *(["ms"] if timed else [])]
+    times = ["ms an image", "minutes"] if timed else ["minutes"]
+    headers = ["row", "", *(f"{TASKS[t]} {m}" for t, m in columns), *times]
     lines = []
     for row in rows_of(table):
         paper = [_number(row.scores.get(t, {}).get(m)) for t, m in columns]
@@ -64,9 +68,14 @@ def table_rows(
         if timed:
             paper.append(f"{row.milliseconds:.0f}" if row.milliseconds else "")
             ours.append(f"{milliseconds[row.config]:.0f}" if row.config in milliseconds else "")
+        paper.append("")
+        ours.append(_spread(minutes.get(row.config, ())))
         lines.append([row.name, f"paper ({row.split})", *paper])
         if row.config:
-            lines.append(["", "ours" if row.config in measured else "ours: not run", *ours])
+            state = "ours: not done"
+            if row.config in measured:
+                state = "ours" if measured[row.config] else "ours: see its submission/"
+            lines.append(["", state, *ours])
     return headers, lines
 
 
@@ -89,56 +98,66 @@ def claim_rows(claims: Sequence[Claim], measured: Measured) -> tuple[list[str], 
     return headers, lines
 
 
-def plot_effects(table: str, measured: Measured, file: Path) -> None:
-    """Draw each row's difference to the table's reference row: the paper's, and ours.
+def claim_records(claims: Sequence[Claim], measured: Measured) -> list[dict[str, Any]]:
+    """What `claim_rows` shows, in numbers, for JSON."""
+    return [
+        {
+            "claim": claim.text,
+            "kind": claim.kind,
+            "effect": claim.effect._asdict(),
+            "paper": round(claim.effect.in_paper(), 1),
+            "measured": _finite(claim.effect.measured(measured)),
+            "than": claim.than and claim.than._asdict(),
+            "than_paper": claim.than and round(claim.than.in_paper(), 1),
+            "than_measured": claim.than and _finite(claim.than.measured(measured)),
+            "verdict": claim.verdict(measured),
+        }
+        for claim in claims
+    ]
 
-    The reference is the method that the paper argues for, the table's last row (in Table 5 the
-    first, boxes alone). Bars are one standard deviation over the seeds.
+
+def plot_effects(table: str, measured: Measured, file: Path) -> None:
+    """Draw each row's difference to a reference row: the paper's, and ours.
+
+    The reference is the method that the paper argues for, the table's last row; in Table 5, and
+    where the text compares with a row of another table, the first one that has the task. Bars are
+    one standard deviation over the seeds. Where there is nothing to draw no file is left.
     """
-    rows = [r for r in rows_of(table) if r.config]
-    reference = rows[0] if table == "5" or TABLES[table].baseline else rows[-1]
-    others = [r for r in rows if r is not reference and r.config in measured]
-    columns = [c for c in columns_of(table) if c[1] in ("AP", "AP50", "AP75")]
-    columns = [c for c in columns if c[0] in measured.get(reference.config, {})]
-    if not others or not columns:
+    file.unlink(missing_ok=True)
+    panels = []
+    for task, metric in columns_of(table):
+        rows = [r for r in rows_of(table) if task in measured.get(r.config, {})]
+        if metric in ("AP", "AP50", "AP75") and len(rows) > 1:
+            first = table == "5" or TABLES[table].baseline
+            panels.append((task, metric, rows[0] if first else rows[-1], rows))
+    if not panels:
         return
-    figure = Figure(figsize=(1 + 2.6 * len(columns), 1.2 + 0.5 * len(others)), layout="constrained")
-    panels = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
-    for panel, (task, metric) in zip(panels, columns):
-        panel.axvline(0, color="0.7", linewidth=1)
-        for y, row in enumerate(others):
-            _plot_row(panel, y, row, reference, measured, task, metric)
-        panel.set_title(f"{TASKS[task]} {metric}", fontsize=10)
-        panel.set_yticks(range(len(others)), [r.name for r in others], fontsize=9)
-        panel.set_ylim(len(others) - 0.5, -0.5)
-        panel.tick_params(axis="x", labelsize=8)
-        panel.margins(x=0.2)
-    figure.supxlabel(f"points of AP more than {reference.name}", fontsize=9)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", ncols=2)
+    labels = [r for r in rows_of(table) if any(r in rows for *_, rows in panels)]
+    figure = Figure(figsize=(2 + 2.6 * len(panels), 1.4 + 0.5 * len(labels)), layout="constrained")
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axis, (task, metric, reference, rows) in zip(axes, panels):
+        axis.axvline(0, color="0.7", linewidth=1)
+        for row in rows:
+            if row is not reference:
+                effect = Effect(row.config, reference.config, task, metric)
+                _plot_effect(axis, labels.index(row), effect, measured)
+        axis.set_title(f"{TASKS[task]} {metric}", fontsize=10)
+        axis.set_xlabel(f"more than {reference.name}", fontsize=8)
+        axis.set_yticks(range(len(labels)), [r.name for r in labels], fontsize=9)
+        axis.set_ylim(len(labels) - 0.5, -0.5)
+        axis.tick_params(axis="x", labelsize=8)
+        axis.margins(x=0.2)
+    axes[0].plot([], [], "D", color="black", markersize=6, label="paper")
+    axes[0].errorbar([], [], xerr=[], fmt="o", color="tab:red", capsize=4, label="ours")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=2)
     figure.savefig(file, dpi=110)
 
 
-def _plot_row(
-    panel: Any, y: int, row: Row, reference: Row, measured: Measured, task: str, metric: str
-) -> None:
-    labels = ("paper", "ours") if y == 0 else (None, None)
-    if metric in row.scores.get(task, {}) and metric in reference.scores.get(task, {}):
-        effect = row.scores[task][metric] - reference.scores[task][metric]
-        panel.plot(effect, y - 0.12, "D", color="black", markersize=6, label=labels[0])
-    elif y == 0:  # the legend is made from the first panel
-        panel.plot([], [], "D", color="black", markersize=6, label=labels[0])
-    if task not in measured[row.config]:
-        return
-    ours = [
-        a - b
-        for a, b in zip(
-            measured[row.config][task][metric], measured[reference.config][task][metric]
-        )
-    ]
-    error = stdev(ours) if len(ours) > 1 else 0
-    panel.errorbar(
-        mean(ours), y + 0.12, xerr=error, fmt="o", color="tab:red", capsize=4, label=labels[1]
-    )
+def _plot_effect(axis: Any, y: int, effect: Effect, measured: Measured) -> None:
+    with contextlib.suppress(KeyError):  # the paper does not give every one
+        axis.plot(effect.in_paper(), y - 0.12, "D", color="black", markersize=6)
+    ours = np.array(effect.measured(measured))
+    axis.errorbar(ours.mean(), y + 0.12, xerr=_deviation(ours), fmt="o", color="tab:red", capsize=4)
 
 
 def plot_predictions(pictures: Mapping[str, np.ndarray], file: Path, columns: int) -> None:
@@ -198,30 +217,12 @@ def to_html(blocks: Sequence[Block], title: str) -> str:
     return "\n".join(["<!doctype html>", head, *parts]) + "\n"
 
 
-def environment() -> str:
-    """What the numbers were measured on, in one line."""
-    device = (
-        torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else f"{torch.get_num_threads()} cores of {_processor()}"
-    )
-    return f"{device}; torch {torch.__version__}, Python {platform.python_version()}"
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
 VERDICTS = (
-    f'"agrees" and "disagrees": by more than {STANDARD_ERRORS:g} standard errors over the seeds. '
-    '"Undecided": less than that. A claim of "nearly as good" or "as good" is taken as within '
-    f'{EQUAL_WITHIN:g} points of AP, one of "no better" as less than half of the gain in the '
-    'column "than", one of "more" as more than it.'
+    f'"Agrees" and "disagrees": the seeds are sure of it to 95%, by a one-sided Student\'s t test; '
+    f'"undecided": they are not. "As good": not worse by more than {AS_GOOD_WITHIN:.0%} of the '
+    'other\'s AP. "No better": less than half of what is gained in the column "than". "More": '
+    "more than in that column. The spread is that of the training alone: all rows are trained and "
+    "tested on the same images."
 )
 
 
@@ -229,9 +230,22 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.1f}"
 
 
+def _deviation(values: np.ndarray) -> float:
+    """Standard deviation of a sample; 0 for a single value."""
+    return float(values.std(ddof=1)) if len(values) > 1 else 0.0
+
+
 def _spread(values: Sequence[float], sign: str = "") -> str:
-    """Mean and standard deviation over the seeds."""
+    """Mean and standard deviation over the seeds; "n/a" where COCO defines no AP (nan)."""
     if not values:
         return ""
-    deviation = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{mean(values):{sign}.1f}{deviation}"
+    array = np.array(values)
+    if np.isnan(array).any():
+        return "n/a"
+    deviation = f" ± {_deviation(array):.1f}" if len(values) > 1 else ""
+    return f"{array.mean():{sign}.1f}{deviation}"
+
+
+def _finite(values: Sequence[float]) -> list[float | None]:
+    """For JSON, which has no nan."""
+    return [None if np.isnan(v) else round(v, 3) for v in values]

@@ -1,18 +1,19 @@
-"""Runs rows of the paper's tables: each a training by train.py in a process and folder of its own.
+"""Runs rows of the paper's tables: each by train.py, in a process and folder of its own.
 
-A folder bears a fingerprint of its config, so that rows that are equal are run once, a run
-that is finished is never repeated, one that was interrupted goes on, and one whose config has
-changed since is another run.
+A folder bears a fingerprint of its config, so that rows that are equal are run once, a run that is
+finished is never repeated, one that was interrupted goes on from its last checkpoint, and one whose
+config has changed since is another run. Rows that differ in their test set alone are trained once,
+and tested by eval.py.
 """
 
 import contextlib
 import hashlib
 import json
 import os
+import platform
 import subprocess
 import sys
 import time
-from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,24 +22,27 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from mask_rcnn_plugin.config import flatten, get_config
+from mask_rcnn_plugin.config import deciding, get_config
+from mask_rcnn_plugin.data import synthetic
 from mask_rcnn_plugin.paper import TASKS
 
 # What each scale lays over a row.
 SCALES = {"coco": "", "synthetic": "+ablation"}
 
 _DONE = "run.json"  # written last
+_SECONDS = "seconds"  # a line a start
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training of one row.
+    """One training and test of one row.
 
     config: name with overlays.
     overrides: "key=value", without `train.output_dir`.
     seed: `train.seed`.
-    max_iter: its iterations.
+    max_iter: its iterations; 0 if it is trained already.
     folder: its `train.output_dir`.
+    trained: the run whose weights it tests, None if it trains its own.
     """
 
     config: str
@@ -46,6 +50,7 @@ class Run:
     seed: int
     max_iter: int
     folder: Path
+    trained: "Run | None" = None
 
     @property
     def done(self) -> bool:
@@ -69,8 +74,13 @@ class Run:
         return json.loads((self.folder / "results.json").read_text())
 
     def seconds(self) -> float:
-        """Wall-clock time of a finished run, since it was last started."""
-        return json.loads((self.folder / _DONE).read_text())["seconds"]
+        """Wall-clock time that it has taken, all its starts together."""
+        file = self.folder / _SECONDS
+        return sum(map(float, file.read_text().split())) if file.exists() else 0.0
+
+    def environment(self) -> str:
+        """Hardware and versions that a finished run ran on."""
+        return json.loads((self.folder / _DONE).read_text())["environment"]
 
 
 def plan(
@@ -93,56 +103,79 @@ def plan(
     """
     runs: dict[tuple[str, int], Run] = {}
     by_fingerprint: dict[str, Run] = {}
+    by_training: dict[str, Run] = {}
     for seed in range(seeds):
         for config in configs:
             name = config + SCALES[scale]
             changes = (*overrides, f"train.seed={seed}")
             cfg = get_config(name, changes)
-            cfg.train.output_dir = ""
-            content = json.dumps(flatten(cfg), sort_keys=True)
-            key = hashlib.sha1(content.encode()).hexdigest()[:10]
-            if key not in by_fingerprint:
+            keys: dict[str, Any] = deciding(cfg)
+            if "synthetic" in cfg.dataset:
+                keys["drawing"] = synthetic.VERSION
+            whole = _fingerprint(keys)
+            training = _fingerprint({k: v for k, v in keys.items() if not _of_the_test(k)})
+            if whole not in by_fingerprint:
                 # Another table may have run it under another name.
                 folder = next(
-                    iter(sorted(root.glob(f"*-{key}"))),
-                    root / f"{config.replace('/', '.')}-seed{seed}-{key}",
+                    iter(sorted(root.glob(f"*-{whole}"))),
+                    root / f"{config.replace('/', '.')}-seed{seed}-{whole}",
                 )
-                by_fingerprint[key] = Run(name, changes, seed, cfg.train.max_iter, folder)
-            runs[config, seed] = by_fingerprint[key]
+                trained = by_training.get(training)
+                run = Run(
+                    name, changes, seed, 0 if trained else cfg.train.max_iter, folder, trained
+                )
+                by_fingerprint[whole] = run
+                by_training.setdefault(training, run)
+            runs[config, seed] = by_fingerprint[whole]
     return runs
 
 
-def execute(runs: Iterable[Run], train_script: Path, *, jobs: int, num_gpus: int) -> list[Run]:
-    """Train and evaluate what is not done, with a progress bar.
+def _of_the_test(key: str) -> bool:
+    return key.startswith(("dataset.test.", "dataloader.test.", "dataloader.evaluator."))
+
+
+def _fingerprint(keys: dict[str, Any]) -> str:
+    return hashlib.sha1(json.dumps(keys, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def execute(runs: Iterable[Run], scripts: Path, *, jobs: int, num_gpus: int) -> list[Run]:
+    """Train and test what is not done, with a progress bar.
 
     Args:
         runs: in the order in which to start them.
-        train_script: train.py.
-        jobs: how many at a time; on a CPU they share its cores.
-        num_gpus: of each run.
+        scripts: folder of train.py and eval.py.
+        jobs: how many at a time; on a CPU they share its cores, else the same GPUs.
+        num_gpus: of each training.
 
     Returns:
-        Runs that failed; console.txt in their folder says why.
+        Runs that failed, and those that needed one of these; console.txt in their folder says why.
     """
-    pending = deque(dict.fromkeys(run for run in runs if not run.done))
+    pending = list(dict.fromkeys(run for run in runs if not run.done))
     running: dict[Run, tuple[subprocess.Popen[bytes], float]] = {}
     failed: list[Run] = []
-    finished = 0  # iterations
-    total = sum(run.max_iter for run in pending)
+    # Iterations behind a run before it is started here do not count for the estimate.
+    before = {run: min(run.iteration(), run.max_iter) for run in pending}
+    total = sum(run.max_iter - before[run] for run in pending)
+    finished = 0
     with tqdm(total=total, unit="it", smoothing=0, disable=not pending) as bar:
         try:
             while pending or running:
-                while pending and len(running) < jobs:
-                    run = pending.popleft()
-                    running[run] = (_start(run, train_script, jobs, num_gpus), time.monotonic())
+                ready = [r for r in pending if r.trained is None or r.trained.done]
+                for run in ready[: jobs - len(running)]:
+                    pending.remove(run)
+                    running[run] = (_start(run, scripts, jobs, num_gpus), time.monotonic())
+                if not running:  # what is left needs a run that failed
+                    failed += pending
+                    break
                 time.sleep(0.2)
                 for run, (process, started) in list(running.items()):
                     if process.poll() is None:
                         continue
                     del running[run]
-                    finished += run.max_iter
+                    _spend(run, started)
+                    finished += run.max_iter - before[run]
                     if process.returncode == 0 and (run.folder / "results.json").exists():
-                        _finish(run, time.monotonic() - started)
+                        _finish(run)
                         bar.write(f"{run.config} seed {run.seed}: {_outcome(run)}")
                     else:
                         failed.append(run)
@@ -150,34 +183,48 @@ def execute(runs: Iterable[Run], train_script: Path, *, jobs: int, num_gpus: int
                             f"{run.config} seed {run.seed}: failed with exit code "
                             f"{process.returncode}, see {run.folder / 'console.txt'}"
                         )
-                bar.n = finished + sum(run.iteration() for run in running)
-                bar.set_postfix_str(f"{len(running)} running, {len(pending)} to come")
+                bar.set_postfix_str(
+                    f"{len(running)} running, {len(pending)} to come", refresh=False
+                )
+                done = sum(max(0, run.iteration() - before[run]) for run in running)
+                bar.update(finished + done - bar.n)
         finally:  # after an interruption nothing goes on in the background
             for process, _ in running.values():
                 process.terminate()
-            for process, _ in running.values():
+            for run, (process, started) in running.items():
                 process.wait()
+                _spend(run, started)
     return failed
 
 
-def _start(run: Run, script: Path, jobs: int, num_gpus: int) -> "subprocess.Popen[bytes]":
+def _start(run: Run, scripts: Path, jobs: int, num_gpus: int) -> "subprocess.Popen[bytes]":
     run.folder.mkdir(parents=True, exist_ok=True)
-    command = [
-        *(sys.executable, str(script), "--config-file", run.config, "--resume"),
-        *("--num-gpus", str(num_gpus)),
-        *(*run.overrides, f"train.output_dir={run.folder}"),
-    ]
+    if run.trained:
+        weights = str(run.trained.folder / "model_final.pth")
+        command = ["eval.py", "--weights", weights]
+    else:
+        command = ["train.py", "--resume", "--num-gpus", str(num_gpus)]
+    arguments = ["--config-file", run.config, *run.overrides, f"train.output_dir={run.folder}"]
     env = dict(os.environ)
     if not torch.cuda.is_available():
         env["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // jobs))
     with (run.folder / "console.txt").open("ab") as console:
         return subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=console, stderr=console, env=env
+            [sys.executable, str(scripts / command[0]), *command[1:], *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=console,
+            stderr=console,
+            env=env,
         )
 
 
-def _finish(run: Run, seconds: float) -> None:
-    content = {"config": run.config, "seed": run.seed, "seconds": round(seconds, 1)}
+def _spend(run: Run, started: float) -> None:
+    with (run.folder / _SECONDS).open("a") as file:
+        print(f"{time.monotonic() - started:.3f}", file=file)
+
+
+def _finish(run: Run) -> None:
+    content = {"config": run.config, "seed": run.seed, "environment": environment()}
     partial = run.folder / f".{_DONE}"
     partial.write_text(json.dumps(content) + "\n")
     partial.replace(run.folder / _DONE)
@@ -185,5 +232,22 @@ def _finish(run: Run, seconds: float) -> None:
 
 def _outcome(run: Run) -> str:
     results = run.results()
-    scores = [f"{TASKS[t]} AP {results[t]['AP']:.1f}" for t in TASKS if t in results]
+    scores = [f"{TASKS[t]} AP {results[t]['AP'] or 0:.1f}" for t in TASKS if t in results]
     return f"{', '.join(scores) or 'no annotations to score with'} in {run.seconds():.0f} s"
+
+
+def environment() -> str:
+    """What runs are run on here, in one line."""
+    device = (
+        torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"{len(os.sched_getaffinity(0))} cores of {_processor()}"
+    )
+    return f"{device}, torch {torch.__version__}, Python {platform.python_version()}"
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

@@ -14,110 +14,160 @@ from omegaconf import OmegaConf
 from mask_rcnn_plugin import add_mask_rcnn_config, get_config, list_configs
 from mask_rcnn_plugin.config import CONFIG_DIR, ConfigError, flatten, list_overlays, short_name
 from mask_rcnn_plugin.engine import setup_datasets
+from mask_rcnn_plugin.modeling import MaskRCNNMLPHead
 from mask_rcnn_plugin.paper import ROWS, row_of
 
 CONFIGS = list_configs()
 
-_TEST_SPLIT = {
-    "dataset.test.names",
-    "dataloader.evaluator.dataset_name",
-    "dataloader.test.dataset.names",
-    "train.eval_period",
-}
-_TASKS = {"dataloader.evaluator.tasks"}
-_MASKS = _TASKS | {
-    "dataloader.train.mapper.use_instance_mask",
-    *(f"model.roi_heads.mask_{part}" for part in ("head", "in_features", "pooler")),
-}
-_KEYPOINTS = _TASKS | {
-    "dataloader.train.mapper.use_keypoint",
-    *(f"model.roi_heads.keypoint_{part}" for part in ("head", "in_features", "pooler")),
-}
-_C4_BACKBONE = {  # its channels are read in several places
-    *(f"model.{node}.name" for node in ("backbone", "roi_heads.res5")),
-    "model.proposal_generator.head.in_channels.name",
-    *(f"model.roi_heads.{h}.input_shape.channels.name" for h in ("box_predictor", "mask_head")),
-}
+ADDED, REMOVED = "added", "removed"  # a node, with all that is below it
 
 
-def _pooler(*branches: str, keys: tuple[str, ...] = ("pooler_type", "aggregation")) -> set[str]:
-    return {f"model.roi_heads.{b}pooler.{key}" for b in branches for key in keys}
+def _test_split(*names: str) -> dict[str, Any]:
+    return {
+        "dataset.test.names": list(names),
+        "dataloader.evaluator.dataset_name": names[0],
+        "dataloader.test.dataset.names": list(names),
+        "train.eval_period": 0,
+    }
 
 
-# Every config that is made from another row: which, and the keys that it changes, all of them.
-DIFFERENCES: dict[str, tuple[str, set[str]]] = {
-    "table1_main/r101_c4": ("table2a_backbone/r101_c4", _TEST_SPLIT),
-    "table1_main/r101_fpn": ("table2a_backbone/r101_fpn", _TEST_SPLIT),
-    "table1_main/x101_fpn": ("table2a_backbone/x101_fpn", _TEST_SPLIT),
+def _branch(name: str, state: str) -> dict[str, Any]:
+    return {f"model.roi_heads.{name}_{part}": state for part in ("head", "in_features", "pooler")}
+
+
+def _masks(*tasks: str) -> dict[str, Any]:
+    return {
+        "dataloader.evaluator.tasks": list(tasks),
+        "dataloader.train.mapper.use_instance_mask": "segm" in tasks,
+        **_branch("mask", ADDED if "segm" in tasks else REMOVED),
+    }
+
+
+def _pooler(*branches: str, **values: str) -> dict[str, Any]:
+    return {f"model.roi_heads.{b}pooler.{k}": v for b in branches for k, v in values.items()}
+
+
+def _backbone(name: str, weights: str) -> dict[str, Any]:
+    return {"model.backbone.name": name, "train.init_checkpoint": weights}
+
+
+_TEST_DEV, _KEYPOINT_TEST_DEV = "coco_2017_test-dev", "keypoints_coco_2017_test-dev"
+_MSRA = "detectron2://ImageNetPretrained/MSRA"
+_POOL = {"pooler_type": "RoIPool", "aggregation": "max"}
+
+# Every config that is made from another row: which, and what it changes, all of it.
+DIFFERENCES: dict[str, tuple[str, dict[str, Any]]] = {
+    "table1_main/r101_c4": ("table2a_backbone/r101_c4", _test_split(_TEST_DEV)),
+    "table1_main/r101_fpn": ("table2a_backbone/r101_fpn", _test_split(_TEST_DEV)),
+    "table1_main/x101_fpn": ("table2a_backbone/x101_fpn", _test_split(_TEST_DEV)),
     "table2a_backbone/r101_c4": (
         "table2a_backbone/r50_c4",
-        {"train.init_checkpoint", *_C4_BACKBONE},
+        {
+            **_backbone("ResNet-101-C4", f"{_MSRA}/R-101.pkl"),
+            **{  # its channels are read in several places
+                f"model.{node}.name": "ResNet-101-C4"
+                for node in (
+                    *("proposal_generator.head.in_channels", "roi_heads.res5"),
+                    "roi_heads.box_predictor.input_shape.channels",
+                    "roi_heads.mask_head.input_shape.channels",
+                )
+            },
+        },
     ),
     "table2a_backbone/r101_fpn": (
         "table2a_backbone/r50_fpn",
-        {"model.backbone.name", "train.init_checkpoint"},
+        _backbone("ResNet-101-FPN", f"{_MSRA}/R-101.pkl"),
     ),
     "table2a_backbone/x101_fpn": (
         "table2a_backbone/r50_fpn",
         {
-            *("model.backbone.name", "model.backbone.stride_in_1x1", "train.init_checkpoint"),
-            *("dataloader.train.total_batch_size", "optimizer.lr"),
+            **_backbone("ResNeXt-101-FPN", "catalog://ImageNetPretrained/FAIR/X-101-64x4d"),
+            "model.backbone.stride_in_1x1": False,
+            "dataloader.train.total_batch_size": 8,
+            "optimizer.lr": 0.01,
         },
     ),
-    "table2b_mask_loss/sigmoid": ("table2a_backbone/r50_c4", set()),
+    "table2b_mask_loss/sigmoid": ("table2a_backbone/r50_c4", {}),
     "table2b_mask_loss/softmax": (
         "table2b_mask_loss/sigmoid",
-        {"model.roi_heads.mask_head.loss_type"},
+        {"model.roi_heads.mask_head.loss_type": "softmax"},
     ),
     "class_agnostic/r50_c4": (
         "table2a_backbone/r50_c4",
-        {"model.roi_heads.mask_head.num_classes"},
+        {"model.roi_heads.mask_head.num_classes": 1},
     ),
-    "table2c_roi_layer/roialign_ave": ("table2a_backbone/r50_c4", set()),
+    "table2c_roi_layer/roialign_ave": ("table2a_backbone/r50_c4", {}),
     "table2c_roi_layer/roialign_max": (
         "table2c_roi_layer/roialign_ave",
-        _pooler("", keys=("aggregation",)),
+        _pooler("", aggregation="max"),
     ),
-    "table2c_roi_layer/roipool_max": ("table2c_roi_layer/roialign_ave", _pooler("")),
+    "table2c_roi_layer/roipool_max": ("table2c_roi_layer/roialign_ave", _pooler("", **_POOL)),
     "table2c_roi_layer/roiwarp_ave": (
         "table2c_roi_layer/roialign_ave",
-        _pooler("", keys=("pooler_type",)),
+        _pooler("", pooler_type="RoIWarp"),
     ),
-    "table2c_roi_layer/roiwarp_max": ("table2c_roi_layer/roialign_ave", _pooler("")),
-    "table2d_stride32/roipool": ("table2d_stride32/roialign", _pooler("box_", "mask_")),
-    "fpn_roi_layer/roipool": ("table2a_backbone/r50_fpn", _pooler("box_", "mask_")),
-    "table2e_mask_branch/fcn": ("table2a_backbone/r50_fpn", set()),
+    "table2c_roi_layer/roiwarp_max": (
+        "table2c_roi_layer/roialign_ave",
+        _pooler("", pooler_type="RoIWarp", aggregation="max"),
+    ),
+    "table2d_stride32/roipool": (
+        "table2d_stride32/roialign",
+        _pooler("box_", "mask_", **_POOL),
+    ),
+    "fpn_roi_layer/roipool": ("table2a_backbone/r50_fpn", _pooler("box_", "mask_", **_POOL)),
+    "table2e_mask_branch/fcn": ("table2a_backbone/r50_fpn", {}),
     "table2e_mask_branch/mlp_2fc": (
         "table2e_mask_branch/fcn",
         {
-            f"model.roi_heads.mask_head.{key}"
-            for key in ("_target_", "conv_dims", "fc_dims", "mask_side")
+            "model.roi_heads.mask_head._target_": MaskRCNNMLPHead,
+            "model.roi_heads.mask_head.conv_dims": REMOVED,
+            "model.roi_heads.mask_head.fc_dims": ADDED,
+            "model.roi_heads.mask_head.mask_side": ADDED,
         },
     ),
     "table2e_mask_branch/mlp_3fc": (
         "table2e_mask_branch/mlp_2fc",
-        {"model.roi_heads.mask_head.fc_dims"},
+        {"model.roi_heads.mask_head.fc_dims": [1024, 1024, 1024]},
     ),
-    "table3_box/mask_rcnn_r101_fpn": ("table1_main/r101_fpn", set()),
-    "table3_box/mask_rcnn_x101_fpn": ("table1_main/x101_fpn", set()),
-    "table3_box/faster_rcnn_r101_fpn": ("table3_box/mask_rcnn_r101_fpn", _MASKS),
-    "table4_keypoints/keypoint_only": ("table5_multitask/keypoint_only", _TEST_SPLIT),
-    "table4_keypoints/keypoint_and_mask": ("table5_multitask/keypoint_and_mask", _TEST_SPLIT),
-    "table5_multitask/mask_only": ("table5_multitask/box_only", _MASKS),
-    "table5_multitask/keypoint_only": ("table5_multitask/box_only", _KEYPOINTS),
-    "table5_multitask/keypoint_and_mask": ("table5_multitask/keypoint_only", _MASKS),
-    "table6_keypoint_roi/roialign": ("table5_multitask/keypoint_only", set()),
+    "table3_box/mask_rcnn_r101_fpn": ("table1_main/r101_fpn", {}),
+    "table3_box/mask_rcnn_x101_fpn": ("table1_main/x101_fpn", {}),
+    "table3_box/faster_rcnn_r101_fpn": ("table3_box/mask_rcnn_r101_fpn", _masks("bbox")),
+    "table4_keypoints/keypoint_only": (
+        "table5_multitask/keypoint_only",
+        _test_split(_KEYPOINT_TEST_DEV),
+    ),
+    "table4_keypoints/keypoint_and_mask": (
+        "table5_multitask/keypoint_and_mask",
+        _test_split(_KEYPOINT_TEST_DEV),
+    ),
+    "table5_multitask/mask_only": ("table5_multitask/box_only", _masks("bbox", "segm")),
+    "table5_multitask/keypoint_only": (
+        "table5_multitask/box_only",
+        {
+            "dataloader.evaluator.tasks": ["bbox", "keypoints"],
+            "dataloader.train.mapper.use_keypoint": True,
+            **_branch("keypoint", ADDED),
+        },
+    ),
+    "table5_multitask/keypoint_and_mask": (
+        "table5_multitask/keypoint_only",
+        _masks("bbox", "keypoints", "segm"),
+    ),
+    "table6_keypoint_roi/roialign": ("table5_multitask/keypoint_only", {}),
     "table6_keypoint_roi/roipool": (
         "table6_keypoint_roi/roialign",
-        _pooler("box_", "keypoint_"),
+        _pooler("box_", "keypoint_", **_POOL),
     ),
-    "timing/r101_c4": ("table2a_backbone/r101_c4", set()),
-    "timing/r101_fpn": ("table2a_backbone/r101_fpn", set()),
+    "timing/r101_c4": ("table2a_backbone/r101_c4", {}),
+    "timing/r101_fpn": ("table2a_backbone/r101_fpn", {}),
     "timing/faster_rcnn_r101_c4": (
         "timing/r101_c4",
-        _MASKS - {"model.roi_heads.mask_in_features", "model.roi_heads.mask_pooler"},
+        {
+            **{k: v for k, v in _masks("bbox").items() if "roi_heads" not in k},
+            "model.roi_heads.mask_head": REMOVED,
+        },
     ),
-    "timing/faster_rcnn_r101_fpn": ("timing/r101_fpn", _MASKS),
+    "timing/faster_rcnn_r101_fpn": ("timing/r101_fpn", _masks("bbox")),
 }
 # The others are made of configs/common alone.
 BASES = {
@@ -128,17 +178,17 @@ BASES = {
 _OUTPUT = {"train.output_dir", "dataloader.evaluator.output_dir"}
 
 
-def differing_keys(a: Any, b: Any, prefix: str = "") -> set[str]:
-    """Keys at which two containers differ; one that is absent on a side is named, not its parts."""
+def differences(a: Any, b: Any, prefix: str = "") -> dict[str, Any]:
+    """{key: its value in b} where two containers differ, not going into what one has not."""
     if isinstance(a, dict) and isinstance(b, dict):
-        found = set()
+        found = {}
         for key in a.keys() | b.keys():
             if key not in a or key not in b:
-                found.add(f"{prefix}{key}")
+                found[f"{prefix}{key}"] = ADDED if key in b else REMOVED
             else:
-                found |= differing_keys(a[key], b[key], f"{prefix}{key}.")
+                found |= differences(a[key], b[key], f"{prefix}{key}.")
         return found
-    return set() if a == b else {prefix.rstrip(".")}
+    return {} if a == b else {prefix.rstrip("."): b}
 
 
 def resolved(name: str) -> Any:
@@ -166,22 +216,26 @@ def test_docstring_names_row_numbers_command_and_state(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", DIFFERENCES)
-def test_config_differs_from_its_base_in_its_declared_keys(name: str) -> None:
-    base, keys = DIFFERENCES[name]
-    assert differing_keys(resolved(base), resolved(name)) == keys | _OUTPUT
+def test_config_differs_from_its_base_as_declared_and_no_more(name: str) -> None:
+    base, expected = DIFFERENCES[name]
+    found = differences(resolved(base), resolved(name))
+    assert {k: v for k, v in found.items() if k not in _OUTPUT} == expected
 
 
-@pytest.mark.parametrize("name", [n for n, (_, keys) in DIFFERENCES.items() if not keys])
+@pytest.mark.parametrize("name", [n for n, (_, changed) in DIFFERENCES.items() if not changed])
 def test_row_equal_to_another_only_imports_it(name: str) -> None:
     docstring, *statements = ast.parse((CONFIG_DIR / f"{name}.py").read_text()).body
     assert isinstance(docstring, ast.Expr)
     assert [type(s) for s in statements] == [ast.ImportFrom]
 
 
+@pytest.mark.parametrize("overlay", ["synthetic", "ablation"])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_config_trains_a_step_and_predicts_at_toy_size(name: str, toy_overrides: list[str]) -> None:
+def test_config_trains_a_step_and_predicts_at_toy_size(
+    name: str, overlay: str, toy_overrides: list[str]
+) -> None:
     torch.manual_seed(0)
-    cfg = get_config(f"{name}+synthetic", toy_overrides)
+    cfg = get_config(f"{name}+{overlay}", toy_overrides)
     setup_datasets(cfg)
     model = instantiate(cfg.model)
     batch = next(iter(instantiate(cfg.dataloader.train)))
@@ -232,12 +286,29 @@ def test_paper_values_of_the_c4_config() -> None:
     assert cfg.model.proposal_generator.head.num_anchors == 15
 
 
+def test_paper_values_of_the_c5_config() -> None:
+    cfg = get_config("table2d_stride32/roialign")
+    rpn = cfg.model.proposal_generator
+    assert cfg.model.backbone.name == "ResNet-50-C5"
+    assert rpn.head.num_anchors == 15
+    assert (list(rpn.anchor_generator.strides), list(rpn.in_features)) == ([32], ["res5"])
+    for branch in ("box", "mask"):
+        assert list(cfg.model.roi_heads[f"{branch}_pooler"].scales) == [1 / 32]
+        assert list(cfg.model.roi_heads[f"{branch}_in_features"]) == ["res5"]
+
+
+def test_widths_of_the_mlp() -> None:
+    head = get_config("table2e_mask_branch/mlp_2fc").model.roi_heads.mask_head
+    assert (list(head.fc_dims), head.mask_side) == ([1024, 1024], 28)
+
+
 def test_paper_values_of_the_keypoint_config() -> None:
     cfg = get_config("table4_keypoints/keypoint_only")
     assert list(cfg.model.roi_heads.keypoint_head.conv_dims) == [512] * 8
     assert cfg.train.max_iter == 90_000
     steps = [round(f * cfg.train.max_iter) for f in cfg.lr_multiplier.drop_at]
     assert steps == [60_000, 80_000]
+    assert cfg.model.roi_heads.num_classes == 1
     resize = cfg.dataloader.train.mapper.augmentations[0]
     assert (list(resize.short_edge_length), resize.sample_style) == ([640, 800], "range")
     assert cfg.dataloader.train.dataset.min_keypoints == 1

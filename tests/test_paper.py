@@ -65,12 +65,16 @@ def test_summary_is_a_sentence() -> None:
     )
     timed = row_of("timing/r101_c4")
     assert timed is not None
-    assert timed.summary() == "Sec. 4.4, ResNet-101-C4: 400 ms an image on a Tesla M40."
+    assert (
+        timed.summary()
+        == 'Sec. 4.4, ResNet-101-C4: 400 ms an image on a Tesla M40; written "~400ms".'
+    )
 
 
 def test_a_table_of_the_text_begins_with_what_it_compares_with() -> None:
     configs = [row.config for row in rows_of("class_agnostic")]
     assert configs == ["table2a_backbone/r50_c4", "class_agnostic/r50_c4"]
+    assert [row.name for row in rows_of("fpn_roi_layer")] == ["RoIAlign", "RoIPool"]
     with pytest.raises(KeyError, match="no table '7' in the paper, there is"):
         rows_of("7")
 

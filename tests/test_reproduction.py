@@ -1,11 +1,13 @@
-"""Planning and running of rows, with a stand-in for train.py."""
+"""Planning and running of rows, with stand-ins for train.py and eval.py."""
 
 import json
 import os
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tqdm import tqdm
 
 from mask_rcnn_plugin.config import ConfigError
 from mask_rcnn_plugin.reproduction import Run, execute, plan
@@ -15,33 +17,42 @@ ROIPOOL = "table2c_roi_layer/roipool_max"
 
 
 @pytest.fixture
-def train_script(tmp_path: Path) -> Path:
-    """Trains nothing; fails for seed 7. Each start is a line in `started`, beside it."""
-    script = tmp_path / "train.py"
-    script.write_text(
-        textwrap.dedent(
-            """
-            import json, os, pathlib, sys
-            assert sys.argv[1] == "--config-file" and "--resume" in sys.argv
-            assert sys.argv[sys.argv.index("--num-gpus") + 1] == "1"
-            options = dict(a.split("=") for a in sys.argv if "=" in a)
-            with open(pathlib.Path(__file__).with_name("started"), "a") as file:
-                print(sys.argv[2], options["train.seed"], file=file)
-            if options["train.seed"] == "7":
-                sys.exit("no luck")
-            out = pathlib.Path(options["train.output_dir"])
-            (out / "metrics.json").write_text('{"iteration": 2}\\n')
-            results = {"segm": {"AP": 12.0}, "threads": os.environ.get("OMP_NUM_THREADS")}
-            (out / "results.json").write_text(json.dumps(results))
-            """
-        )
-    )
-    return script
+def scripts(tmp_path: Path) -> Path:
+    """Folder of stand-ins: they train nothing, and fail for seed 7. Each start is a line in
+    `started`."""
+    folder = tmp_path / "scripts"
+    folder.mkdir()
+    script = """
+        import json, os, pathlib, sys
+        here = pathlib.Path(__file__)
+        options = dict(a.split("=") for a in sys.argv if "=" in a)
+        arguments = dict(zip(sys.argv, sys.argv[1:]))
+        if here.name == "train.py":
+            assert "--resume" in sys.argv and arguments["--num-gpus"] == "1"
+        else:
+            assert pathlib.Path(arguments["--weights"]).read_text() == "weights"
+        with open(here.with_name("started"), "a") as file:
+            print(here.stem, arguments["--config-file"], options["train.seed"], file=file)
+        if options["train.seed"] == "7":
+            sys.exit("no luck")
+        out = pathlib.Path(options["train.output_dir"])
+        (out / "metrics.json").write_text('{"iteration": 2}\\n')
+        (out / "model_final.pth").write_text("weights")
+        results = {"segm": {"AP": 12.0}, "threads": os.environ.get("OMP_NUM_THREADS")}
+        (out / "results.json").write_text(json.dumps(results))
+        """
+    for name in ("train.py", "eval.py"):
+        (folder / name).write_text(textwrap.dedent(script))
+    return folder
 
 
-def starts(script: Path) -> list[str]:
-    file = script.with_name("started")
-    return sorted(file.read_text().splitlines()) if file.exists() else []
+def starts(scripts: Path) -> list[str]:
+    file = scripts / "started"
+    return file.read_text().splitlines() if file.exists() else []
+
+
+def a_run(folder: Path, seed: int = 0, trained: Run | None = None) -> Run:
+    return Run("a", (f"train.seed={seed}",), seed, 3, folder, trained)
 
 
 def test_equal_rows_share_a_run_and_seeds_do_not(tmp_path: Path) -> None:
@@ -77,54 +88,93 @@ def test_wrong_overrides_are_refused_before_anything_runs(tmp_path: Path) -> Non
         plan([ROIPOOL], "synthetic", 1, tmp_path, ["train.max_iters=7"])
 
 
-def test_only_what_is_not_done_is_run(tmp_path: Path, train_script: Path) -> None:
+def test_what_no_weight_depends_on_makes_no_other_run(tmp_path: Path) -> None:
+    def folder(*overrides: str) -> Path:
+        return plan([ROIPOOL], "synthetic", 1, tmp_path, overrides)[ROIPOOL, 0].folder
+
+    assert folder("train.log_period=7", "train.checkpointer.period=7") == folder()
+    assert folder("dataloader.train.num_workers=2") == folder()
+
+
+def test_another_drawing_is_another_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = plan([ROIPOOL], "synthetic", 1, tmp_path)[ROIPOOL, 0].folder
+    monkeypatch.setattr("mask_rcnn_plugin.data.synthetic.VERSION", 99)
+    assert plan([ROIPOOL], "synthetic", 1, tmp_path)[ROIPOOL, 0].folder != before
+
+
+def test_rows_that_differ_in_their_test_set_are_trained_once(tmp_path: Path) -> None:
+    minival, test_dev = "table2a_backbone/r101_fpn", "table1_main/r101_fpn"
+    runs = plan([minival, test_dev], "coco", 1, tmp_path)
+    assert runs[minival, 0].trained is None
+    assert runs[test_dev, 0].trained == runs[minival, 0]
+    assert (runs[minival, 0].max_iter, runs[test_dev, 0].max_iter) == (160_000, 0)
+    # on drawn images the test set is the same one
+    runs = plan([minival, test_dev], "synthetic", 1, tmp_path)
+    assert runs[minival, 0] == runs[test_dev, 0]
+
+
+def test_a_test_set_waits_for_its_training(tmp_path: Path, scripts: Path) -> None:
+    training = a_run(tmp_path / "training")
+    runs = [a_run(tmp_path / "test", trained=training), training]
+    assert execute(runs, scripts, jobs=2, num_gpus=1) == []
+    assert starts(scripts) == ["train a 0", "eval a 0"]
+
+
+def test_a_test_set_of_a_failed_training_is_not_tried(tmp_path: Path, scripts: Path) -> None:
+    training = a_run(tmp_path / "training", seed=7)
+    test = a_run(tmp_path / "test", trained=training)
+    assert execute([training, test], scripts, jobs=2, num_gpus=1) == [training, test]
+    assert starts(scripts) == ["train a 7"]
+
+
+def test_only_what_is_not_done_is_run(tmp_path: Path, scripts: Path) -> None:
     def go(seeds: int) -> list[Run]:
         runs = plan([SIGMOID, ROIALIGN, ROIPOOL], "synthetic", seeds, tmp_path / "runs")
-        assert execute(runs.values(), train_script, jobs=2, num_gpus=1) == []
+        assert execute(runs.values(), scripts, jobs=1, num_gpus=1) == []
         return list(dict.fromkeys(runs.values()))
 
     runs = go(1)
-    assert starts(train_script) == [f"{SIGMOID}+ablation 0", f"{ROIPOOL}+ablation 0"]
+    first = [f"train {SIGMOID}+ablation 0", f"train {ROIPOOL}+ablation 0"]
+    assert starts(scripts) == first
     assert all(run.done and run.results()["segm"]["AP"] == 12 for run in runs)
-    assert 0 < runs[0].seconds() < 60
+    assert "torch 2" in runs[0].environment()
     go(1)
-    assert len(starts(train_script)) == 2
+    assert starts(scripts) == first
     go(2)
-    assert starts(train_script)[1::2] == [f"{SIGMOID}+ablation 1", f"{ROIPOOL}+ablation 1"]
+    assert starts(scripts)[2:] == [line.replace(" 0", " 1") for line in first]
 
 
 def test_a_failed_run_is_told_and_tried_again(
-    tmp_path: Path, train_script: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, scripts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    runs = [
-        Run("a", (f"train.seed={seed}",), seed, 3, tmp_path / "runs" / str(seed)) for seed in (7, 8)
-    ]
-    assert execute(runs, train_script, jobs=1, num_gpus=1) == [runs[0]]
+    runs = [a_run(tmp_path / "runs" / str(seed), seed) for seed in (7, 8)]
+    assert execute(runs, scripts, jobs=1, num_gpus=1) == [runs[0]]
     assert not runs[0].done
     assert runs[1].done
     console = runs[0].folder / "console.txt"
     assert f"a seed 7: failed with exit code 1, see {console}" in capsys.readouterr().out
     assert "no luck" in console.read_text()
-    assert execute(runs, train_script, jobs=1, num_gpus=1) == [runs[0]]
-    assert starts(train_script) == ["a 7", "a 7", "a 8"]
+    assert execute(runs, scripts, jobs=1, num_gpus=1) == [runs[0]]
+    assert starts(scripts) == ["train a 7", "train a 8", "train a 7"]
 
 
 def test_an_interruption_leaves_nothing_behind_and_the_same_call_goes_on(
-    tmp_path: Path, train_script: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, scripts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    endless = tmp_path / "endless.py"
-    endless.write_text(
+    endless = tmp_path / "endless"
+    endless.mkdir()
+    pid = endless / "pid"
+    (endless / "train.py").write_text(
         "import os, pathlib, signal\n"
         "pathlib.Path(__file__).with_name('pid').write_text(str(os.getpid()))\n"
         "signal.pause()\n"
     )
-    pid = tmp_path / "pid"
 
     def interrupt(seconds: float) -> None:
         if pid.exists() and pid.read_text():
             raise KeyboardInterrupt
 
-    run = Run("a", ("train.seed=0",), 0, 3, tmp_path / "run")
+    run = a_run(tmp_path / "run")
     with monkeypatch.context() as patch:
         patch.setattr("mask_rcnn_plugin.reproduction.time.sleep", interrupt)
         with pytest.raises(KeyboardInterrupt):
@@ -132,17 +182,42 @@ def test_an_interruption_leaves_nothing_behind_and_the_same_call_goes_on(
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid.read_text()), 0)
     assert not run.done
-    assert execute([run], train_script, jobs=1, num_gpus=1) == []
+    spent = run.seconds()
+    assert spent > 0
+    assert execute([run], scripts, jobs=1, num_gpus=1) == []
     assert run.done
+    assert run.seconds() > spent
+
+
+def test_the_estimate_leaves_out_what_was_done_before(
+    tmp_path: Path, scripts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    totals = []
+
+    class Bar(tqdm):
+        def __init__(self, total: int, **kwargs: Any) -> None:
+            totals.append(total)
+            super().__init__(total=total, **kwargs)
+
+        def close(self) -> None:
+            totals.append(self.n)
+            super().close()
+
+    monkeypatch.setattr("mask_rcnn_plugin.reproduction.tqdm", Bar)
+    begun = Run("a", ("train.seed=0",), 0, 100, tmp_path / "begun")
+    begun.folder.mkdir()
+    (begun.folder / "metrics.json").write_text('{"iteration": 89}\n')
+    execute([begun, a_run(tmp_path / "new", seed=1)], scripts, jobs=1, num_gpus=1)
+    assert set(totals) == {10 + 3}
 
 
 def test_jobs_share_the_cores_of_a_cpu(
-    tmp_path: Path, train_script: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, scripts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(6)))
-    run = Run("a", ("train.seed=0",), 0, 3, tmp_path / "run")
-    execute([run], train_script, jobs=2, num_gpus=1)
+    run = a_run(tmp_path / "run")
+    execute([run], scripts, jobs=2, num_gpus=1)
     assert run.results()["threads"] == "3"
 
 

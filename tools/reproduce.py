@@ -9,16 +9,19 @@
 "ablation", in minutes a row on a CPU core, on drawn images: it asks which way an effect goes, not
 how large it is on COCO.
 
-A run that is finished is not repeated, one that was interrupted goes on: give the same command
-again. In output/reproduce/SCALE land runs/ (a folder a training), and for each table TABLE.json,
-TABLE.md, TABLE.png (the paper's effects and ours) and TABLE_pictures.jpg (the same image under each
-row); `--table all` also writes index.md and index.html, one page of everything, the latter in a
-single file.
+A run that is finished is not repeated, one that was interrupted goes on from its last checkpoint:
+give the same command again. Rows that differ in their test set alone are trained once.
+
+In output/reproduce/SCALE land runs/ (a folder a training), and for each table TABLE.json, TABLE.md,
+TABLE.png (the paper's effects and ours) and TABLE_pictures.jpg (the same images under each row).
+`--table all` also writes all of it on one page, as index.md and as index.html, a single file.
 """
 
 import argparse
 import json
+import os
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,15 +42,15 @@ from mask_rcnn_plugin.paper import TABLES, TASKS, rows_of
 from mask_rcnn_plugin.reproduction import SCALES, Run, execute, plan
 from mask_rcnn_plugin.visualization import draw_prediction, draw_truth, read_predictions
 
-TRAIN = Path(__file__).parents[1] / "train.py"
+SCRIPTS = Path(__file__).resolve().parents[1]  # of train.py and eval.py
 # What "all" means. At the synthetic scale a row keeps its heads, layers and losses, so what
 # compares these can be asked; backbones shrink and other people's systems are not there.
 ALL = {
     "coco": list(TABLES),
     "synthetic": ["2b", "class_agnostic", "2c", "2d", "fpn_roi_layer", "2e", "5", "6"],
 }
-# Images drawn under each row, and the score from which a prediction is.
-PICTURES, PICTURE_SCORE = 2, 0.3
+PICTURES = 2  # images drawn under each row
+PICTURE_SCORE = 0.3  # a prediction below it is not drawn
 
 Runs = dict[tuple[str, int], Run]
 
@@ -66,8 +69,8 @@ def parse_args() -> argparse.Namespace:
         "--output", type=Path, metavar="DIR", help="default: output/reproduce/SCALE"
     )
     parser.add_argument(
-        "--jobs", type=int, help="trainings at a time; default: one a core at the synthetic scale "
-        "on a CPU, else 1",
+        "--jobs", type=int, help="trainings at a time, on the same GPUs if there are any; default: "
+        "one a core at the synthetic scale on a CPU, else 1",
     )  # fmt: skip
     parser.add_argument("--num-gpus", type=int, default=1, help="GPUs of each training")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to every config")
@@ -78,7 +81,9 @@ def parse_args() -> argparse.Namespace:
             parser.error(f"--{name.replace('_', '-')} is {value}, must be 1 or more")
     if args.jobs is None:
         alone = args.scale == "coco" or torch.cuda.is_available()
-        args.jobs = 1 if alone else torch.get_num_threads()
+        # Beside others a model cannot be timed.
+        alone = alone or "timing" in args.table
+        args.jobs = 1 if alone else len(os.sched_getaffinity(0))
     args.output = args.output or Path("output/reproduce") / args.scale
     args.tables = ALL[args.scale] if "all" in args.table else args.table
     return args
@@ -91,12 +96,12 @@ def prepare(runs: Runs) -> None:
         ConfigError, DatasetError: as `get_config` and `setup_datasets`.
     """
     for run in runs.values():
-        if run.seed == 0 and not run.done:
+        if not run.done:
             setup_datasets(get_config(run.config, run.overrides))
 
 
 def measure(runs: Runs, configs: Sequence[str], seeds: int) -> Measured:
-    """The APs of the rows whose runs are all done; null for what could not be computed is nan."""
+    """The APs of the rows whose runs are all done; nan where one could not be computed."""
     measured: dict[str, dict[str, dict[str, list[float]]]] = {}
     for config in configs:
         row = [runs[config, seed] for seed in range(seeds)]
@@ -122,45 +127,31 @@ def write_table(table: str, args: argparse.Namespace, runs: Runs) -> list[report
     measured = measure(runs, configs, seeds)
     first = {config: runs[config, 0] for config in measured}
     milliseconds = {c: run.results()["ms_per_image"] for c, run in first.items()}
-    minutes = {
-        c: [round(runs[c, seed].seconds() / 60, 1) for seed in range(seeds)] for c in measured
-    }
+    minutes = {c: [runs[c, seed].seconds() / 60 for seed in range(seeds)] for c in measured}
     content = {
         "table": table,
         "scale": args.scale,
         "seeds": seeds,
-        "environment": report.environment(),
         "rows": [
             {
                 **{"name": r.name, "config": r.config, "split": r.split, "paper": dict(r.scores)},
-                "measured": measured.get(r.config),
-                "minutes": minutes.get(r.config),
-                "ms_per_image": milliseconds.get(r.config),
+                "results": [runs[r.config, seed].results() for seed in range(seeds)]
+                if r.config in measured
+                else None,
+                "minutes": [round(m, 2) for m in minutes.get(r.config, [])],
             }
             for r in rows_of(table)
         ],
-        "claims": [
-            {
-                "claim": claim.text,
-                "metric": f"{claim.effect.task} {claim.effect.metric}",
-                "paper": round(claim.effect.in_paper(), 1),
-                "measured": claim.effect.measured(measured),
-                "verdict": claim.verdict(measured),
-            }
-            for claim in report.claims_of(table)
-        ],
+        "claims": report.claim_records(report.claims_of(table), measured),
     }
     (output / f"{table}.json").write_text(json.dumps(content, indent=2) + "\n")
 
-    place, title, _ = TABLES[table]
-    headers, lines = report.table_rows(table, measured, milliseconds)
+    place, title, *_ = TABLES[table]
+    headers, lines = report.table_rows(table, measured, minutes, milliseconds)
     blocks = [
         report.Block(f"{place}: {title}", level=2),
         report.Block(headers=headers, rows=lines),
     ]
-    if minutes:
-        cost = max(sum(m) / seeds for m in minutes.values())
-        blocks.append(report.Block(f"A training took up to {cost:.1f} minutes."))
     if content["claims"]:
         headers, lines = report.claim_rows(report.claims_of(table), measured)
         blocks.append(report.Block(headers=headers, rows=lines))
@@ -204,27 +195,32 @@ def write_page(args: argparse.Namespace, runs: Runs, tables: list[report.Block])
     title = f"The paper's tables, reproduced at the {args.scale} scale"
     measured = measure(runs, sorted({config for config, _ in runs}), args.seeds)
     headers, lines = report.claim_rows(CLAIMS, measured)
-    # As typed, but for paths of this machine.
     command = shlex.join(["python", "tools/reproduce.py", *sys.argv[1:]])
-    minutes = sum(run.seconds() for run in set(runs.values()) if run.done) / 60
+    done = {run for run in runs.values() if run.done}
+    minutes = sum(run.seconds() for run in done) / 60
     blocks = [
         report.Block(title, level=1),
         report.Block(
-            f"Written by `{command}`: {len(set(runs.values()))} trainings, {args.seeds} seeds a "
-            f"row, {minutes:.0f} minutes of training and evaluation, {args.jobs} at a time, on "
-            f"{report.environment()}. AP in points; mean ± standard deviation over the seeds."
+            f"Written by `{command}`: {len(done)} trainings with {args.seeds} seeds a row, "
+            f"{minutes:.0f} minutes together, {args.jobs} at a time, on "
+            f"{' and on '.join(sorted({run.environment() for run in done}))}. AP in points; mean ± "
+            "standard deviation over the seeds."
         ),
         report.Block("The paper's claims", level=2),
         report.Block(report.VERDICTS),
         report.Block(headers=headers, rows=lines),
         *tables,
     ]
+    claims = json.dumps(report.claim_records(CLAIMS, measured), indent=2)
+    (args.output / "claims.json").write_text(claims + "\n")
     (args.output / "index.md").write_text(report.to_markdown(blocks, args.output))
     (args.output / "index.html").write_text(report.to_html(blocks, title))
 
 
 def main() -> None:
     args = parse_args()
+    # As Ctrl-C: no training goes on alone.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     configs = list(dict.fromkeys(r.config for t in args.tables for r in rows_of(t) if r.config))
     try:
         runs = plan(configs, args.scale, args.seeds, args.output / "runs", args.overrides)
@@ -236,7 +232,7 @@ def main() -> None:
     done = sum(run.done for run in wanted)
     print(f"{len(wanted)} trainings for {len(configs)} rows, {done} of them done", flush=True)
     try:
-        failed = execute(wanted, TRAIN, jobs=args.jobs, num_gpus=args.num_gpus)
+        failed = execute(wanted, SCRIPTS, jobs=args.jobs, num_gpus=args.num_gpus)
     except KeyboardInterrupt:
         sys.exit("reproduce.py: interrupted; the same command goes on where it stopped")
 

@@ -36,3 +36,4 @@ def overlay(cfg: DictConfig) -> None:
 
     cfg.optimizer.lr = 3e-3
     cfg.train.max_iter = 1300
+    cfg.train.checkpointer.period = 500

@@ -28,7 +28,8 @@ def overlay(cfg: DictConfig, size: int = 128) -> None:
     )
     for split, name in ((cfg.dataset.train, "train"), (cfg.dataset.test, "val")):
         people = "person_keypoints_" if split.names[0].startswith("keypoints_") else ""
-        split.json = f"${{dataset.synthetic.root}}/{people}{name}.json"
+        file = f"${{dataset.synthetic.root}}/{people}{name}.json"
+        split.json, split.names = file, [file]
         split.images = f"${{dataset.synthetic.root}}/{name}"
 
     loaders = cfg.dataloader

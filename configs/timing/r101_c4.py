@@ -1,4 +1,4 @@
-"""Sec. 4.4, ResNet-101-C4: 400 ms an image on a Tesla M40.
+"""Sec. 4.4, ResNet-101-C4: 400 ms an image on a Tesla M40; written "~400ms".
 
     python train.py --config-file timing/r101_c4 --num-gpus 8
 

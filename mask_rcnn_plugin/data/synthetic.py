@@ -45,7 +45,7 @@ SKELETON = (  # COCO's: pairs of 1-based indices into KEYPOINTS
 )
 
 _SPLITS = ("train", "val")
-_VERSION = 2  # of the drawing: raise it when the same arguments give other pictures
+VERSION = 2  # of the drawing: raise it when the same arguments give other pictures
 _MARKER = "synthetic.json"
 _MIN_VISIBLE = 0.4  # share of a figure that later ones must leave visible
 _MIN_AREA = 16  # pixels
@@ -69,7 +69,7 @@ def write_dataset(
         ValueError: for an argument out of range, or if `root` holds anything else than this very
             data set, finished or interrupted.
     """
-    wanted = {"train": train, "val": val, "size": size, "seed": seed, "version": _VERSION}
+    wanted = {"train": train, "val": val, "size": size, "seed": seed, "version": VERSION}
     for name, lowest in (("train", 0), ("val", 0), ("size", 64), ("seed", 0)):
         value = wanted[name]
         if not isinstance(value, int) or value < lowest:

@@ -68,7 +68,7 @@ def evaluate(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
 
 @contextmanager
 def _timed(model: nn.Module) -> Iterator[list[float]]:
-    """Seconds of each call of the model inside the block, from input to output on the host."""
+    """Seconds an image of each call of the model inside the block, post-processing included."""
     seconds: list[float] = []
 
     def now() -> float:
@@ -78,7 +78,9 @@ def _timed(model: nn.Module) -> Iterator[list[float]]:
 
     handles = [
         model.register_forward_pre_hook(lambda *_: seconds.append(-now())),
-        model.register_forward_hook(lambda *_: seconds.append(seconds.pop() + now())),
+        model.register_forward_hook(
+            lambda _, args, output: seconds.append((seconds.pop() + now()) / len(args[0]))
+        ),
     ]
     try:
         yield seconds

@@ -28,7 +28,7 @@ from detectron2.utils.env import seed_all_rng
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from mask_rcnn_plugin.config import ConfigError, flatten
+from mask_rcnn_plugin.config import ConfigError, deciding
 from mask_rcnn_plugin.engine.checkpoint import Checkpointer, WeightsError
 from mask_rcnn_plugin.engine.evaluator import evaluate
 from mask_rcnn_plugin.engine.proposals import ProposalFiles, write_proposals
@@ -37,17 +37,6 @@ from mask_rcnn_plugin.engine.trainer import train
 REGIMES = ("separate", "4step")
 CHECKPOINT = "model_final.pth"
 RECORD = "stages.json"
-# What may change between the runs of one regime, because no trained weight depends on it.
-_FREE = (
-    "train.output_dir",
-    "train.device",
-    "train.eval_period",
-    "train.log_period",
-    "train.checkpointer",
-    "train.cudnn_benchmark",
-    "dataloader.train.num_workers",
-    "dataloader.test.num_workers",
-)
 
 logger = logging.getLogger(__name__)
 
@@ -143,7 +132,7 @@ def train_stages(cfg: DictConfig, regime: str) -> dict[str, Any]:
     """
     check_stages(cfg, regime)
     if comm.is_main_process():
-        record = _read_record(cfg) or {"regime": regime, "config": _deciding(cfg), "results": {}}
+        record = _read_record(cfg) or {"regime": regime, "config": deciding(cfg), "results": {}}
         _write_record(cfg, record)
     comm.synchronize()
     root = Path(cfg.train.output_dir)
@@ -181,7 +170,7 @@ def check_stages(cfg: DictConfig, regime: str) -> None:
     if not record:
         return
     before = {"regime": record["regime"], **record["config"]}
-    now = {"regime": regime, **_deciding(cfg)}
+    now = {"regime": regime, **deciding(cfg)}
     keys = [k for k in {**before, **now} if before.get(k) != now.get(k)]
     if keys:
         differing = [f"{k}: {before.get(k)!r} there, {now.get(k)!r} here" for k in keys[:3]]
@@ -311,9 +300,3 @@ def _write_record(cfg: DictConfig, record: Mapping[str, Any]) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(record, indent=2) + "\n")
     os.replace(temporary, path)
-
-
-def _deciding(cfg: DictConfig) -> dict[str, Any]:
-    """What decides a training, as JSON gives it back."""
-    flat = flatten(cfg)
-    return {k: v for k, v in flat.items() if not f"{k}.".startswith(tuple(f"{f}." for f in _FREE))}

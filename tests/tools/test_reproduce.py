@@ -1,7 +1,9 @@
 """tools/reproduce.py end to end: a table of two rows, two iterations each."""
 
+import contextlib
 import importlib.util
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -47,7 +49,7 @@ def reproduced(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -
     done = run(*arguments, cwd=folder)
     assert done.returncode == 0, done.stderr
     assert "2 trainings for 2 rows, 0 of them done" in done.stdout
-    assert "ours: not run" not in done.stdout
+    assert "ours: not done" not in done.stdout
     return folder
 
 
@@ -60,8 +62,11 @@ def test_a_table_is_written(reproduced: Path) -> None:
     )
     assert [row["config"] for row in content["rows"]] == ROWS
     for row in content["rows"]:
-        assert len(row["measured"]["segm"]["AP"]) == len(row["minutes"]) == 1
-        assert row["ms_per_image"] > 0
+        (results,), (minutes,) = row["results"], row["minutes"]
+        assert results["segm"].keys() > {"AP", "AP50"}
+        assert results["ms_per_image"] > 0
+        assert minutes > 0
+    assert [c["verdict"] for c in content["claims"]] == ["one seed"] * 2
     assert content["rows"][0]["paper"]["segm"]["AP"] == 33.6
 
     markdown = (output / "fpn_roi_layer.md").read_text()
@@ -97,6 +102,8 @@ def test_what_is_done_is_not_done_again_and_all_is_one_page(
     assert REPOSITORY.as_posix() not in page
     assert "reproduce.py --table all" in page
     assert "(fpn_roi_layer.png)" in Path("output/reproduce/synthetic/index.md").read_text()
+    claims = json.loads(Path("output/reproduce/synthetic/claims.json").read_text())
+    assert {c["verdict"] for c in claims} == {"one seed", "not run"}
 
 
 @pytest.mark.parametrize(
@@ -126,4 +133,23 @@ def test_a_failed_training_is_an_exit_code_and_leaves_the_others(
     assert done.returncode == 1
     assert "2 trainings failed, see above" in done.stderr
     assert "console.txt" in done.stdout
-    assert done.stdout.count("ours: not run") == 2
+    assert done.stdout.count("ours: not done") == 2
+
+
+def test_a_terminated_reproduction_leaves_no_training_behind(
+    arguments: list[str], tmp_path: Path
+) -> None:
+    command = [sys.executable, str(TOOL), *arguments, "train.max_iter=100000"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        seen = ""
+        while "running" not in seen and process.poll() is None:
+            seen += process.stderr.read(1)
+        process.terminate()
+        process.stderr.read()
+        assert process.wait() == 128 + signal.SIGTERM
+    runs = list(tmp_path.glob("output/reproduce/synthetic/runs/*"))
+    assert runs
+    for cmdline in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # one that has just ended
+            assert not any(str(run.name) in cmdline.read_text() for run in runs)
