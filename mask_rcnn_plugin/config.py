@@ -132,8 +132,7 @@ def short_name(name: str) -> str:
 def flatten(cfg: DictConfig) -> dict[str, Any]:
     """A config as {"train.max_iter": 160000, ...}, its values plain enough for JSON.
 
-    Interpolations stay as they are written; a class or function becomes its full name. Two configs
-    are equal if these are.
+    Interpolations stay as they are written; a class or function becomes its full name.
     """
     flat: dict[str, Any] = {}
 

@@ -153,6 +153,9 @@ def write_submissions(
         TYPE_TESTSET_ALGORITHM_results.zip, in which a JSON file of the same name lies at the top.
         TYPE is "detections" or "person_keypoints". Coordinates are rounded to a tenth of a pixel,
         as COCO asks.
+
+    Raises:
+        KeyError: for another task.
     """
     metadata = MetadataCatalog.get(dataset_name)
     testset = Path(metadata.json_file).stem.removeprefix("image_info_")

@@ -18,7 +18,8 @@ from mask_rcnn_plugin.engine.checkpoint import WeightsError
 def parse_training_args(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """Parse the command line: the parser's own arguments, `config`, `num_gpus`, `overrides`.
 
-    Ends the program with exit code 2 and one line on standard error if something is wrong.
+    Raises:
+        SystemExit: with exit code 2 and one line on standard error, if something is wrong.
     """
     parser.add_argument(
         "--config-file",
@@ -55,8 +56,9 @@ def launch_training(
             process calls it, for its catalogs.
         run: what each process does.
 
-    A `ConfigError`, `DatasetError` or `WeightsError` ends the program with exit code 2 and its
-    message on standard error.
+    Raises:
+        SystemExit: with exit code 2 and one line on standard error, for a `ConfigError`,
+            `DatasetError` or `WeightsError`.
     """
     try:
         cfg = prepare(args)

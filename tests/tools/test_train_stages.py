@@ -206,3 +206,24 @@ def test_wrong_arguments(
     with pytest.raises(SystemExit, match="2"):
         runpy.run_path(str(REPOSITORY / SCRIPT), run_name="__main__")
     assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_separate_on_keypoints_and_a_test_set_without_annotations(
+    toy_dataset: Path, tmp_path: Path
+) -> None:
+    content = json.loads((toy_dataset / "person_keypoints_val.json").read_text())
+    del content["annotations"]
+    file = tmp_path / "image_info_test-dev2017.json"
+    file.write_text(json.dumps(content))
+    done = run(
+        *(SCRIPT, "--regime", "separate"),
+        *("--config-file", "table4_keypoints/keypoint_and_mask+synthetic"),
+        *training(toy_dataset),
+        *(f"dataset.test.json={file}", f"dataset.test.images={toy_dataset / 'val'}"),
+        "train.output_dir=out",
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    submitted = (tmp_path / "out" / "2_detector" / "submission").rglob("*.zip")
+    assert {f.parent.name for f in submitted} == {"bbox", "segm", "keypoints"}
+    assert not (tmp_path / "out" / "1_rpn" / "submission").exists()
