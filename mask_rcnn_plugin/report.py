@@ -45,6 +45,7 @@ def columns_of(table: str) -> list[tuple[str, str]]:
 def table_rows(
     table: str,
     measured: Measured,
+    iterations: Mapping[str, int],
     minutes: Mapping[str, Sequence[float]],
     milliseconds: Mapping[str, float],
 ) -> tuple[list[str], list[list[str]]]:
@@ -54,12 +55,12 @@ def table_rows(
         table: key of `paper.TABLES`.
         measured: see `claims`; a row that is not in it is not done, one without tasks has been
             tested on images without annotations.
-        minutes: {config: what a training and its test took, one a seed}.
+        iterations, minutes: {config: of a training; and what it and its test took, one a seed}.
         milliseconds: {config: time of an image}; shown where the paper gives times.
     """
     columns = columns_of(table)
     timed = any(row.milliseconds for row in rows_of(table))
-    times = ["ms an image", "minutes"] if timed else ["minutes"]
+    times = [*(["ms an image"] if timed else []), "iterations", "minutes"]
     headers = ["row", "", *(f"{TASKS[t]} {m}" for t, m in columns), *times]
     lines = []
     for row in rows_of(table):
@@ -68,8 +69,8 @@ def table_rows(
         if timed:
             paper.append(f"{row.milliseconds:.0f}" if row.milliseconds else "")
             ours.append(f"{milliseconds[row.config]:.0f}" if row.config in milliseconds else "")
-        paper.append("")
-        ours.append(_spread(minutes.get(row.config, ())))
+        paper += ["", ""]
+        ours += [str(iterations.get(row.config, "")), _spread(minutes.get(row.config, ()))]
         lines.append([row.name, f"paper ({row.split})", *paper])
         if row.config:
             state = "ours: not done"
@@ -132,7 +133,9 @@ def plot_effects(table: str, measured: Measured, file: Path) -> None:
             panels.append((task, metric, rows[0] if first else rows[-1], rows))
     if not panels:
         return
-    labels = [r for r in rows_of(table) if any(r in rows for *_, rows in panels)]
+    labels = [
+        r for r in rows_of(table) if any(r in rows and r is not ref for *_, ref, rows in panels)
+    ]
     figure = Figure(figsize=(2 + 2.6 * len(panels), 1.4 + 0.5 * len(labels)), layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axis, (task, metric, reference, rows) in zip(axes, panels):

@@ -45,18 +45,19 @@ def test_columns_are_what_the_paper_compares() -> None:
 
 
 def test_a_table_has_the_papers_line_and_ours() -> None:
+    iterations = {"table2d_stride32/roipool": 1300}
     minutes = {"table2d_stride32/roipool": [2.0, 3.0]}
-    headers, lines = table_rows("2d", MEASURED, minutes, {})
+    headers, lines = table_rows("2d", MEASURED, iterations, minutes, {})
     assert headers[:5] == ["row", "", "mask AP", "mask AP50", "mask AP75"]
     assert lines[0][:5] == ["RoIPool", "paper (minival)", "23.6", "46.5", "21.6"]
     assert lines[1][:5] == ["", "ours", "11.0 ± 1.4", "12.0 ± 1.4", "10.0 ± 1.4"]
     assert lines[3][5] == "28.0 ± 1.4"
-    assert headers[-1] == "minutes"
-    assert [line[-1] for line in lines] == ["", "2.5 ± 0.7", "", ""]
+    assert headers[-2:] == ["iterations", "minutes"]
+    assert [line[-2:] for line in lines] == [["", ""], ["1300", "2.5 ± 0.7"], ["", ""], ["", ""]]
 
 
 def test_rows_that_were_not_run_say_so_and_other_systems_have_no_line_of_ours() -> None:
-    _, lines = table_rows("4", {}, {}, {})
+    _, lines = table_rows("4", {}, {}, {}, {})
     assert [line[:2] for line in lines] == [
         *(["CMU-Pose+++", "paper (test-dev)"], ["G-RMI", "paper (test-dev)"]),
         *(["keypoint-only", "paper (test-dev)"], ["", "ours: not done"]),
@@ -65,7 +66,7 @@ def test_rows_that_were_not_run_say_so_and_other_systems_have_no_line_of_ours() 
 
 
 def test_a_row_without_annotations_to_test_on_names_its_submission() -> None:
-    _, lines = table_rows("1", {"table1_main/r101_c4": {}}, {}, {})
+    _, lines = table_rows("1", {"table1_main/r101_c4": {}}, {}, {}, {})
     (ours,) = [b for a, b in itertools.pairwise(lines) if a[0] == "ResNet-101-C4"]
     assert ours[1] == "ours: see its submission/"
 
@@ -77,7 +78,7 @@ def test_an_ap_that_coco_does_not_define_is_said_so(tmp_path: Path) -> None:
     measured = {
         f"table6_keypoint_roi/{x}": {"keypoints": NO_LARGE} for x in ("roipool", "roialign")
     }
-    headers, lines = table_rows("6", measured, {}, {})
+    headers, lines = table_rows("6", measured, {}, {}, {})
     assert lines[1][headers.index("keypoint AP")] == "2.0 ± 1.0"
     assert lines[1][headers.index("keypoint APl")] == "n/a"
     none = dict.fromkeys(("AP", "AP50", "AP75"), NO_LARGE["APl"])
@@ -90,9 +91,9 @@ def test_an_ap_that_coco_does_not_define_is_said_so(tmp_path: Path) -> None:
 
 
 def test_times_stand_where_the_paper_gives_times() -> None:
-    headers, lines = table_rows("timing", {}, {}, {"timing/r101_c4": 123.4})
-    assert headers[-2] == "ms an image"
-    found = {line[0]: (line[-2], ours[-2]) for line, ours in zip(lines[::2], lines[1::2])}
+    headers, lines = table_rows("timing", {}, {}, {}, {"timing/r101_c4": 123.4})
+    assert headers[-3] == "ms an image"
+    found = {line[0]: (line[-3], ours[-3]) for line, ours in zip(lines[::2], lines[1::2])}
     assert found["ResNet-101-C4"] == ("400", "123")
     assert found["Faster R-CNN, ResNet-101-FPN"] == ("", "")
 

@@ -127,6 +127,7 @@ def write_table(table: str, args: argparse.Namespace, runs: Runs) -> list[report
     measured = measure(runs, configs, seeds)
     first = {config: runs[config, 0] for config in measured}
     milliseconds = {c: run.results()["ms_per_image"] for c, run in first.items()}
+    iterations = {c: (run.trained or run).max_iter for c, run in first.items()}
     minutes = {c: [runs[c, seed].seconds() / 60 for seed in range(seeds)] for c in measured}
     content = {
         "table": table,
@@ -138,6 +139,7 @@ def write_table(table: str, args: argparse.Namespace, runs: Runs) -> list[report
                 "results": [runs[r.config, seed].results() for seed in range(seeds)]
                 if r.config in measured
                 else None,
+                "iterations": iterations.get(r.config),
                 "minutes": [round(m, 2) for m in minutes.get(r.config, [])],
             }
             for r in rows_of(table)
@@ -147,7 +149,7 @@ def write_table(table: str, args: argparse.Namespace, runs: Runs) -> list[report
     (output / f"{table}.json").write_text(json.dumps(content, indent=2) + "\n")
 
     place, title, *_ = TABLES[table]
-    headers, lines = report.table_rows(table, measured, minutes, milliseconds)
+    headers, lines = report.table_rows(table, measured, iterations, minutes, milliseconds)
     blocks = [
         report.Block(f"{place}: {title}", level=2),
         report.Block(headers=headers, rows=lines),
