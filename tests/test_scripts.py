@@ -75,6 +75,7 @@ def test_resume_goes_on_and_a_second_start_does_not_overwrite(
 ) -> None:
     args = [
         *("train.py", "--config-file", CONFIG, f"dataset.synthetic.root={toy_dataset}"),
+        *own_dataset(toy_dataset),
         *("dataset.synthetic.train=12", "dataset.synthetic.val=6", "dataset.synthetic.size=64"),
         *("dataloader.train.total_batch_size=2", "train.device=cpu", "train.output_dir=out"),
         *("train.log_period=1", "train.eval_period=0"),
@@ -94,8 +95,10 @@ def test_evaluation_gives_the_numbers_of_the_training(trained: Path, toy_dataset
     done = run(
         *("eval.py", "--config-file", CONFIG, "--weights", "out/model_0000001.pth"),
         *("--output", "evaluated", "--visualize", "3", f"dataset.synthetic.root={toy_dataset}"),
+        *own_dataset(toy_dataset),
         *("dataset.synthetic.train=12", "dataset.synthetic.val=6", "dataset.synthetic.size=64"),
         "train.device=cpu",
+        "model.roi_heads.box_predictor.test_score_thresh=0",  # after 3 iterations
         cwd=trained,
     )
     assert done.returncode == 0, done.stderr
