@@ -29,6 +29,28 @@ class Block:
     picture: Path | None = None
 
 
+def collect(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[float]]]:
+    """What the seeds of a row measured.
+
+    Args:
+        results: of each seed, as results.json has it.
+
+    Returns:
+        {task: {metric: [AP in points, one a seed]}}, nan where one could not be computed; see
+        `claims`.
+    """
+    first = results[0]
+    return {
+        task: {
+            m: [np.nan if r[task][m] is None else r[task][m] for r in results]
+            for m in METRICS
+            if m in first[task]
+        }
+        for task in TASKS
+        if task in first
+    }
+
+
 def claims_of(table: str) -> list[Claim]:
     """The claims that a table alone can settle."""
     configs = {row.config for row in rows_of(table)}

@@ -17,6 +17,7 @@ from mask_rcnn_plugin.report import (
     claim_records,
     claim_rows,
     claims_of,
+    collect,
     columns_of,
     plot_effects,
     plot_predictions,
@@ -35,6 +36,14 @@ MEASURED = {
     "table2d_stride32/roipool": {"segm": scores(10, 12), "bbox": scores(20, 22)},
     "table2d_stride32/roialign": {"segm": scores(19, 20), "bbox": scores(27, 29)},
 }
+
+
+def test_results_of_the_seeds_are_collected() -> None:
+    first = {"dataset": "x", "segm": {"AP": 1.5, "APl": None, "AP-person": 3.0}, "ms_per_image": 9}
+    second = {**first, "segm": {"AP": 2.5, "APl": None, "AP-person": 4.0}}
+    (task,) = collect([first, second]).items()
+    assert task == ("segm", {"AP": [1.5, 2.5], "APl": pytest.approx([np.nan] * 2, nan_ok=True)})
+    assert collect([{"dataset": "x"}]) == {}
 
 
 def test_columns_are_what_the_paper_compares() -> None:

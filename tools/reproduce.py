@@ -38,7 +38,7 @@ from mask_rcnn_plugin.config import ConfigError
 from mask_rcnn_plugin.data.coco import DatasetError
 from mask_rcnn_plugin.engine import setup_datasets
 from mask_rcnn_plugin.evaluation import PREDICTIONS_FILE
-from mask_rcnn_plugin.paper import TABLES, TASKS, rows_of
+from mask_rcnn_plugin.paper import TABLES, rows_of
 from mask_rcnn_plugin.reproduction import SCALES, Run, execute, plan
 from mask_rcnn_plugin.visualization import draw_prediction, draw_truth, read_predictions
 
@@ -101,23 +101,13 @@ def prepare(runs: Runs) -> None:
 
 
 def measure(runs: Runs, configs: Sequence[str], seeds: int) -> Measured:
-    """The APs of the rows whose runs are all done; nan where one could not be computed."""
-    measured: dict[str, dict[str, dict[str, list[float]]]] = {}
-    for config in configs:
-        row = [runs[config, seed] for seed in range(seeds)]
-        if not all(run.done for run in row):
-            continue
-        results = [run.results() for run in row]
-        measured[config] = {
-            task: {
-                m: [float("nan") if r[task][m] is None else r[task][m] for r in results]
-                for m in report.METRICS
-                if m in results[0][task]
-            }
-            for task in TASKS
-            if task in results[0]
-        }
-    return measured
+    """The APs of the rows whose runs are all done."""
+    done = {config: [runs[config, seed] for seed in range(seeds)] for config in configs}
+    return {
+        config: report.collect([run.results() for run in row])
+        for config, row in done.items()
+        if all(run.done for run in row)
+    }
 
 
 def write_table(table: str, args: argparse.Namespace, runs: Runs) -> list[report.Block]:

@@ -1,0 +1,45 @@
+"""The committed reproduction says what its own results, and the rules of today, say."""
+
+import json
+import re
+from pathlib import Path
+
+from mask_rcnn_plugin import report
+from mask_rcnn_plugin.claims import CLAIMS
+from mask_rcnn_plugin.paper import rows_of
+
+PAGE = Path(__file__).parent.parent / "docs" / "reproduction"
+TABLES = [f.stem for f in PAGE.glob("*.json") if f.stem != "claims"]
+
+
+def test_claims_follow_from_the_committed_results() -> None:
+    measured = {}
+    for table in TABLES:
+        content = json.loads((PAGE / f"{table}.json").read_text())
+        assert [row["config"] for row in content["rows"]] == [r.config for r in rows_of(table)]
+        for row in content["rows"]:
+            assert len(row["results"]) == content["seeds"]
+            measured[row["config"]] = report.collect(row["results"])
+    committed = json.loads((PAGE / "claims.json").read_text())
+    assert report.claim_records(CLAIMS, measured) == committed
+
+    _, lines = report.claim_rows(CLAIMS, measured)
+    page = (PAGE / "index.md").read_text()
+    for line in lines:
+        pattern = r" *\| *".join(re.escape(cell) for cell in line)
+        assert re.search(rf"^\| {pattern} *\|$", page, flags=re.MULTILINE), line
+
+
+def test_pictures_of_the_page_are_there() -> None:
+    page = (PAGE / "index.md").read_text()
+    pictures = re.findall(r"!\[.*?\]\((.*?)\)", page)
+    assert len(pictures) == 2 * len(TABLES) > 0
+    for picture in pictures:
+        assert (PAGE / picture).is_file()
+    assert (PAGE / "index.html").read_text().count("data:image/") == len(pictures)
+
+
+def test_page_names_no_path_of_a_machine() -> None:
+    for file in PAGE.iterdir():
+        if file.suffix in (".md", ".json", ".html"):
+            assert not re.search(r"/(home|root|tmp|work|Users)/", file.read_text()), file
