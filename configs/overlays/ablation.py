@@ -35,6 +35,6 @@ def overlay(cfg: DictConfig) -> None:
     heads.box_predictor.test_topk_per_image = 10
 
     cfg.optimizer.lr = 3e-3
-    # On C4 a step is cheap, and masks, with but a deconvolution of their own, are learnt slowly.
-    cfg.train.max_iter = 2000 if backbone.name.endswith("C4") else 1300
+    # One coarse level of features is learnt more slowly than an FPN, at less for a step.
+    cfg.train.max_iter = 1300 if backbone.name.endswith("FPN") else 2000
     cfg.train.checkpointer.period = 500
