@@ -43,3 +43,21 @@ def test_page_names_no_path_of_a_machine() -> None:
     for file in PAGE.iterdir():
         if file.suffix in (".md", ".json", ".html"):
             assert not re.search(r"/(home|root|tmp|work|Users)/", file.read_text()), file
+
+
+def test_readme_sums_up_the_committed_results() -> None:
+    readme = " ".join((PAGE.parent.parent / "README.md").read_text().split())
+    table = (PAGE / "2c.md").read_text()
+    ours = [line.split("|")[3].strip() for line in table.splitlines() if "| ours  " in line]
+    assert len(ours) == 5
+    assert f"| drawn images | {' | '.join(ours)} |" in readme
+    verdicts = [c["verdict"] for c in json.loads((PAGE / "claims.json").read_text())]
+    words = {20: "twenty", 10: "ten", 3: "three", 7: "seven"}
+    total, agree, disagree, undecided = (
+        words[n]
+        for n in (len(verdicts), *(map(verdicts.count, ("agrees", "disagrees", "undecided"))))
+    )
+    assert (
+        f"Of {total} claims of the paper {agree} are seen there too, {disagree} are not" in readme
+    )
+    assert f"{undecided} are undecided." in readme
