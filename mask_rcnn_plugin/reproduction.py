@@ -2,8 +2,8 @@
 
 A folder bears a fingerprint of its config, so that rows that are equal are run once, a run that is
 finished is never repeated, one that was interrupted goes on from its last checkpoint, and one whose
-config has changed since is another run. Rows that differ in their test set alone are trained once,
-and tested by eval.py.
+config has changed since is another run. Rows of one plan that differ in their test set alone are
+trained once, and tested by eval.py.
 """
 
 import contextlib

@@ -10,7 +10,8 @@
 how large it is on COCO.
 
 A run that is finished is not repeated, one that was interrupted goes on from its last checkpoint:
-give the same command again. Rows that differ in their test set alone are trained once.
+give the same command again. Rows of one command that differ in their test set alone are trained
+once, e.g. with --table 1 --table 2a.
 
 In output/reproduce/SCALE land runs/ (a folder a training), and for each table TABLE.json, TABLE.md,
 TABLE.png (the paper's effects and ours) and TABLE_pictures.jpg (the same images under each row).
