@@ -6,8 +6,8 @@
 | RoIWarp  | rounded to the feature grid | exact        | regular points, bilinear| max, ave    |
 | RoIAlign | exact                       | exact        | regular points, bilinear| max, ave    |
 
-All of them are built from torchvision's operators, so they run and have gradients (to the
-features) wherever those do.
+All of them are built from torchvision's operators and `roi_align`, so they run and have gradients
+(to the features) wherever those do.
 """
 
 from collections.abc import Sequence
@@ -15,9 +15,15 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 import torchvision
-from detectron2.modeling.poolers import ROIPooler
+from detectron2.modeling.poolers import (
+    ROIPooler,
+    assign_boxes_to_levels,
+    convert_boxes_to_pooler_format,
+)
+from detectron2.structures import Boxes
 from torch import Tensor, nn
-from torchvision.ops import roi_align
+
+from mask_rcnn_plugin.modeling.roi_align import roi_align
 
 # detectron2's own names keep detectron2's meaning, so that an existing YAML file can change its
 # heads and nothing else. Its "ROIAlign" is the first version, half a feature cell off.
@@ -210,3 +216,38 @@ class RoIPooler(ROIPooler):
             build_roi_layer(pooler_type, self.output_size, scale, sampling_ratio, aggregation)
             for scale in scales
         )
+
+    def forward(self, x: list[Tensor], box_lists: list[Boxes]) -> Tensor:
+        """Pool the boxes of each image from their levels.
+
+        Args:
+            x: a feature map (N, C, H, W) for each scale.
+            box_lists: boxes in pixels of the network's input, one `Boxes` an image.
+
+        Returns:
+            (R, C, P, P) of all boxes in their order, channels-last if the features are.
+
+        Raises:
+            ValueError: if there are not as many feature maps as scales, or boxes as images.
+        """
+        if len(x) != len(self.level_poolers) or len(box_lists) != len(x[0]):
+            raise ValueError(
+                f"{len(x)} feature maps and boxes of {len(box_lists)} images are given, must be "
+                f"{len(self.level_poolers)} and {len(x[0])}: a map for each scale, boxes of each "
+                "image of the batch"
+            )
+        layout = torch.contiguous_format
+        if x[0].is_contiguous(memory_format=torch.channels_last):
+            layout = torch.channels_last
+        rois = convert_boxes_to_pooler_format(box_lists)
+        if len(x) == 1:
+            return self.level_poolers[0](x[0], rois).contiguous(memory_format=layout)
+        levels = assign_boxes_to_levels(
+            box_lists, self.min_level, self.max_level, self.canonical_box_size, self.canonical_level
+        )
+        shape = (len(rois), x[0].shape[1], *self.output_size)
+        pooled = torch.empty(shape, dtype=x[0].dtype, device=x[0].device, memory_format=layout)
+        for level, pooler in enumerate(self.level_poolers):
+            chosen = (levels == level).nonzero()[:, 0]
+            pooled.index_put_((chosen,), pooler(x[level], rois[chosen]))
+        return pooled

@@ -292,7 +292,7 @@ def test_pooler_without_boxes(name: str, aggregation: str, scales: list[float]) 
     some = pooler(features, [none, one, none])
     assert some.shape == (1, 2, 3, 3)
     alone = pooler([f[1:2] for f in features], [one])
-    torch.testing.assert_close(some, alone, rtol=0, atol=0)
+    torch.testing.assert_close(some, alone, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["ROIAlignV2", "ROIAlign", "ROIPool"])
@@ -306,7 +306,7 @@ def test_detectron2_names_give_detectron2s_numbers(name: str, sampling_ratio: in
     ours = RoIPooler(7, scales, sampling_ratio, name)(features, boxes)
     theirs = ROIPooler(7, scales, sampling_ratio, name)(features, boxes)
     assert ours.abs().max() > 1
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
 
 
 def test_roi_align_is_detectron2s_second_version() -> None:
@@ -314,6 +314,29 @@ def test_roi_align_is_detectron2s_second_version() -> None:
     features, boxes = [torch.randn(1, 2, 8, 8)], [Boxes(torch.tensor([[3.0, 5, 29, 31]]))]
     ours = RoIPooler(7, [1 / 4])(features, boxes)
     torch.testing.assert_close(ours, ROIPooler(7, [1 / 4], 2, "ROIAlignV2")(features, boxes))
+
+
+@pytest.mark.parametrize("scales", [[1 / 16], [1 / 8, 1 / 16]])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("name", ["RoIAlign", "RoIPool"])
+def test_pooled_features_keep_the_layout(
+    name: str, layout: torch.memory_format, scales: list[float]
+) -> None:
+    features = [
+        torch.randn(1, 3, round(256 * s), round(256 * s)).to(memory_format=layout) for s in scales
+    ]
+    boxes = [Boxes(torch.tensor([[3.0, 5, 29, 31], [0, 0, 200, 200]]))]
+    pooled = RoIPooler(7, scales, 2, name)(features, boxes)
+    assert pooled.is_contiguous(memory_format=layout)
+    features = [f.contiguous() for f in features]
+    torch.testing.assert_close(pooled, RoIPooler(7, scales, 2, name)(features, boxes))
+
+
+@pytest.mark.parametrize(("maps", "images"), [(1, 2), (2, 1), (2, 3)])
+def test_refuses_maps_and_boxes_that_do_not_fit(maps: int, images: int) -> None:
+    features = [torch.zeros(2, 1, 8, 8), torch.zeros(2, 1, 4, 4)][:maps]
+    with pytest.raises(ValueError, match=f"{maps} feature maps and boxes of {images} images"):
+        RoIPooler(7, [1 / 4, 1 / 8])(features, [Boxes(torch.zeros(0, 4))] * images)
 
 
 @pytest.mark.parametrize(
