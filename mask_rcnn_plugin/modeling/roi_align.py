@@ -34,30 +34,65 @@ def roi_align(
     Returns:
         (R, C, rows, columns), differentiable with respect to `features`.
     """
-    if features.is_cuda or sampling_ratio == 0 or features.numel() == 0 or len(rois) == 0:
+    if features.is_cuda or features.numel() == 0 or len(rois) == 0:
         return torchvision.ops.roi_align(
             features, rois, output_size, spatial_scale, sampling_ratio, aligned
         )
     _, channels, height, width = features.shape
-    rows, columns = output_size
-    box = rois[:, 1:] * spatial_scale - (0.5 if aligned else 0)
-    size = box[:, 2:] - box[:, :2]
+    table = features.permute(0, 2, 3, 1).reshape(-1, channels).contiguous()
+    boxes = rois[:, 1:] * spatial_scale - (0.5 if aligned else 0)
+    start, size = boxes[:, :2], boxes[:, 2:] - boxes[:, :2]
     if not aligned:
         size = size.clamp(min=1)
-    x_cells, x_weights = _bilinear(box[:, 0], size[:, 0], columns, sampling_ratio, width)
-    y_cells, y_weights = _bilinear(box[:, 1], size[:, 1], rows, sampling_ratio, height)
+    first_cell = rois[:, 0].long() * (height * width)  # of the RoI's image
+
+    def pool(at: Tensor | slice, x_points: int, y_points: int) -> Tensor:
+        x = _bilinear(start[at, 0], size[at, 0], output_size[1], x_points, width)
+        y = _bilinear(start[at, 1], size[at, 1], output_size[0], y_points, height)
+        return _weighted_sum(table, first_cell[at], width, x, y)
+
+    if sampling_ratio > 0:
+        return pool(slice(None), sampling_ratio, sampling_ratio)
+    # As many points as cells in a bin: few different numbers, and the RoIs of each in one go.
+    points = (size / size.new_tensor([output_size[1], output_size[0]])).ceil().long()
+    pooled = table.new_zeros(len(rois), *output_size, channels).permute(0, 3, 1, 2)
+    for x_points, y_points in points.unique(dim=0).tolist():
+        if x_points > 0 and y_points > 0:  # else no point at all
+            at = (points == points.new_tensor([x_points, y_points])).all(dim=1).nonzero()[:, 0]
+            pooled[at] = pool(at, x_points, y_points)
+    return pooled
+
+
+def _weighted_sum(
+    table: Tensor,
+    first_cell: Tensor,
+    width: int,
+    x: tuple[Tensor, Tensor],
+    y: tuple[Tensor, Tensor],
+) -> Tensor:
+    """Bins of RoIs from the rows of a table.
+
+    Args:
+        table: (N * H * W, C), feature cells.
+        first_cell: int64 (R,), row in which the RoI's image begins.
+        width: W.
+        x, y: cells and weights of each column and row of bins, from `_bilinear`.
+
+    Returns:
+        (R, C, rows, columns)
+    """
+    (x_cells, x_weights), (y_cells, y_weights) = x, y
     # (R, rows, columns, cells in y, cells in x)
-    first = rois[:, 0].long() * (height * width)
     cells = y_cells[:, :, None, :, None] * width + x_cells[:, None, :, None, :]
-    cells = cells + first[:, None, None, None, None]
+    cells = cells + first_cell[:, None, None, None, None]
     weights = y_weights[:, :, None, :, None] * x_weights[:, None, :, None, :]
     pooled = F.embedding_bag(
         cells.flatten(3).flatten(0, 2),
-        features.permute(0, 2, 3, 1).reshape(-1, channels).contiguous(),
+        table,
         mode="sum",
         per_sample_weights=weights.flatten(3).flatten(0, 2),
     )
-    return pooled.view(-1, rows, columns, channels).permute(0, 3, 1, 2)
+    return pooled.view(*cells.shape[:3], -1).permute(0, 3, 1, 2)
 
 
 def _bilinear(
