@@ -1,7 +1,8 @@
 """Backbones by the paper's names, "network-depth-features" (Sec. 3, Network Architecture).
 
 ResNet-50-C4, ResNet-101-FPN, ResNeXt-101-FPN, ResNet-50-C5, ... Made of detectron2's own blocks and
-with its parameter names, so that its checkpoints, and ImageNet weights, load.
+with its parameter names, so that its checkpoints, and ImageNet weights, load. Frozen batch norm is
+part of the convolution before it.
 """
 
 import re
@@ -20,6 +21,8 @@ from detectron2.modeling.backbone.resnet import (
     build_resnet_backbone,
 )
 from torch import nn
+
+from mask_rcnn_plugin.modeling.folding import fold_frozen_batch_norm
 
 # Groups, and channels of a group, of the 3x3 convolutions in res2: Table 2a's ResNeXt-101 is the
 # 64x4d model.
@@ -114,11 +117,13 @@ def resnet_backbone(
         make_stage(name, stage, 1 if stage == "res2" else 2, width, norm, stride_in_1x1)
         for stage in _STAGES
     ]
-    resnet = ResNet(
-        BasicStem(out_channels=width, norm=norm),
-        stages,
-        out_features=list(_FEATURES[parsed.features]),
-        freeze_at=freeze_at,
+    resnet = fold_frozen_batch_norm(
+        ResNet(
+            BasicStem(out_channels=width, norm=norm),
+            stages,
+            out_features=list(_FEATURES[parsed.features]),
+            freeze_at=freeze_at,
+        )
     )
     if parsed.features != "FPN":
         return resnet
@@ -136,9 +141,8 @@ def build_mask_rcnn_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Bac
         cfg: detectron2 config; MODEL.RESNETS, MODEL.FPN and MODEL.BACKBONE.FREEZE_AT are read.
         input_shape: channels of the image.
     """
-    if cfg.MODEL.FPN.IN_FEATURES:
-        return build_resnet_fpn_backbone(cfg, input_shape)
-    return build_resnet_backbone(cfg, input_shape)
+    build = build_resnet_fpn_backbone if cfg.MODEL.FPN.IN_FEATURES else build_resnet_backbone
+    return fold_frozen_batch_norm(build(cfg, input_shape))
 
 
 def res5_head(
@@ -164,7 +168,8 @@ def res5_head(
     Raises:
         ValueError: on an unknown name.
     """
-    return nn.Sequential(*make_stage(name, "res5", stride, width, norm, stride_in_1x1))
+    stage = nn.Sequential(*make_stage(name, "res5", stride, width, norm, stride_in_1x1))
+    return fold_frozen_batch_norm(stage)
 
 
 def make_stage(

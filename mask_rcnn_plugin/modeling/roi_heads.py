@@ -14,6 +14,7 @@ from torch import nn
 
 from mask_rcnn_plugin.config import require_mask_rcnn_config
 from mask_rcnn_plugin.modeling.backbone import res5_head, stage_channels
+from mask_rcnn_plugin.modeling.folding import fold_frozen_batch_norm
 from mask_rcnn_plugin.modeling.roi_pooling import RoIPooler
 
 _RES5_SIDE = 7  # of res5's output on an RoI (Fig. 4, left)
@@ -146,4 +147,4 @@ class MaskRCNNC4ROIHeads(Res5ROIHeads):
         first.stride = stride
         for conv in (first.shortcut, first.conv1, first.conv2):
             conv.stride = tuple(min(s, stride) for s in conv.stride)
-        return res5, out_channels
+        return fold_frozen_batch_norm(res5), out_channels

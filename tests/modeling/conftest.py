@@ -32,14 +32,16 @@ def redraw() -> Callable[..., None]:
 
 @pytest.fixture
 def assert_near() -> Callable[..., None]:
-    """Two tensors agree to 1e-5 of the largest value."""
+    """Two tensors agree to a part of the largest value, or of `least` if that is larger."""
 
-    def check(ours: Tensor, theirs: Tensor, what: str = "") -> None:
+    def check(
+        ours: Tensor, theirs: Tensor, what: str = "", least: float = 0.0, tolerance: float = 1e-5
+    ) -> None:
         assert ours.shape == theirs.shape, what
         assert ours.dtype == theirs.dtype, what
         if theirs.numel():
             error = (ours.double() - theirs.double()).abs().max()
-            assert error <= 1e-5 * theirs.abs().max(), f"{what}: off by {error}"
+            assert error <= tolerance * max(theirs.abs().max(), least), f"{what}: off by {error}"
 
     return check
 
@@ -60,11 +62,14 @@ def assert_same_training(assert_near: Callable[..., None]) -> Callable[..., None
         sum(losses.values()).backward()
         sum(their_losses.values()).backward()
         their_parameters = dict(their_model.named_parameters())
+        # A softmax over cells does not feel the last bias: its gradient is rounding alone.
+        grads = [q.grad for q in their_parameters.values() if q.grad is not None]
+        least = 0.1 * max(grad.abs().max().item() for grad in grads)
         for name, p in model.named_parameters():
             q = their_parameters.pop(name)
             assert (p.grad is None) == (q.grad is None), name
             if q.grad is not None:
-                assert_near(p.grad, q.grad, name)
+                assert_near(p.grad, q.grad, name, least)
         assert not their_parameters
         for x, y in zip(inputs, their_inputs, strict=True):
             assert y.grad.abs().max() > 0

@@ -116,6 +116,10 @@ def model_pair(cfg: CfgNode, redraw: Check) -> tuple[nn.Module, nn.Module]:
     theirs, plugin = build_model(cfg), build_model(ours(cfg))
     # As large as gives detections of every class and size, and masks that are not all one.
     redraw(theirs, gain=1.0 if cfg.MODEL.KEYPOINT_ON else 0.8)
+    # Residual branches add little, as in a trained network; else fifty layers blow up rounding.
+    for name, value in theirs.state_dict().items():
+        if name.endswith("conv3.norm.weight"):
+            value.mul_(0.6)
     plugin.load_state_dict(theirs.state_dict(), strict=True)
     return plugin, theirs
 
@@ -180,11 +184,13 @@ def test_training_agrees(
     assert {"loss_cls", "loss_mask", "loss_rpn_cls"} < set(losses[0])
     for name, loss in losses[0].items():
         assert_near(loss, losses[1][name], name)
+    grads = [q.grad for q in theirs.parameters() if q.grad is not None]
+    least = 0.1 * max(grad.abs().max() for grad in grads)  # see assert_same_training
     for (name, p), q in zip(plugin.named_parameters(), theirs.parameters(), strict=True):
         assert (p.grad is None) == (q.grad is None), name
         if p.grad is not None:
             error = (p.grad - q.grad).abs().max()
-            assert error <= 1e-4 * q.grad.abs().max(), name
+            assert error <= 1e-4 * max(q.grad.abs().max(), least), name
 
 
 @pytest.mark.parametrize("mask_format", ["rle", "bitmap"])
@@ -198,8 +204,8 @@ def test_inference_agrees(
         assert i.image_size == j.image_size == size
         assert len(i) == len(j) > 2
         assert set(i.get_fields()) == set(j.get_fields()) - {"pred_keypoint_heatmaps"}
-        assert_near(i.pred_boxes.tensor, j.pred_boxes.tensor)
-        assert_near(i.scores, j.scores)
+        assert_near(i.pred_boxes.tensor, j.pred_boxes.tensor, tolerance=1e-4)
+        assert_near(i.scores, j.scores, tolerance=1e-4)
         assert i.pred_classes.tolist() == j.pred_classes.tolist()
         if mask_format == "rle":
             assert isinstance(i.pred_masks, RLEMasks)
@@ -212,7 +218,7 @@ def test_inference_agrees(
         assert (masks != j.pred_masks).float().mean() < 1e-4
         assert 0 < j.pred_masks.float().mean() < 1
         if j.has("pred_keypoints"):
-            assert_near(i.pred_keypoints, j.pred_keypoints)
+            assert_near(i.pred_keypoints, j.pred_keypoints, tolerance=1e-4)
 
 
 def test_rle_equals_bitmap(pair: tuple[nn.Module, nn.Module]) -> None:

@@ -1,0 +1,96 @@
+"""Frozen batch norm inside the convolution against detectron2's two steps."""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from detectron2.layers import Conv2d, FrozenBatchNorm2d, get_norm
+from torch import Tensor, nn
+
+from mask_rcnn_plugin.modeling import res5_head, resnet_backbone
+from mask_rcnn_plugin.modeling.folding import (
+    FrozenBNConv2d,
+    fold_batch_norm_for_inference,
+    fold_frozen_batch_norm,
+)
+
+Check = Callable[..., None]
+
+
+def network(norm: str, redraw: Check) -> nn.Sequential:
+    """Convolutions of every kind, each with its norm."""
+    layers = nn.Sequential(
+        Conv2d(3, 8, 3, padding=1, bias=False, norm=get_norm(norm, 8), activation=nn.ReLU()),
+        Conv2d(8, 8, 3, stride=2, padding=2, dilation=2, norm=get_norm(norm, 8)),
+        Conv2d(8, 12, 3, groups=4, bias=False, norm=get_norm(norm, 12), activation=torch.relu),
+        Conv2d(12, 4, 1),
+    )
+    redraw(layers)
+    return layers
+
+
+def image() -> Tensor:
+    return torch.randn(2, 3, 16, 20, generator=torch.Generator().manual_seed(0)).requires_grad_()
+
+
+def test_values_and_gradients_are_those_of_two_steps(redraw: Check, assert_near: Check) -> None:
+    theirs = network("FrozenBN", redraw)
+    ours = fold_frozen_batch_norm(copy.deepcopy(theirs))
+    assert [type(layer) for layer in ours] == [FrozenBNConv2d] * 3 + [Conv2d]
+    x, y = image(), image()
+    out, expected = ours(x), theirs(y)
+    assert_near(out, expected)
+    out.square().mean().backward()
+    expected.square().mean().backward()
+    assert_near(x.grad, y.grad, "image")
+    for (name, p), q in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        assert q.grad.abs().max() > 0
+        assert_near(p.grad, q.grad, name)
+
+
+def test_state_dict_is_detectron2s(redraw: Check) -> None:
+    theirs = network("FrozenBN", redraw)
+    ours = fold_frozen_batch_norm(network("FrozenBN", redraw))
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    assert "0.norm.running_mean" in ours.state_dict()
+
+
+@pytest.mark.parametrize("norm", ["BN", "GN"])
+def test_a_norm_that_trains_is_left_alone(norm: str) -> None:
+    layers = nn.Sequential(Conv2d(3, 32, 1, norm=get_norm(norm, 32)))
+    assert type(fold_frozen_batch_norm(layers)[0]) is Conv2d
+
+
+@pytest.mark.parametrize("features", ["C4", "FPN"])
+def test_the_backbones_have_no_pass_of_their_own(features: str) -> None:
+    with torch.device("meta"):
+        modules = [resnet_backbone(f"ResNet-50-{features}"), res5_head("ResNet-50-C4")]
+    normed = [
+        m
+        for module in modules
+        for m in module.modules()
+        if isinstance(getattr(m, "norm", None), FrozenBatchNorm2d)
+    ]
+    assert len(normed) > 40
+    assert all(type(m) is FrozenBNConv2d for m in normed)
+
+
+@pytest.mark.parametrize("norm", ["FrozenBN", "BN"])
+def test_folding_for_good(norm: str, redraw: Check, assert_near: Check) -> None:
+    plain = network(norm, redraw).eval()
+    folded = fold_batch_norm_for_inference(fold_frozen_batch_norm(copy.deepcopy(plain)))
+    assert all(type(layer) is Conv2d and layer.norm is None for layer in folded)
+    with torch.no_grad():
+        assert_near(folded(image()), plain(image()))
+
+
+def test_folding_for_good_leaves_other_norms(redraw: Check) -> None:
+    layers = nn.Sequential(Conv2d(3, 32, 1, norm=get_norm("GN", 32))).eval()
+    assert isinstance(fold_batch_norm_for_inference(layers)[0].norm, nn.GroupNorm)
+
+
+@pytest.mark.parametrize("fold", [fold_frozen_batch_norm, fold_batch_norm_for_inference])
+def test_no_image(fold: Callable[[nn.Module], nn.Module], redraw: Check) -> None:
+    layers = fold(network("FrozenBN", redraw).eval())
+    assert layers(torch.zeros(0, 3, 16, 20)).shape[:2] == (0, 4)
