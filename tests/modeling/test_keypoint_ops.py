@@ -4,7 +4,10 @@ import math
 
 import pytest
 import torch
+from detectron2.structures.keypoints import heatmaps_to_keypoints
+from torch import Tensor
 
+from mask_rcnn_plugin.modeling import keypoint_ops
 from mask_rcnn_plugin.modeling.keypoint_ops import (
     decode_keypoints,
     encode_keypoints,
@@ -185,3 +188,125 @@ def test_decoding_carries_no_gradient_and_spares_its_input() -> None:
     points = decode_keypoints(logits, torch.tensor([[0.0, 0, 20, 30]]))
     assert not points.requires_grad
     assert torch.equal(logits.detach(), before)
+
+
+def some_maps(kind: str, count: int, side: int = 56, seed: int = 0) -> Tensor:
+    """(count, 5, side, side) logits; "people" are peaks as a trained branch gives them, of all
+    widths and now and then two of nearly one height."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (count, 5, side, side)
+    if kind == "noise":
+        return torch.randn(shape, generator=generator) * 3
+    coarse = torch.randn(count, 5, 7, 7, generator=generator)
+    smooth = torch.nn.functional.interpolate(coarse, size=(side, side), mode="bicubic")
+    if kind == "smooth":
+        return smooth * 5
+    axis = torch.arange(side) + 0.5
+    maps = smooth - 8
+    for height in (14, 13.99):
+        centre = torch.rand(2, count, 5, 1, generator=generator) * (side + 4) - 2
+        width = 0.5 + 3 * torch.rand(count, 5, 1, 1, generator=generator)
+        rows, columns = (axis - centre) ** 2
+        maps += height * torch.exp(-(rows[..., None] + columns[..., None, :]) / (2 * width**2))
+    return maps
+
+
+def some_boxes(count: int, largest: float, seed: int = 0) -> Tensor:
+    """Sides from half a pixel up, evenly on the logarithm."""
+    generator = torch.Generator().manual_seed(seed)
+    sides = 0.5 * (largest / 0.5) ** torch.rand(count, 2, generator=generator)
+    corner = torch.rand(count, 2, generator=generator) * 500
+    return torch.cat([corner, corner + sides], dim=1)
+
+
+def assert_decoded_as_detectron2(logits: Tensor, boxes: Tensor) -> None:
+    ours = decode_keypoints(logits, boxes)
+    theirs = heatmaps_to_keypoints(logits, boxes)[..., [0, 1, 3]]
+    # A pixel away would be at least 1/2.
+    torch.testing.assert_close(ours[..., :2], theirs[..., :2], rtol=0, atol=1e-3)
+    torch.testing.assert_close(ours[..., 2], theirs[..., 2], rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["people", "smooth", "noise"])
+@pytest.mark.parametrize(("count", "side", "largest"), [(150, 56, 400), (80, 14, 60), (20, 28, 1)])
+def test_decoding_is_detectron2s(kind: str, count: int, side: int, largest: float) -> None:
+    assert_decoded_as_detectron2(some_maps(kind, count, side), some_boxes(count, largest))
+
+
+@pytest.mark.parametrize("kind", ["people", "smooth"])
+def test_few_maps_are_resized_whole(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    resized = []
+
+    def count(logits: Tensor, boxes: Tensor) -> Tensor:
+        resized.append(logits.shape[1])
+        return heatmaps_to_keypoints(logits, boxes)
+
+    monkeypatch.setattr(keypoint_ops, "heatmaps_to_keypoints", count)
+    boxes = some_boxes(40, 300) + torch.tensor([0.0, 0, 20, 20])
+    decode_keypoints(some_maps(kind, 40), boxes)
+    assert sum(resized) <= 0.1 * 40 * 5
+
+
+def test_decoding_in_a_huge_box() -> None:
+    boxes = torch.tensor([[10.3, 20.6, 2011.9, 1900.2], [5.5, 3, 2000, 9.2]])
+    assert_decoded_as_detectron2(some_maps("people", 2), boxes)
+
+
+@pytest.mark.parametrize("value", [0.0, 3.7, -123.4])
+def test_decoding_flat_maps(value: float) -> None:
+    """Rounding decides, so it has to be detectron2's; all zeros are a tie, which the first wins."""
+    boxes = some_boxes(6, 300)
+    logits = torch.full((6, 2, 56, 56), value)
+    assert_decoded_as_detectron2(logits, boxes)
+    if value == 0:
+        points = decode_keypoints(logits, boxes)
+        sizes = (boxes[:, 2:] - boxes[:, :2]).clamp(min=1)
+        first = boxes[:, :2] + 0.5 * sizes / sizes.ceil()
+        torch.testing.assert_close(points[..., :2], first[:, None].expand(6, 2, 2))
+
+
+def test_decoding_ties() -> None:
+    """Two equal peaks, and a plateau: the first in row-major order wins."""
+    logits = torch.zeros(1, 3, 16, 16)
+    logits[0, 0, 3, [4, 9]] = 5
+    logits[0, 1, [2, 12], [13, 1]] = 5
+    logits[0, 2, 5:9, 5:9] = 5
+    for side in (16.0, 8, 32, 160):
+        assert_decoded_as_detectron2(logits, torch.tensor([[0, 0, side, side]]))
+    points = decode_keypoints(logits, torch.tensor([[0.0, 0, 16, 16]]))
+    assert points[0, :, :2].tolist() == [[4.5, 3.5], [13.5, 2.5], [5.5, 5.5]]
+
+
+def test_decoding_a_peak_at_every_border_cell() -> None:
+    side = 8
+    rim = [(r, c) for r in range(side) for c in range(side) if r in (0, 7) or c in (0, 7)]
+    logits = torch.zeros(2, len(rim), side, side)
+    for i, (row, column) in enumerate(rim):
+        logits[:, i, row, column] = 9
+    assert_decoded_as_detectron2(logits, torch.tensor([[0.0, 0, 33.3, 57], [0, 0, 3, 20]]))
+
+
+@pytest.mark.parametrize("scale", [1e-3, 10])
+def test_decoding_small_and_large_logits(scale: float) -> None:
+    boxes = some_boxes(20, 200)
+    logits = some_maps("smooth", 20) * scale
+    ours = decode_keypoints(logits, boxes)
+    theirs = heatmaps_to_keypoints(logits, boxes)
+    torch.testing.assert_close(ours[..., :2], theirs[..., :2], rtol=0, atol=1e-3)
+
+
+def test_decoding_half_precision_logits_and_under_autocast() -> None:
+    boxes = some_boxes(20, 300)
+    logits = some_maps("people", 20).to(torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        points = decode_keypoints(logits, boxes)
+    assert points.dtype == torch.float32
+    expected = heatmaps_to_keypoints(logits.float(), boxes)[..., [0, 1, 3]]
+    torch.testing.assert_close(points, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_decoding_on_a_gpu() -> None:
+    logits, boxes = some_maps("people", 20), some_boxes(20, 300)
+    points = decode_keypoints(logits.cuda(), boxes.cuda())
+    torch.testing.assert_close(points.cpu(), decode_keypoints(logits, boxes), rtol=1e-3, atol=1e-3)

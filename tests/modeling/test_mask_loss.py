@@ -78,9 +78,81 @@ def test_each_target_comes_from_its_own_mask_and_box() -> None:
     assert targets[1].sum() == 24
 
 
-def test_targets_of_nothing() -> None:
-    masks = BitMasks(torch.zeros(0, 24, 24, dtype=torch.bool))
-    assert mask_targets(masks, torch.zeros(0, 4), 28).shape == (0, 28, 28)
+@pytest.mark.parametrize("masks", [BitMasks(torch.zeros(0, 24, 24)), PolygonMasks([])])
+def test_targets_of_nothing(masks: PolygonMasks | BitMasks) -> None:
+    targets = mask_targets(masks, torch.zeros(0, 4), 28)
+    assert targets.shape == (0, 28, 28)
+    assert targets.dtype == torch.bool
+
+
+def test_targets_refuse_other_counts() -> None:
+    with pytest.raises(ValueError, match="2 boxes for 1 gt_masks"):
+        mask_targets(square_masks("polygon"), torch.zeros(2, 4), 28)
+    with pytest.raises(ValueError, match="0 boxes for 1 gt_masks"):
+        mask_targets(square_masks("bitmask"), torch.zeros(0, 4), 28)
+
+
+def random_boxes(count: int, generator: torch.Generator) -> Tensor:
+    """Boxes in and about an image of 120 x 90, a few of them with no or a negative area."""
+    corners = torch.rand(count, 2, 2, generator=generator) * torch.tensor([150.0, 120]) - 15
+    boxes = torch.cat([corners.amin(1), corners.amax(1)], dim=1)
+    boxes[::9, 2] = boxes[::9, 0]  # no width
+    boxes[1::9, 3] = boxes[1::9, 1] + 0.05  # below detectron2's smallest height
+    boxes[2::9] = boxes[2::9].round()
+    boxes[3::9, 2:] = boxes[3::9, :2] + 28  # cells of a pixel: one scale for both sides
+    boxes[4::9] = boxes[4::9, [2, 3, 0, 1]]
+    return boxes
+
+
+@pytest.mark.parametrize("side", [14, 28])
+def test_targets_of_polygons_are_detectron2s(side: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    polygons = []
+    for i in range(180):
+        parts = []
+        for _ in range(i % 4):  # none at all, too
+            points = torch.randint(3, 40, (), generator=generator).item()
+            centre = torch.rand(2, generator=generator) * torch.tensor([120.0, 90])
+            spread = 60 * torch.rand((), generator=generator)
+            polygon = centre + spread * (torch.rand(points, 2, generator=generator) - 0.5)
+            parts.append(polygon.double().flatten().numpy())
+        polygons.append(parts)
+    masks = PolygonMasks(polygons)
+    boxes = random_boxes(180, generator)
+    expected = masks.crop_and_resize(boxes, side)
+    targets = mask_targets(masks, boxes, side)
+    assert torch.equal(targets, expected)
+    assert 0.2 < targets.flatten(1).any(dim=1).float().mean() < 0.8
+    for ours, given in zip(masks.polygons, polygons, strict=True):
+        assert all(np.array_equal(a, b) for a, b in zip(ours, given, strict=True))
+
+
+def test_targets_of_many_parts_upon_each_other() -> None:
+    targets = mask_targets(PolygonMasks([[SQUARE] * 256]), torch.tensor([[4.0, 4, 20, 20]]), 8)
+    assert targets.all()
+
+
+@pytest.mark.parametrize("side", [14, 28])
+def test_targets_of_bitmaps_are_detectron2s(side: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(1)
+    coarse = torch.randn(45, 1, 12, 9, generator=generator)
+    bitmaps = torch.nn.functional.interpolate(coarse, size=(90, 120), mode="bilinear")[:, 0] > 0
+    masks = BitMasks(bitmaps)
+    boxes = random_boxes(45, generator)
+    expected = masks.crop_and_resize(boxes, side)
+    at_once = []
+
+    def count(masks: BitMasks, boxes: Tensor, side: int) -> Tensor:
+        at_once.append(len(boxes))
+        return crop_and_resize(masks, boxes, side)
+
+    crop_and_resize = BitMasks.crop_and_resize
+    monkeypatch.setattr(BitMasks, "crop_and_resize", count)
+    targets = mask_targets(masks, boxes, side)
+    assert torch.equal(targets, expected)
+    assert 0.2 < targets.float().mean() < 0.8
+    # RoIAlign takes float bitmaps of the whole image, four bytes a pixel.
+    assert max(at_once) <= 8
 
 
 LOGITS = [[[8.0, -8.0], [5.0, -3.0]], [[0.0, 2.0], [-6.0, 4.0]]]
