@@ -48,9 +48,9 @@ def optimize_for_inference(
     """
     if dtype is not None and dtype not in _LOW_PRECISION:
         raise ValueError(f"dtype is {dtype}, must be None or one of {_LOW_PRECISION}")
-    model = copy.deepcopy(model).eval().requires_grad_(False)
-    fold_batch_norm_for_inference(model)
+    model = copy.deepcopy(model).requires_grad_(False)
     _replace_roi_align(model)
+    fold_batch_norm_for_inference(model.eval())
     if channels_last:
         model.to(memory_format=torch.channels_last)
     if dtype is not None:
