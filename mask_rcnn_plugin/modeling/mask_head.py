@@ -269,10 +269,19 @@ class MaskRCNNMLPHead(MaskBranch):
         return self.predictor(features).view(-1, num_maps, self.mask_side, self.mask_side)
 
     def class_logits(self, features: Tensor, classes: Tensor) -> Tensor:
-        """(R, D) and int64 (R,) -> (R, M, M).
+        """(R, D) and int64 (R,) -> (R, M, M): each RoI meets its own class's rows only.
 
-        All K maps are computed: a class's rows of the predictor are M^2 x D numbers, so gathering
-        them for each RoI would cost more memory than the maps do.
+        A class's rows are M^2 x D numbers, too many to gather for each RoI, hence class by class.
         """
-        rows = torch.arange(len(classes), device=classes.device)
-        return self.all_logits(features)[rows, classes]
+        if len(classes) == 0:
+            return self.all_logits(features)[:, 0]
+        shape = (self.num_classes, self.mask_side**2)
+        weights = self.predictor.weight.view(*shape, -1).unbind()
+        biases = self.predictor.bias.view(shape).unbind()
+        order = classes.argsort()
+        present, counts = classes.unique(return_counts=True)
+        parts = features[order].split(counts.tolist())
+        logits = torch.cat(
+            [F.linear(x, weights[k], biases[k]) for k, x in zip(present.tolist(), parts)]
+        )
+        return logits[order.argsort()].view(-1, self.mask_side, self.mask_side)

@@ -10,9 +10,12 @@ from detectron2.modeling.roi_heads import MaskRCNNConvUpsampleHead, build_mask_h
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from mask_rcnn_plugin import add_mask_rcnn_config
 from mask_rcnn_plugin.modeling import MaskRCNNFCNHead, MaskRCNNMLPHead
+from mask_rcnn_plugin.modeling.mask_loss import sigmoid_mask_loss
 
 Check = Callable[..., None]
 Make = Callable[..., Instances]
@@ -89,13 +92,22 @@ def test_masks_of_single_classes_are_those_of_all(
 ) -> None:
     head = make(num_classes)
     redraw(head)
-    features = head.features(torch.randn(4, 6, 7, 7))
+    features = head.features(torch.randn(4, 6, 7, 7)).detach().requires_grad_()
     classes = torch.tensor([2, 0, 1, 2]) % num_classes
     every = head.all_logits(features)
     assert every.shape == (4, num_classes, 14, 14)
     one = head.class_logits(features, classes)
     assert one.abs().max() > 1
-    assert_near(one, every[torch.arange(4), classes])
+    expected = every[torch.arange(4), classes]
+    assert_near(one, expected)
+    inputs = [features, head.predictor.weight, head.predictor.bias]
+    weights = torch.randn(one.shape)
+    for ours, theirs in zip(
+        torch.autograd.grad((one * weights).sum(), inputs),
+        torch.autograd.grad((expected * weights).sum(), inputs),
+    ):
+        assert theirs.abs().max() > 0.1
+        assert_near(ours, theirs)
 
 
 def test_mlp_layers_by_hand(redraw: Check) -> None:
@@ -335,3 +347,51 @@ def test_predictor_sees_relu_features(redraw: Check) -> None:
     features: Tensor = head.features(torch.randn(2, 6, 7, 7))
     assert features.shape == (2, 8, 14, 14)
     assert features.min() == 0
+
+
+def cost(head: nn.Module, training: bool) -> tuple[int, int]:
+    """Multiplications of the head on 6 RoIs, and the largest tensor made on the way."""
+
+    class Largest(TorchDispatchMode):
+        numel = 0
+
+        def __torch_dispatch__(
+            self, func: object, types: object, args: tuple = (), kwargs: dict | None = None
+        ) -> object:
+            out = func(*args, **(kwargs or {}))
+            # An activation, or its gradient: the weights themselves have K rows.
+            if isinstance(out, Tensor) and out.shape[:1] == (6,):
+                self.numel = max(self.numel, out.numel())
+            return out
+
+    head.train(training)
+    x = torch.randn(6, 6, 7, 7, generator=torch.Generator().manual_seed(0))
+    classes = torch.tensor([0, 2, 1, 2, 0, 3])
+    with FlopCounterMode(display=False) as flops, Largest() as largest:
+        if training:
+            sigmoid_mask_loss(
+                head.class_logits(head.features(x), classes), torch.ones(6, 14, 14)
+            ).backward()
+        else:
+            head(x, detections(classes.tolist()))
+    return flops.get_total_flops(), largest.numel
+
+
+@HEADS
+@pytest.mark.parametrize("training", [True, False])
+def test_cost_does_not_grow_with_the_number_of_classes(
+    make: Callable[..., nn.Module], training: bool
+) -> None:
+    few, many = (cost(make(num_classes=k), training) for k in (4, 400))
+    assert few[0] > 10_000
+    assert many == few
+
+
+def test_computing_every_class_would_grow() -> None:
+    x = torch.randn(6, 8, 14, 14)
+    flops = []
+    for k in (4, 400):
+        with FlopCounterMode(display=False) as counter:
+            fcn(num_classes=k).all_logits(x)
+        flops.append(counter.get_total_flops())
+    assert flops[1] == 100 * flops[0]
