@@ -92,15 +92,15 @@ def test_resume_goes_on_and_a_second_start_does_not_overwrite(
 
 
 def test_evaluation_gives_the_numbers_of_the_training(trained: Path, toy_dataset: Path) -> None:
-    done = run(
+    args = (
         *("eval.py", "--config-file", CONFIG, "--weights", "out/model_0000001.pth"),
-        *("--output", "evaluated", "--visualize", "3", f"dataset.synthetic.root={toy_dataset}"),
+        f"dataset.synthetic.root={toy_dataset}",
         *own_dataset(toy_dataset),
         *("dataset.synthetic.train=12", "dataset.synthetic.val=6", "dataset.synthetic.size=64"),
         "train.device=cpu",
         "model.roi_heads.box_predictor.test_score_thresh=0",  # after 3 iterations
-        cwd=trained,
     )
+    done = run(*args, "--output", "evaluated", "--visualize", "3", cwd=trained)
     assert done.returncode == 0, done.stderr
     assert "| task " in done.stdout
     assert "| keypoints (paper) | 63.1" in done.stdout
@@ -113,6 +113,14 @@ def test_evaluation_gives_the_numbers_of_the_training(trained: Path, toy_dataset
     assert len(pictures) == 3
     height, width, _ = cv2.imread(str(pictures[0])).shape
     assert (height, width) == (480, 960)
+
+    plain = run(*args, "--output", "plain", "--no-optimize", cwd=trained)
+    assert plain.returncode == 0, plain.stderr
+    expected = json.loads((trained / "plain" / "coco_instances_results.json").read_text())
+    assert len(predictions) == len(expected)
+    for ours, theirs in zip(predictions, expected):
+        assert ours["image_id"] == theirs["image_id"]
+        assert ours["score"] == pytest.approx(theirs["score"], abs=1e-4)
 
 
 def test_a_test_set_without_annotations_gives_a_submission(
