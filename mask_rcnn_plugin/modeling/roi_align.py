@@ -24,8 +24,9 @@ def roi_align(
     """torchvision's `roi_align`, by its definition or by torchvision itself, whichever is faster.
 
     Args:
-        features: float32 or float64 (N, C, H, W).
-        rois: (R, 5): image index, then a box in image pixels, of the features' dtype.
+        features: (N, C, H, W); in half precision on a CPU and without a gradient only.
+        rois: (R, 5): image index, then a box in image pixels, of the features' dtype or, beside
+            half precision, float32.
         output_size: (rows, columns) of bins.
         spatial_scale: feature cells per image pixel.
         sampling_ratio: points a bin and direction; 0 adapts it to each RoI.
@@ -90,7 +91,7 @@ def _weighted_sum(
         cells.flatten(3).flatten(0, 2),
         table,
         mode="sum",
-        per_sample_weights=weights.flatten(3).flatten(0, 2),
+        per_sample_weights=weights.flatten(3).flatten(0, 2).to(table.dtype),
     )
     return pooled.view(*cells.shape[:3], -1).permute(0, 3, 1, 2)
 

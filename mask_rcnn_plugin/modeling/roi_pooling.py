@@ -106,7 +106,11 @@ class RoIAlign(nn.Module):
         Returns:
             (R, C, rows, columns), dtype of `features`.
         """
-        x, rois = _sampling_precision(features, rois)
+        x = features
+        if features.is_cuda or features.requires_grad:
+            x, rois = _sampling_precision(features, rois)
+        else:  # a bin sums a few cells only, a gradient would sum many bins
+            rois = rois.to(torch.promote_types(features.dtype, torch.float32))
         args = (self.spatial_scale, self.sampling_ratio, self.aligned)
         if self.aggregation == "ave":
             return roi_align(x, rois, self.output_size, *args).to(features.dtype)

@@ -58,3 +58,14 @@ def test_no_roi(points: int, shape: tuple[int, ...]) -> None:
     assert pooled.shape == (0, 5, 7, 7)
     pooled.sum().backward()
     assert features.grad.eq(0).all()
+
+
+@pytest.mark.parametrize("points", [0, 2])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_rounds_and_does_not_move(dtype: torch.dtype, points: int) -> None:
+    features, rois = draw()
+    features = features.to(dtype)
+    ours = roi_align(features, rois, (7, 7), 1 / 4, points)
+    assert ours.dtype == dtype
+    exact = roi_align(features.double(), rois.double(), (7, 7), 1 / 4, points)
+    torch.testing.assert_close(ours.double(), exact, rtol=0, atol=4 * torch.finfo(dtype).eps)
