@@ -1,7 +1,9 @@
 """The same model out of detectron2's own parts and out of torchvision's."""
 
 import copy
+import re
 
+import torch
 from detectron2.config import instantiate
 from detectron2.layers import Conv2d
 from detectron2.modeling import GeneralizedRCNN
@@ -14,6 +16,9 @@ from detectron2.modeling.roi_heads import (
 )
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
+from torchvision.models.detection import MaskRCNN as TorchvisionMaskRCNN
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.ops import FrozenBatchNorm2d
 
 from mask_rcnn_plugin.modeling import (
     MaskRCNN,
@@ -66,3 +71,82 @@ def _use_stock_classes(node: DictConfig) -> None:
     for child in node.values():
         if isinstance(child, DictConfig):
             _use_stock_classes(child)
+
+
+# detectron2's parameter names and torchvision's, as regular expressions.
+_TORCHVISION_NAMES = [
+    (r"^backbone\.bottom_up\.stem\.conv1\.norm", "backbone.body.bn1"),
+    (r"^backbone\.bottom_up\.stem", "backbone.body"),
+    (r"^backbone\.bottom_up\.res2", "backbone.body.layer1"),
+    (r"^backbone\.bottom_up\.res3", "backbone.body.layer2"),
+    (r"^backbone\.bottom_up\.res4", "backbone.body.layer3"),
+    (r"^backbone\.bottom_up\.res5", "backbone.body.layer4"),
+    (r"\.conv(\d)\.norm\.", r".bn\1."),
+    (r"\.shortcut\.norm\.", ".downsample.1."),
+    (r"\.shortcut\.", ".downsample.0."),
+    (r"^proposal_generator\.rpn_head\.conv\.", "rpn.head.conv.0.0."),
+    (r"^proposal_generator\.rpn_head\.objectness_logits", "rpn.head.cls_logits"),
+    (r"^proposal_generator\.rpn_head\.anchor_deltas", "rpn.head.bbox_pred"),
+    (r"box_head\.fc1", "box_head.fc6"),
+    (r"box_head\.fc2", "box_head.fc7"),
+    (r"mask_head\.deconv", "mask_predictor.conv5_mask"),
+    (r"mask_head\.predictor", "mask_predictor.mask_fcn_logits"),
+]
+_TORCHVISION_NUMBERED = [
+    (r"^backbone\.fpn_lateral(\d)\.", "backbone.fpn.inner_blocks.{}.0.", 2),
+    (r"^backbone\.fpn_output(\d)\.", "backbone.fpn.layer_blocks.{}.0.", 2),
+    (r"mask_head\.mask_fcn(\d)\.", "mask_head.{}.0.", 1),
+]
+
+
+def torchvision_twin(stock: nn.Module, num_detections: int, shorter_side: int) -> nn.Module:
+    """torchvision's Mask R-CNN, ResNet-50-FPN, with the weights of detectron2's.
+
+    It is the same network but for details of the anchors and of the first version of RoIAlign,
+    half a cell off, which it uses: as much work, other boxes.
+
+    Args:
+        stock: from `stock_detectron2`, with the stride in the 3x3 convolutions.
+        num_detections: most detections an image.
+        shorter_side: of the images that it will get, in pixels; it resizes others.
+
+    Returns:
+        A model that takes a list of BGR images (3, H, W), float in [0, 255].
+    """
+    predictor = stock.roi_heads.box_predictor
+    backbone = resnet_fpn_backbone(
+        backbone_name="resnet50", weights=None, norm_layer=FrozenBatchNorm2d
+    )
+    twin = TorchvisionMaskRCNN(
+        backbone,
+        num_classes=predictor.num_classes + 1,
+        min_size=shorter_side,
+        max_size=10**6,
+        image_mean=stock.pixel_mean.flatten().tolist(),
+        image_std=stock.pixel_std.flatten().tolist(),
+        rpn_pre_nms_top_n_test=stock.proposal_generator.pre_nms_topk[False],
+        rpn_post_nms_top_n_test=stock.proposal_generator.post_nms_topk[False],
+        box_score_thresh=predictor.test_score_thresh,
+        box_detections_per_img=num_detections,
+    )
+    state = {_torchvision_name(k): v for k, v in stock.state_dict().items()}
+    for name, value in state.items():  # background comes first, not last
+        if "cls_score" in name:
+            state[name] = value.roll(1, dims=0)
+        elif "roi_heads.box_predictor.bbox_pred" in name:
+            state[name] = torch.cat([torch.zeros_like(value[:4]), value])
+        elif "mask_fcn_logits" in name:
+            state[name] = torch.cat([torch.zeros_like(value[:1]), value])
+    wanted = twin.state_dict()
+    twin.load_state_dict({k: v for k, v in state.items() if k in wanted}, strict=True)
+    return twin
+
+
+def _torchvision_name(name: str) -> str:
+    for pattern, replacement, first in _TORCHVISION_NUMBERED:
+        match = re.search(pattern, name)
+        if match:
+            return re.sub(pattern, replacement.format(int(match[1]) - first), name)
+    for pattern, replacement in _TORCHVISION_NAMES:
+        name = re.sub(pattern, replacement, name)
+    return name

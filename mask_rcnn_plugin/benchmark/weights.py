@@ -1,5 +1,6 @@
 """Random weights under which a network behaves as a trained one."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ _SPREADS = {
     "proposal_generator.rpn_head.objectness_logits": 3.0,
     "proposal_generator.rpn_head.anchor_deltas": 0.3,
     "roi_heads.box_predictor.cls_score": 2.5,
-    "roi_heads.box_predictor.bbox_pred": 0.5,
+    "roi_heads.box_predictor.bbox_pred": 2.0,
     "roi_heads.mask_head.predictor": 3.0,
     "roi_heads.keypoint_head.score_lowres": 3.0,
 }
@@ -43,6 +44,10 @@ def draw_like_trained(
             parameter.data.copy_(noise * (gain / parameter[0].numel()) ** 0.5)
         elif name.endswith("bias"):
             parameter.data.zero_()
+
+    # Random scores favour small anchors: boxes are three times their proposals (weights of dw, dh: 5).
+    boxes: Any = model.get_submodule("roi_heads.box_predictor.bbox_pred")
+    boxes.bias.data.view(-1, 4)[:, 2:] = 5 * math.log(3)
 
     handles = [
         module.register_forward_pre_hook(_take_statistics)
@@ -92,6 +97,6 @@ def _rescaling(spread: float) -> Callable[..., Tensor | None]:
         called = True
         scale = spread / output.std()
         layer.weight.data.mul_(scale)
-        return output * scale
+        return layer(*args)
 
     return hook
