@@ -1,0 +1,1 @@
+"""What the plugin's speed and memory are measured on and with."""
