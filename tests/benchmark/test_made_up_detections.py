@@ -88,4 +88,6 @@ def test_memory_is_measured_every_so_many_images(tmp_path: Path) -> None:
     measured = process_memory(dataset, made_up_predictions(content), every=3)
     assert [m["images"] for m in measured] == [3, 6]
     assert all(abs(m["rss_mb"]) < 100 and m["seconds"] > 0 for m in measured)
+    assert measured[1]["kept_mb"] == pytest.approx(2 * measured[0]["kept_mb"], rel=0.3)
+    assert 0.01 < measured[1]["kept_mb"] < 0.12
     assert 10 < resident_mb() < 1.05 * peak_resident_mb() < 1e6  # the kernel's counts lag
