@@ -1,22 +1,29 @@
 """Evaluation: the numbers are COCO's, whatever form the predictions come in."""
 
 import json
+import sys
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, BoxMode, Instances
 from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
+from mask_rcnn_plugin import average_precision
 from mask_rcnn_plugin.data.coco import register_coco_dataset
 from mask_rcnn_plugin.evaluation import (
     PREDICTIONS_FILE,
     MaskRCNNCOCOEvaluator,
+    coco_results,
     keypoint_oks_sigmas,
     results_table,
     write_results,
@@ -82,7 +89,7 @@ def test_perfect_predictions_score_100(dataset: str, tmp_path: Path) -> None:
     assert {"image_id", "category_id", "bbox", "score", "segmentation", "keypoints"} == set(
         predictions[0]
     )
-    assert evaluator.backend.split()[0] in ("pycocotools", "detectron2")
+    assert evaluator.backend.split()[0] in ("pycocotools", "faster-coco-eval", "detectron2")
 
 
 def test_shifted_predictions_score_less(dataset: str) -> None:
@@ -92,13 +99,96 @@ def test_shifted_predictions_score_less(dataset: str) -> None:
     assert results["segm"]["AP"] == pytest.approx(100)
 
 
+@pytest.mark.parametrize("limit", [None, 2])
+@pytest.mark.parametrize("official", [False, True])
 @pytest.mark.parametrize("bitmaps", [False, True])
-def test_numbers_are_those_of_the_stock_evaluator(dataset: str, bitmaps: bool) -> None:
-    ours = evaluated(MaskRCNNCOCOEvaluator(dataset, ("bbox", "segm")), dataset, 2.0, bitmaps)
-    stock = COCOEvaluator(dataset, ("bbox", "segm"), distributed=False)
-    theirs = evaluated(stock, dataset, 2.0, bitmaps=True)
-    for task in ("bbox", "segm"):
-        assert ours[task] == pytest.approx(theirs[task], nan_ok=True), task
+def test_numbers_and_file_are_those_of_the_stock_evaluator(
+    dataset: str, bitmaps: bool, official: bool, limit: int | None, tmp_path: Path
+) -> None:
+    ours, stock = tmp_path / "ours", tmp_path / "stock"
+    evaluator = MaskRCNNCOCOEvaluator(
+        *(dataset, ("bbox", "segm"), str(ours)), official=official, max_dets_per_image=limit
+    )
+    results = evaluated(evaluator, dataset, 2.0, bitmaps)
+    their_evaluator = COCOEvaluator(
+        *(dataset, ("bbox", "segm"), False, str(stock)),
+        **{"use_fast_impl": False, "max_dets_per_image": limit},
+    )
+    their_results = evaluated(their_evaluator, dataset, 2.0, bitmaps=True)
+    assert list(results) == list(their_results)
+    for task, metrics in their_results.items():
+        assert results[task] == pytest.approx(metrics, rel=0, abs=1e-10, nan_ok=True), task
+    ours_written, theirs_written = ((f / PREDICTIONS_FILE).read_text() for f in (ours, stock))
+    assert json.loads(ours_written) == json.loads(theirs_written)
+    assert len(ours_written) == len(theirs_written)
+    assert [f.name for f in ours.iterdir()] == [PREDICTIONS_FILE]
+
+
+def test_official_is_pycocotools(dataset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    faster = SimpleNamespace(__version__="1.8.0", COCO=COCO, COCOeval_faster=COCOeval)
+    monkeypatch.setattr(average_precision, "COCOeval_opt", COCOeval)
+    monkeypatch.setitem(sys.modules, "faster_coco_eval", faster)
+    official = f"pycocotools {version('pycocotools')}"
+    assert MaskRCNNCOCOEvaluator(dataset, TASKS).backend == "faster-coco-eval 1.8.0"
+    assert MaskRCNNCOCOEvaluator(dataset, TASKS, official=True).backend == official
+    assert MaskRCNNCOCOEvaluator(dataset, TASKS, use_fast_impl=False).backend == official
+
+
+def test_an_image_is_kept_as_one_string(dataset: str) -> None:
+    evaluator = MaskRCNNCOCOEvaluator(dataset, TASKS)
+    evaluator.reset()
+    image = DatasetCatalog.get(dataset)[0]
+    instances = perfect_predictions(image)
+    evaluator.process([image], [{"instances": instances}])
+    (kept,) = evaluator._predictions
+    assert kept == {"image_id": image["image_id"], "instances": kept["instances"]}
+    assert isinstance(kept["instances"], bytes)
+    assert instances.has("pred_masks")  # the caller's
+
+
+def test_encoded_masks_are_not_decoded(dataset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = next(i for i in DatasetCatalog.get(dataset) if i["annotations"])
+    instances = perfect_predictions(image)
+    monkeypatch.setattr(RLEMasks, "_decode", lambda rle: pytest.fail("decoded"))
+    results = coco_results(instances, image["image_id"])
+    assert [r["segmentation"] for r in results] == instances.pred_masks.rles
+
+
+def test_only_the_images_asked_for_are_scored(dataset: str) -> None:
+    images = DatasetCatalog.get(dataset)
+    evaluator = MaskRCNNCOCOEvaluator(dataset, ("bbox",))
+    evaluator.reset()
+    evaluator.process([images[0]], [{"instances": perfect_predictions(images[0])}])
+    assert evaluator.evaluate([images[0]["image_id"]])["bbox"]["AP"] == pytest.approx(100)
+    assert evaluator.evaluate()["bbox"]["AP"] < 90
+
+
+def test_no_image_gives_no_results(dataset: str) -> None:
+    evaluator = MaskRCNNCOCOEvaluator(dataset, TASKS)
+    evaluator.reset()
+    assert evaluator.evaluate() == {}
+
+
+def test_a_class_that_the_dataset_lacks_is_named(dataset: str) -> None:
+    image = next(i for i in DatasetCatalog.get(dataset) if i["annotations"])
+    instances = perfect_predictions(image)
+    instances.pred_classes[0] = 99
+    evaluator = MaskRCNNCOCOEvaluator(dataset, TASKS)
+    evaluator.reset()
+    classes = len(MetadataCatalog.get(dataset).thing_classes) - 1
+    with pytest.raises(ValueError, match=f"class 99, but the dataset's classes are 0 to {classes}"):
+        evaluator.process([image], [{"instances": instances}])
+
+
+def test_annotations_without_iscrowd_are_no_crowds(toy_dataset: Path, tmp_path: Path) -> None:
+    content = json.loads((toy_dataset / "val.json").read_text())
+    content["annotations"] = [a for a in content["annotations"] if not a.pop("iscrowd")]
+    file = tmp_path / "plain.json"
+    file.write_text(json.dumps(content))
+    dataset = register_coco_dataset(str(file), str(toy_dataset / "val"))
+    for official in (False, True):
+        evaluator = MaskRCNNCOCOEvaluator(dataset, ("segm",), official=official)
+        assert evaluated(evaluator, dataset)["segm"]["AP"] == pytest.approx(100)
 
 
 def test_no_predictions_give_nan_for_every_task(dataset: str) -> None:
@@ -123,6 +213,8 @@ def test_keypoint_task_needs_keypoints_and_sigmas(tmp_path: Path) -> None:
     fish = register({"id": 1, "name": "fish", "keypoints": ["head", "tail"]})
     with pytest.raises(ValueError, match="'keypoint_sigmas' in the category"):
         MaskRCNNCOCOEvaluator(fish, ("keypoints",))
+    with pytest.raises(ValueError, match=r"kpt_oks_sigmas has 3 values.* has 2 keypoints"):
+        MaskRCNNCOCOEvaluator(fish, ("keypoints",), kpt_oks_sigmas=[0.1] * 3)
     MaskRCNNCOCOEvaluator(fish, ("keypoints",), kpt_oks_sigmas=[0.1, 0.1])
     sized = {"id": 1, "name": "whale", "keypoints": ["head"], "keypoint_sigmas": [0.3]}
     assert keypoint_oks_sigmas(register(sized)) == [0.3]

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import cv2
@@ -97,7 +98,7 @@ def test_evaluation_gives_the_numbers_of_the_training(trained: Path, toy_dataset
         f"dataset.synthetic.root={toy_dataset}",
         *own_dataset(toy_dataset),
         *("dataset.synthetic.train=12", "dataset.synthetic.val=6", "dataset.synthetic.size=64"),
-        "train.device=cpu",
+        *("train.device=cpu", "--official"),
         "model.roi_heads.box_predictor.test_score_thresh=0",  # after 3 iterations
     )
     done = run(*args, "--output", "evaluated", "--visualize", "3", cwd=trained)
@@ -107,6 +108,8 @@ def test_evaluation_gives_the_numbers_of_the_training(trained: Path, toy_dataset
     assert "paper: Table 4, keypoint & mask: keypoint AP 63.1" in done.stdout
     results = json.loads((trained / "evaluated" / "results.json").read_text())
     assert {"bbox", "segm", "keypoints"} <= results.keys()
+    assert results["evaluator"] == f"pycocotools {version('pycocotools')}"
+    assert f"computed by {results['evaluator']}\n" in done.stdout
     predictions = json.loads((trained / "evaluated" / "coco_instances_results.json").read_text())
     assert predictions
     pictures = sorted((trained / "evaluated" / "pictures").iterdir())

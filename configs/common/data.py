@@ -58,4 +58,5 @@ dataloader.evaluator = L(MaskRCNNCOCOEvaluator)(
     dataset_name="${dataset.test.names[0]}",
     tasks=["bbox", "segm"],
     output_dir="${train.output_dir}",
+    official=False,  # True: pycocotools even where a faster backend is installed
 )

@@ -1,0 +1,93 @@
+"""The made-up data is what it says, and the stages agree with each other."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from pycocotools import mask as coco_mask
+
+from mask_rcnn_plugin.benchmark.made_up_detections import (
+    made_up_ground_truth,
+    made_up_predictions,
+    our_evaluator,
+    peak_resident_mb,
+    process_memory,
+    register_made_up,
+    resident_mb,
+    stock_evaluator,
+    timed_evaluation,
+)
+from mask_rcnn_plugin.evaluation import MaskRCNNCOCOEvaluator
+
+
+def test_ground_truth_has_the_sizes_asked_for_and_a_seed() -> None:
+    content = made_up_ground_truth(images=50, objects=700, categories=9, seed=4)
+    annotations = content["annotations"]
+    assert (len(content["images"]), len(annotations), len(content["categories"])) == (50, 700, 9)
+    crowds = [a for a in annotations if a["iscrowd"]]
+    assert 0 < len(crowds) < 30
+    assert all(isinstance(a["segmentation"]["counts"], list) for a in crowds)
+    assert {len(a["segmentation"]) for a in annotations if not a["iscrowd"]} == {1, 2}
+    assert len(Counter(a["image_id"] for a in annotations)) < 50
+    assert min(a["area"] for a in annotations) < 32**2
+    assert max(a["area"] for a in annotations) > 96**2
+    assert content == made_up_ground_truth(images=50, objects=700, categories=9, seed=4)
+    assert content != made_up_ground_truth(images=50, objects=700, categories=9, seed=5)
+    json.dumps(content)
+
+
+def test_an_uncompressed_crowd_is_the_mask_of_its_area() -> None:
+    content = made_up_ground_truth(images=50, objects=700, categories=9, seed=4)
+    for annotation in content["annotations"]:
+        if annotation["iscrowd"]:
+            size = annotation["segmentation"]["size"]
+            rle = coco_mask.frPyObjects(annotation["segmentation"], *size)
+            assert coco_mask.area(rle) == annotation["area"]
+            assert coco_mask.toBbox(rle).tolist() == annotation["bbox"]
+
+
+def test_predictions_of_an_image_do_not_depend_on_the_others() -> None:
+    content = made_up_ground_truth(images=8, objects=60)
+    everything = list(made_up_predictions(content, detections=20))
+    assert len({float(output["instances"].scores.sum()) for _, output in everything}) == 8
+    content["images"] = content["images"][5:6]
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] == 6]
+    ((image, output),) = made_up_predictions(content, detections=20)
+    assert image == everything[5][0] == {"image_id": 6, "height": 480, "width": 640}
+    ours, again = output["instances"], everything[5][1]["instances"]
+    assert len(ours) == len(ours.pred_masks) == 20
+    assert torch.equal(ours.pred_boxes.tensor, again.pred_boxes.tensor)
+    assert ours.pred_masks.rles == again.pred_masks.rles
+    width_and_height = torch.tensor([640.0, 480.0, 640.0, 480.0])
+    assert (ours.pred_boxes.tensor >= 0).all()
+    assert (ours.pred_boxes.tensor <= width_and_height).all()
+    (_, other), *_ = made_up_predictions(content, detections=20, seed=1)
+    assert not torch.equal(ours.scores, other["instances"].scores)
+
+
+def test_stages_evaluate_the_same_predictions(tmp_path: Path) -> None:
+    content = made_up_ground_truth(images=20, objects=150, categories=10)
+    dataset = register_made_up(tmp_path, content)
+    theirs, seconds = timed_evaluation(stock_evaluator(dataset, made_up_predictions(content)))
+    assert seconds > 0
+    assert 10 < theirs["segm"]["AP"] < theirs["bbox"]["AP"] < 60
+    for official in (False, True):
+        evaluator = our_evaluator(dataset, made_up_predictions(content), official=official)
+        assert isinstance(evaluator, MaskRCNNCOCOEvaluator)
+        assert not official or evaluator.backend.startswith("pycocotools")
+        ours, _ = timed_evaluation(evaluator)
+        for task, metrics in theirs.items():
+            assert ours[task] == pytest.approx(metrics, rel=0, abs=1e-10, nan_ok=True)
+
+
+def test_memory_is_measured_every_so_many_images(tmp_path: Path) -> None:
+    content = made_up_ground_truth(images=7, objects=30)
+    dataset = register_made_up(tmp_path, content)
+    measured = process_memory(dataset, made_up_predictions(content), every=3)
+    assert [m["images"] for m in measured] == [3, 6]
+    assert all(abs(m["rss_mb"]) < 100 and m["seconds"] > 0 for m in measured)
+    assert measured[1]["kept_mb"] == pytest.approx(2 * measured[0]["kept_mb"], rel=0.3)
+    assert 0.01 < measured[1]["kept_mb"] < 0.12
+    assert 10 < resident_mb() < 1.05 * peak_resident_mb() < 1e6  # the kernel's counts lag
