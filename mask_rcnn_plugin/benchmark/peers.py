@@ -2,6 +2,7 @@
 
 import copy
 import re
+from typing import Any
 
 import torch
 from detectron2.config import instantiate
@@ -15,7 +16,6 @@ from detectron2.modeling.roi_heads import (
     StandardROIHeads,
 )
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
 from torchvision.models.detection import MaskRCNN as TorchvisionMaskRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
@@ -41,7 +41,7 @@ _STOCK: dict[type, tuple[type, tuple[str, ...]]] = {
 }
 
 
-def stock_detectron2(model: DictConfig) -> nn.Module:
+def stock_detectron2(model: DictConfig) -> Any:
     """Build a config's model of detectron2's classes alone.
 
     Args:
@@ -54,7 +54,7 @@ def stock_detectron2(model: DictConfig) -> nn.Module:
     model = copy.deepcopy(model)
     OmegaConf.resolve(model)
     _use_stock_classes(model)
-    built: nn.Module = instantiate(model)
+    built = instantiate(model)
     for conv in built.modules():
         if type(conv) is FrozenBNConv2d:
             conv.__class__ = Conv2d
@@ -99,7 +99,7 @@ _TORCHVISION_NUMBERED = [
 ]
 
 
-def torchvision_twin(stock: nn.Module, num_detections: int, shorter_side: int) -> nn.Module:
+def torchvision_twin(stock: Any, num_detections: int, shorter_side: int) -> Any:
     """torchvision's Mask R-CNN, ResNet-50-FPN, with the weights of detectron2's.
 
     It is the same network but for details of the anchors and of the first version of RoIAlign,

@@ -24,7 +24,7 @@ class Measurement(NamedTuple):
 
 
 def interleave(
-    functions: Mapping[str, Callable[[], Any]], rounds: int, device: str
+    functions: Mapping[str, Callable[[], Any]], rounds: int, device: str, is_long: bool = False
 ) -> dict[str, Measurement]:
     """Call the functions in turn, A B A B, so that a slow moment of the machine meets all.
 
@@ -32,32 +32,36 @@ def interleave(
         functions: by name.
         rounds: measured calls of each, after two that aren't.
         device: "cpu" or "cuda".
+        is_long: one call each, without others before.
     """
     results, peaks = {}, {}
-    for name, function in functions.items():
-        function()
-        with _PeakMemory(device) as peak:
-            results[name] = function()
-        peaks[name] = peak.mib
     ms: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(rounds):
+    for name, function in functions.items():
+        if not is_long:
+            function()
+        with _PeakMemory(device) as peak:
+            elapsed, results[name] = _timed(function, device)
+        peaks[name] = peak.mib
+        if is_long:
+            ms[name].append(elapsed)
+    for _ in range(0 if is_long else rounds):
         for name, function in functions.items():
-            ms[name].append(_milliseconds(function, device))
+            ms[name].append(_timed(function, device)[0])
     return {name: Measurement(ms[name], peaks[name], results[name]) for name in functions}
 
 
-def _milliseconds(function: Callable[[], Any], device: str) -> float:
+def _timed(function: Callable[[], Any], device: str) -> tuple[float, Any]:
     if device == "cpu":
         start = time.perf_counter()
-        function()
-        return 1000 * (time.perf_counter() - start)
+        result = function()
+        return 1000 * (time.perf_counter() - start), result
     start_event, end_event = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
     start_event.record()
-    function()
+    result = function()
     end_event.record()
     end_event.synchronize()
-    return start_event.elapsed_time(end_event)
+    return start_event.elapsed_time(end_event), result
 
 
 class _PeakMemory:

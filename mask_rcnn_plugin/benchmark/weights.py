@@ -45,7 +45,7 @@ def draw_like_trained(
         elif name.endswith("bias"):
             parameter.data.zero_()
 
-    # Random scores favour small anchors: boxes are three times their proposals (weights of dw, dh: 5).
+    # Random scores favour small anchors, so boxes are three times their proposals (by dw, dh / 5).
     boxes: Any = model.get_submodule("roi_heads.box_predictor.bbox_pred")
     boxes.bias.data.view(-1, 4)[:, 2:] = 5 * math.log(3)
 
