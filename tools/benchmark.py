@@ -10,9 +10,9 @@ are random, scaled so that activations, boxes and scores spread as a trained net
 and torchvision always compute in float32, the plugin too unless the row says bf16.
 
 The peers take turns, A B A B. A time is the median over the rounds; a ratio is detectron2's time
-over the plugin's, round by round: median and range. Memory is the most that a call holds beyond what
-there was before it. How far the plugin's result is from detectron2's stands beside how far it may
-be; a larger difference ends the run with exit code 1, after the table.
+over the plugin's, round by round: median and range. Memory is the most that a call holds beyond
+what there was before it. How far the plugin's result is from detectron2's stands beside how far it
+may be; a larger difference ends the run with exit code 1, after the table.
 
 Prints Markdown; --json writes the same numbers to a file.
 """

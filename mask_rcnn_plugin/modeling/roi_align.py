@@ -35,12 +35,14 @@ def roi_align(
     Returns:
         (R, C, rows, columns), differentiable with respect to `features`.
     """
-    if features.is_cuda or features.numel() == 0 or len(rois) == 0:
+    if len(rois) == 0:
+        return features[:0, :, :1, :1].expand(-1, -1, *output_size)
+    if features.is_cuda:
         return torchvision.ops.roi_align(
             features, rois, output_size, spatial_scale, sampling_ratio, aligned
         )
     _, channels, height, width = features.shape
-    table = features.permute(0, 2, 3, 1).reshape(-1, channels).contiguous()
+    table = features.permute(0, 2, 3, 1).flatten(0, 2).contiguous()
     boxes = rois[:, 1:] * spatial_scale - (0.5 if aligned else 0)
     start, size = boxes[:, :2], boxes[:, 2:] - boxes[:, :2]
     if not aligned:

@@ -51,6 +51,14 @@ def test_values_and_gradients_are_torchvisions(
 
 
 @pytest.mark.parametrize("points", [0, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_roi_and_no_gradient(points: int, dtype: torch.dtype) -> None:
+    pooled = roi_align(torch.randn(2, 5, 20, 28).to(dtype), torch.zeros(0, 5), (7, 7), 1, points)
+    assert pooled.shape == (0, 5, 7, 7)
+    assert pooled.dtype == dtype
+
+
+@pytest.mark.parametrize("points", [0, 2])
 @pytest.mark.parametrize("shape", [(2, 5, 20, 28), (0, 5, 20, 28)])
 def test_no_roi(points: int, shape: tuple[int, ...]) -> None:
     features = torch.randn(shape, requires_grad=True)
