@@ -58,6 +58,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the numbers there too")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="default: 5")
     parser.add_argument(
+        "--size", nargs=2, type=int, default=(800, 1088), metavar=("H", "W"), help="of the image"
+    )
+    parser.add_argument(
         "--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu"
     )
     parser.add_argument(
@@ -66,6 +69,8 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.rounds < 1:
         parser.error(f"--rounds is {args.rounds}, must be 1 or more")
+    if min(args.size) < 64:
+        parser.error(f"--size is {args.size}, must be 64 or more each")
     if args.stage == ["bf16"] and not args.trained:
         parser.error("--stage bf16 needs --trained DIR, e.g. output/demo after `make demo`")
     if args.trained and not (args.trained / "model_final.pth").exists():
@@ -165,7 +170,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         f"mask_rcnn_plugin {mask_rcnn_plugin.__version__}",
         "stages": [],
     }
-    peers = Peers(args.device)
+    peers = Peers(args.device, tuple(args.size))
     for stage in filter(args.stage.__contains__, STAGES):
         for row in STAGES[stage](peers):
             progress(f"{row.name} ...")

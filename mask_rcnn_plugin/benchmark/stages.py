@@ -73,12 +73,18 @@ class Peers:
         device: "cpu" or "cuda".
         size: height and width of the image.
         detections: most detections an image.
+        training_side: height and width of the two images of a training step.
     """
 
     def __init__(
-        self, device: str, size: tuple[int, int] = (800, 1088), detections: int = DETECTIONS
+        self,
+        device: str,
+        size: tuple[int, int] = (800, 1088),
+        detections: int = DETECTIONS,
+        training_side: int = 512,
     ) -> None:
         self.device, self.size, self.detections = device, size, detections
+        self.training_side = training_side
         # The stride of a bottleneck where torchvision has it, so that all three do the same work.
         config = get_config(
             "table2a_backbone/r50_fpn",
@@ -422,8 +428,8 @@ def model(p: Peers) -> Iterator[Row]:
 
 
 def training(p: Peers) -> Iterator[Row]:
-    """A step of 2 images of 512 px: losses, gradients, SGD."""
-    size = (512, 512)
+    """A step of 2 images: losses, gradients, SGD."""
+    size = (p.training_side, p.training_side)
     batch = [
         {"image": picture(size, seed), "instances": _ground_truth(size, 8, seed)} for seed in (0, 1)
     ]
