@@ -11,7 +11,10 @@ SMALL = [name for name in STAGES if name != "evaluation"]  # minutes; has tests 
 @pytest.fixture(scope="module")
 def peers() -> Peers:
     with torch.no_grad():
-        return Peers("cpu", size=(128, 160), detections=20, training_side=128)
+        peers = Peers("cpu", size=(128, 160), detections=20, training_side=128)
+    for model in (peers.stock, peers.trainable):
+        model.roi_heads.batch_size_per_image = 32
+    return peers
 
 
 @pytest.mark.parametrize("stage", SMALL)
