@@ -126,6 +126,16 @@ def test_evaluation_gives_the_numbers_of_the_training(trained: Path, toy_dataset
         assert ours["score"] == pytest.approx(theirs["score"], abs=1e-4)
 
 
+def test_the_benchmark_compares_precisions_on_a_trained_model(trained: Path) -> None:
+    arguments = ("--stage", "bf16", "--trained", "out", "--json", "bf16.json")
+    done = run("tools/benchmark.py", *arguments, cwd=trained)
+    assert done.returncode == 0, done.stderr
+    bf16 = json.loads((trained / "bf16.json").read_text())["bf16"]
+    assert bf16["images"] == 6
+    assert 0 <= bf16["found"] <= 1
+    assert f"of the {bf16['boxes']} detections in 6 images are found again" in done.stdout
+
+
 def test_a_test_set_without_annotations_gives_a_submission(
     trained: Path, toy_dataset: Path
 ) -> None:

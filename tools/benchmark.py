@@ -170,16 +170,17 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         f"mask_rcnn_plugin {mask_rcnn_plugin.__version__}",
         "stages": [],
     }
-    peers = Peers(args.device, tuple(args.size))
-    for stage in filter(args.stage.__contains__, STAGES):
-        for row in STAGES[stage](peers):
-            progress(f"{row.name} ...")
-            report["stages"].append(measure(row, args.rounds, args.device))
-            progress(" | ".join(stage_line(report["stages"][-1])[1:]))
-    if "flops" in args.stage:
-        progress("FLOPs ...")
-        report["flops"] = measure_flops(peers, args.rounds)._asdict()
-    del peers
+    if set(args.stage) & {*STAGES, "flops"}:
+        peers = Peers(args.device, tuple(args.size))
+        for stage in filter(args.stage.__contains__, STAGES):
+            for row in STAGES[stage](peers):
+                progress(f"{row.name} ...")
+                report["stages"].append(measure(row, args.rounds, args.device))
+                progress(" | ".join(stage_line(report["stages"][-1])[1:]))
+        if "flops" in args.stage:
+            progress("FLOPs ...")
+            report["flops"] = measure_flops(peers, args.rounds)._asdict()
+        del peers
     if "growth" in args.stage:
         report["growth"] = []
         for name, quantity, count, runs in growth(args.device):

@@ -34,17 +34,19 @@ def measure_flops(p: Peers, rounds: int) -> Flops:
         counter = FlopCountAnalysis(p.stock, p.batch)
         counter.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
         by_module = counter.by_module()
-    names = ("", "backbone", "proposal_generator", "roi_heads.box_head", "roi_heads.mask_head")
-    total = {name or "whole model": 2e-9 * by_module[name] for name in names}
+    parts = ("backbone", "proposal_generator", "roi_heads.box_head", "roi_heads.mask_head")
+    total = {"whole model": 2e-9 * counter.total()}
+    # The counter wraps the model; a Counter has zeros for names that it doesn't know.
+    total.update({part: 2e-9 * by_module[f"model.{part}"] for part in parts})
     branch, (encoding,) = mask_runs(p, 80), masks_to_rle(p)
     runs = {"detectron2": lambda: p.stock(p.batch), "plugin": lambda: p.plugin(p.batch)}
     whole = interleave(runs, rounds, p.device)
     achieved, share = {}, {}
     for name, measured in whole.items():
         achieved[name] = total["whole model"] / (measured.median_ms / 1000)
-        parts = interleave(
+        mask = interleave(
             {"branch": branch[name], "encoding": encoding.runs[name]}, rounds, p.device
         )
-        share[name] = sum(part.median_ms for part in parts.values()) / measured.median_ms
+        share[name] = sum(m.median_ms for m in mask.values()) / measured.median_ms
     limit = 1e-9 * matmul_flops(p.device, torch.float32)
     return Flops(total, limit, achieved, share)
