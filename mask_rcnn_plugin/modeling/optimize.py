@@ -80,6 +80,9 @@ def _compute_in(model: nn.Module, dtype: torch.dtype) -> None:
         return (args[0].to(layer.weight.dtype),)
 
     exact = _prediction_layers(model)
+    for head in model.modules():
+        if isinstance(head, StandardRPNHead):  # both of its prediction layers read these: cast once
+            head.conv.register_forward_hook(lambda _, args, features: features.float())
     for layer in model.modules():
         if isinstance(layer, _LAYERS):
             layer.register_forward_pre_hook(cast)
