@@ -23,6 +23,7 @@ from pathlib import Path
 # First: the plugin makes detectron2 importable on current Pillow and NumPy.
 from mask_rcnn_plugin import get_config  # isort: split
 
+from detectron2.config import LazyConfig
 from detectron2.engine import HookBase
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
@@ -97,6 +98,7 @@ def main() -> None:
     seed_all_rng(args.seed)
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
         results = train(cfg, extra_hooks=[ProgressBar()])
+    LazyConfig.save(cfg, str(OUTPUT / "config.yaml"))
     pictures = draw_predictions(
         list(cfg.dataset.test.names), OUTPUT / PREDICTIONS_FILE, OUTPUT / "pictures", PICTURES
     )
