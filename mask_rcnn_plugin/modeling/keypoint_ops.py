@@ -3,13 +3,14 @@
 A keypoint type is a one-hot M x M mask of the RoI: the branch gives logits over the M^2 cells, the
 K types independently of each other.
 
-Decoding looks for the highest pixel of each map resized to its box, without resizing the map: a
-bicubic pixel is a weighted sum of 4 x 4 cells, so only where the inner four are high enough can it
-exceed a pixel known already. A handful of 4 x 4 patches a map are left.
+Decoding looks for the highest pixel of each map resized to its box, without resizing the map. A
+patch, the square between the centres of 2 x 2 cells, is resized as a polynomial of the 4 x 4 cells
+around, which in Bézier form is a weighted mean of 4 x 4 control points: no pixel exceeds the
+highest of them. So a few patches a map are left that may exceed a pixel known already, and all maps
+are searched at once.
 """
 
 import math
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -17,22 +18,15 @@ from detectron2.structures import Keypoints
 from detectron2.structures.keypoints import heatmaps_to_keypoints
 from torch import Tensor
 
-# Weights of the four cells around a point as polynomials of its offset from the second: a row for
-# each power from 0, a column for each cell. torch's bicubic kernel, of parameter -3/4.
-KERNEL = [
-    [0.0, 1.0, 0.0, 0.0],
-    [-0.75, 0.0, 0.75, 0.0],
-    [1.5, -2.25, 1.5, -0.75],
-    [-0.75, 1.25, -1.25, 0.75],
-]
-# The two outer of the four weights along a side are negative and add up to this at most; the two
-# inner ones exceed 1 by as much.
-OUTER = 3 / 16
-# Relative to the highest absolute logit of a map; two float32 sums of the same 16 terms, at
-# positions a bit apart, differ by less.
-ROUNDING = 1e-5
-# The share of a map's patches above which resizing all of it is faster.
-MANY = 1 / 16
+# Along a side, control points (rows) of four cells (columns): torch's bicubic kernel, whose slope
+# at a cell is 3/4 of the difference of its neighbours.
+CONTROL_POINTS = [[0, 1, 0, 0], [-1 / 4, 1, 1 / 4, 0], [0, 1 / 4, 1, -1 / 4], [0, 0, 1, 0]]
+# A map with more patches left is flat or noisy; resizing all of it is faster.
+MANY = 128
+# RoIs searched at once, which bounds the memory.
+CHUNK = 8
+# Logits below the highest by more add nothing to a score, and exp of them is slow.
+NEGLIGIBLE = 80
 
 
 def encode_keypoints(keypoints: Tensor, boxes: Tensor, heatmap_side: int) -> tuple[Tensor, Tensor]:
@@ -98,108 +92,116 @@ def decode_keypoints(logits: Tensor, boxes: Tensor) -> Tensor:
     """
     logits, boxes = logits.detach().float(), boxes.detach().float()
     points = logits.new_zeros(*logits.shape[:2], 3)
-    is_clear = torch.ones_like(points[..., 0], dtype=torch.bool)
+    is_clear = torch.zeros_like(points[..., 0], dtype=torch.bool)
     sizes = (boxes[:, 2:] - boxes[:, :2]).clamp(min=1)
     pixels = sizes.ceil()
-    for r, (width, height) in enumerate(pixels.long().tolist()):
-        points[r], is_clear[r] = _highest_pixels(logits[r], height, width)
+    # Maps that shrink are resized whole below; the others are searched with those of like size.
+    by_size = pixels.amax(dim=1).argsort()
+    by_size = by_size[(pixels.prod(dim=1) > logits.shape[2] * logits.shape[3])[by_size]]
+    for start in range(0, len(by_size), CHUNK):
+        rois = by_size[start : start + CHUNK]
+        maps, shape = logits[rois].flatten(0, 1), is_clear[rois].shape
+        found, clear = _highest_pixels(maps, pixels[rois].repeat_interleave(shape[1], dim=0))
+        points[rois], is_clear[rois] = found.view(*shape, 3), clear.view(shape)
     points[..., :2] = (points[..., :2] + 0.5) * (sizes / pixels)[:, None] + boxes[:, None, :2]
-    peaks = points[..., 2]
-    points[..., 2] = 1 / (logits - peaks[..., None, None]).exp_().sum(dim=(2, 3))
     # Where rounding decides, as on a flat map, it has to be detectron2's.
     for r in (~is_clear).any(dim=1).nonzero().flatten().tolist():
-        unclear = ~is_clear[r]
         # Columns of the answer: x, y, logit, score.
-        theirs = heatmaps_to_keypoints(logits[r, unclear][None], boxes[r][None])
-        points[r, unclear] = theirs[0, :, [0, 1, 3]]
+        theirs = heatmaps_to_keypoints(logits[r, ~is_clear[r]][None], boxes[r][None])
+        points[r, ~is_clear[r]] = theirs[0, :, [0, 1, 3]]
     return points
 
 
-def _highest_pixels(maps: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """The highest pixel of each map after bicubic resizing.
+def _highest_pixels(maps: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+    """The highest pixel of each of N maps after bicubic resizing.
 
     Args:
-        maps: float32 (K, M, M).
-        height, width: what the maps are resized to, pixels.
+        maps: float32 (N, M, M).
+        sizes: float32 (N, 2): width and height each is resized to, pixels.
 
     Returns:
-        float32 (K, 3): column, row and value of that pixel, where it is clear.
-        bool (K,): whether it is clear, all others being lower by more than rounding.
+        float32 (N, 3): x and y of that pixel, counted from 0, and its score, where it is clear.
+        bool (N,): whether it is clear, all others being lower by more than rounding.
     """
     num_maps, side = maps.shape[:2]
-    row_step, column_step = side / height, side / width
-    rounding = ROUNDING * maps.abs().amax(dim=(1, 2))
-    # Patch (i, j) is the 4 x 4 cells behind the pixels between the centres of cells i - 1 and i,
-    # j - 1 and j. Cells beyond the border repeat it.
+    offsets = torch.arange(math.ceil(sizes.max() / side) + 1, device=maps.device)
+    # Patch (i, j) is up and left of the centre of cell (i, j). Cells beyond the border repeat it.
     padded = F.pad(maps[None], (2, 2, 2, 2), mode="replicate")[0]
-    patches = padded.unfold(1, 4, 1).unfold(2, 4, 1)  # (K, M + 1, M + 1, 4, 4), a view
-    # An upper bound of the pixels of a patch: the weights of its inner cells and of its corners are
-    # positive, the other eight negative; the corners may be as high as the map's highest cell.
-    inner = _slide(torch.maximum, padded[:, 1:-1, 1:-1], 1)
-    outer = _slide(torch.minimum, _slide(torch.minimum, padded, 1), 2)
-    top, cell = maps.flatten(1).max(dim=1)
-    bound = (1 + OUTER) ** 2 * inner + OUTER**2 * top[:, None, None]
-    bound -= 2 * OUTER * (1 + OUTER) * outer
+    patches = padded.unfold(1, 4, 1).unfold(2, 4, 1)  # (N, M + 1, M + 1, 4, 4), a view
 
-    # The highest pixel is no lower than the one nearest to the highest cell.
-    i, y = _locate(((cell // side + 0.5) / row_step).floor().clamp(max=height - 1), row_step)
-    j, x = _locate(((cell % side + 0.5) / column_step).floor().clamp(max=width - 1), column_step)
-    k = torch.arange(num_maps, device=maps.device)
-    known = _interpolate(patches[k, i, j], y[:, None], x[:, None])
-    may_exceed = bound >= known - rounding[:, None, None]
-    may_exceed &= may_exceed.float().mean(dim=(1, 2), keepdim=True) <= MANY
+    # Known: the highest pixel of the patch of the one nearest to the highest cell.
+    cell = maps.flatten(1).argmax(dim=1)
+    cells = torch.stack([cell % side, cell // side], dim=1)
+    nearest = ((cells + 0.5) * sizes / side).floor().minimum(sizes - 1)
+    at = _locate(nearest, side / sizes)[0]
+    near = patches[torch.arange(num_maps, device=maps.device), at[:, 1], at[:, 0]]
+    known = _resize(_control_points(near), at, side / sizes, sizes, offsets)[1].amax(dim=(1, 2))
+    known -= _rounding(near, side) + _rounding(maps, side)
+
+    # The control points next to a cell are at most this; those of a patch are next to its corners.
+    padded = padded[:, 1:-1, 1:-1]
+    dx = padded[..., 2:] - padded[..., :-2]  # (N, M + 2, M)
+    dy = padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1]
+    dxy = dx[:, 2:] - dx[:, :-2]
+    bound = maps.add(dx[:, 1:-1].abs_(), alpha=1 / 4)
+    bound.add_(dy.abs_(), alpha=1 / 4).add_(dxy.abs_(), alpha=1 / 16)
+    may_exceed = F.pad(bound >= known.float()[:, None, None], (1, 1, 1, 1))
+    may_exceed = may_exceed[:, 1:] | may_exceed[:, :-1]
+    may_exceed = may_exceed[..., 1:] | may_exceed[..., :-1]
+    may_exceed[may_exceed.sum(dim=(1, 2)) > MANY] = False
     k, i, j = may_exceed.nonzero().unbind(dim=1)
+    left = patches[k, i, j]
+    control = _control_points(left)
+    kept = (control.amax(dim=(1, 2)) >= known[k]).nonzero().flatten()
+    k, at, left, control = k[kept], torch.stack([j, i], dim=1)[kept], left[kept], control[kept]
 
-    rows, y, is_row = _pixels_of(i, row_step, height)
-    columns, x, is_column = _pixels_of(j, column_step, width)
-    values = _interpolate(patches[k, i, j], y, x)  # (patches, rows, columns)
-    values.masked_fill_(~(is_row[:, :, None] & is_column[:, None]), -torch.inf)
-    highest = values.new_full((num_maps,), -torch.inf)
-    highest.scatter_reduce_(0, k, values.amax(dim=(1, 2)), "amax")
-    is_highest = values >= (highest - rounding)[k, None, None]
-    # A sum over a map's patches finds the one pixel that is highest, or counts several.
-    count = is_highest.sum(dim=(1, 2)).float()
-    column = (is_highest.any(dim=1) * columns).sum(dim=1)
-    row = (is_highest.any(dim=2) * rows).sum(dim=1)
-    sums = maps.new_zeros(num_maps, 3).index_add_(0, k, torch.stack([column, row, count], dim=1))
-    return torch.cat([sums[:, :2], highest[:, None].float()], dim=1), sums[:, 2] == 1
-
-
-def _slide(extremum: Callable[[Tensor, Tensor], Tensor], maps: Tensor, step: int) -> Tensor:
-    """The extremum of each cell and those `step` to the right, below, and both: (K, n, m) to
-    (K, n - step, m - step)."""
-    maps = extremum(maps[:, :-step], maps[:, step:])
-    return extremum(maps[:, :, :-step], maps[:, :, step:])
+    pixels, values = _resize(control, at, (side / sizes)[k], sizes[k], offsets)
+    rounding = _rounding(left, side)
+    highest = torch.full_like(known, -torch.inf)
+    highest.scatter_reduce_(0, k, values.amax(dim=(1, 2)) - rounding, "amax")
+    patch, row, column = (values >= (highest[k] - rounding)[:, None, None]).nonzero().unbind(dim=1)
+    k = k[patch]
+    points = maps.new_zeros(num_maps, 3)
+    points[k, 0], points[k, 1] = pixels[patch, 0, column], pixels[patch, 1, row]
+    points[k, 2] = values[patch, row, column].float()
+    exps = (maps - points[:, 2, None, None]).clamp_(min=-NEGLIGIBLE).exp_()
+    points[:, 2] = 1 / exps.sum(dim=(1, 2))
+    return points, k.bincount(minlength=num_maps) == 1
 
 
-def _locate(pixels: Tensor, step: float) -> tuple[Tensor, Tensor]:
-    """Along one side, the patches on which pixels depend, and where in [0, 1) between the patch's
-    second and third cell they lie; a pixel is `step` cells wide."""
-    positions = (pixels + 0.5) * step - 0.5
+def _rounding(cells: Tensor, side: int) -> Tensor:
+    """How far two float32 resizings of each of (P, n, n) cells may be apart.
+
+    Positions, up to M, are rounded too, which counts where the cells differ. What is elsewhere on
+    the map, such as a tail of -300 beside a peak of 8, does not.
+    """
+    low, high = cells.amin(dim=(1, 2)), cells.amax(dim=(1, 2))
+    return torch.finfo(torch.float32).eps * (side * (high - low) + 4 * high.maximum(-low))
+
+
+def _control_points(patches: Tensor) -> Tensor:
+    """(P, 4, 4) cells to control points, in float64, which neither autocast nor TF32 touches."""
+    weights = torch.tensor(CONTROL_POINTS, dtype=torch.float64, device=patches.device)
+    return weights @ patches.double() @ weights.T
+
+
+def _locate(pixels: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
+    """The patches that pixels, `steps` cells wide, lie in, and where in [0, 1) of its side."""
+    positions = (pixels + 0.5) * steps - 0.5
     below = positions.floor()
     return below.long() + 1, positions - below
 
 
-def _pixels_of(patches: Tensor, step: float, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Along one side of `size` pixels, those that depend on each of P patches.
-
-    Returns:
-        float32 (P, n): pixels, n being what the largest patch may have.
-        float32 (P, n): their offsets, see `_locate`.
-        bool (P, n): which of them are the patch's indeed.
-    """
-    first = ((patches - 0.5) / step - 0.5).floor()
-    pixels = first[:, None] + torch.arange(math.ceil(1 / step) + 1, device=patches.device)
-    owners, offsets = _locate(pixels, step)
-    return pixels, offsets, (owners == patches[:, None]) & (pixels >= 0) & (pixels < size)
-
-
-def _interpolate(patches: Tensor, y: Tensor, x: Tensor) -> Tensor:
-    """Bicubic interpolation in 4 x 4 patches: (P, 4, 4) at offsets (P, n) and (P, m) to (P, n, m).
-
-    In float64, which neither autocast nor TF32 touches.
-    """
-    kernel = torch.tensor(KERNEL, dtype=torch.float64, device=patches.device)
-    y_weights = torch.linalg.vander(y.double(), N=4) @ kernel  # (P, n, 4)
-    x_weights = torch.linalg.vander(x.double(), N=4) @ kernel
-    return y_weights @ patches.double() @ x_weights.mT
+def _resize(
+    control: Tensor, at: Tensor, steps: Tensor, sizes: Tensor, offsets: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The pixels of P patches `at` (P, 2): float32 (P, 2, n) x and y, n offsets being what the
+    largest may have, and float64 (P, n, n) values, -inf where a pixel is not the patch's."""
+    at, steps, sizes = at[..., None], steps[..., None], sizes[..., None]
+    pixels = ((at - 0.5) / steps - 0.5).floor() + offsets
+    owners, t = _locate(pixels, steps)
+    is_own = (owners == at) & (pixels >= 0) & (pixels < sizes)
+    s, t = 1 - t.double(), t.double()
+    x, y = torch.stack([s**3, 3 * s**2 * t, 3 * s * t**2, t**3], dim=3).unbind(dim=1)
+    values = y @ control @ x.mT
+    return pixels, values.masked_fill_(~(is_own[:, 1, :, None] & is_own[:, 0, None]), -torch.inf)

@@ -192,7 +192,7 @@ def test_decoding_carries_no_gradient_and_spares_its_input() -> None:
 
 def some_maps(kind: str, count: int, side: int = 56, seed: int = 0) -> Tensor:
     """(count, 5, side, side) logits; "people" are peaks as a trained branch gives them, of all
-    widths and now and then two of nearly one height."""
+    widths and now and then two of nearly one height; "tails" fall to hundreds below their peak."""
     generator = torch.Generator().manual_seed(seed)
     shape = (count, 5, side, side)
     if kind == "noise":
@@ -202,6 +202,9 @@ def some_maps(kind: str, count: int, side: int = 56, seed: int = 0) -> Tensor:
     if kind == "smooth":
         return smooth * 5
     axis = torch.arange(side) + 0.5
+    if kind == "tails":
+        rows, columns = (axis - torch.rand(2, count, 5, 1, generator=generator) * side) ** 2
+        return 8 - (rows[..., None] + columns[..., None, :]) * (56 / side) ** 2 / 20
     maps = smooth - 8
     for height in (14, 13.99):
         centre = torch.rand(2, count, 5, 1, generator=generator) * (side + 4) - 2
@@ -227,13 +230,13 @@ def assert_decoded_as_detectron2(logits: Tensor, boxes: Tensor) -> None:
     torch.testing.assert_close(ours[..., 2], theirs[..., 2], rtol=1e-3, atol=0)
 
 
-@pytest.mark.parametrize("kind", ["people", "smooth", "noise"])
+@pytest.mark.parametrize("kind", ["people", "smooth", "tails", "noise"])
 @pytest.mark.parametrize(("count", "side", "largest"), [(150, 56, 400), (80, 14, 60), (20, 28, 1)])
 def test_decoding_is_detectron2s(kind: str, count: int, side: int, largest: float) -> None:
     assert_decoded_as_detectron2(some_maps(kind, count, side), some_boxes(count, largest))
 
 
-@pytest.mark.parametrize("kind", ["people", "smooth"])
+@pytest.mark.parametrize("kind", ["people", "smooth", "tails"])
 def test_few_maps_are_resized_whole(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     resized = []
 
@@ -242,7 +245,7 @@ def test_few_maps_are_resized_whole(kind: str, monkeypatch: pytest.MonkeyPatch) 
         return heatmaps_to_keypoints(logits, boxes)
 
     monkeypatch.setattr(keypoint_ops, "heatmaps_to_keypoints", count)
-    boxes = some_boxes(40, 300) + torch.tensor([0.0, 0, 20, 20])
+    boxes = some_boxes(40, 300) + torch.tensor([0.0, 0, 56, 56])
     decode_keypoints(some_maps(kind, 40), boxes)
     assert sum(resized) <= 0.1 * 40 * 5
 
@@ -250,6 +253,17 @@ def test_few_maps_are_resized_whole(kind: str, monkeypatch: pytest.MonkeyPatch) 
 def test_decoding_in_a_huge_box() -> None:
     boxes = torch.tensor([[10.3, 20.6, 2011.9, 1900.2], [5.5, 3, 2000, 9.2]])
     assert_decoded_as_detectron2(some_maps("people", 2), boxes)
+
+
+def test_decoding_tiny_and_huge_boxes_at_once() -> None:
+    """In no order of size, in more than one chunk."""
+    sides = torch.tensor([0.3, 900, 12, 1, 250, 56, 700, 3, 57, 55, 400, 2])
+    count = 3 * len(sides)
+    boxes = torch.zeros(count, 4)
+    boxes[:, 2], boxes[:, 3] = sides.repeat(3), sides.repeat_interleave(3)
+    assert (boxes[:, 2:].prod(dim=1) > 56**2).sum() > keypoint_ops.CHUNK
+    for kind in ("people", "tails"):
+        assert_decoded_as_detectron2(some_maps(kind, count), boxes + 7.7)
 
 
 @pytest.mark.parametrize("value", [0.0, 3.7, -123.4])
