@@ -1,0 +1,195 @@
+"""Keypoint decoding against detectron2's, and by hand."""
+
+import math
+
+import pytest
+import torch
+from detectron2.structures.keypoints import heatmaps_to_keypoints
+from torch import Tensor
+
+from mask_rcnn_plugin.modeling import keypoint_decoding
+from mask_rcnn_plugin.modeling.keypoint_decoding import decode_keypoints
+from mask_rcnn_plugin.modeling.keypoint_ops import encode_keypoints
+
+
+def test_decoding_gives_the_centre_of_the_winning_cell() -> None:
+    logits = torch.zeros(2, 2, 8, 8)
+    logits[0, 0, 2, 5] = 30
+    logits[0, 1, 7, 0] = 30
+    logits[1, 0, 0, 7] = 30
+    logits[1, 1, 4, 4] = 30
+    # In the first box a cell is a pixel, in the second 5 x 3 px.
+    boxes = torch.tensor([[100.0, 50, 108, 58], [10.0, 20, 50, 44]])
+    points = decode_keypoints(logits, boxes)
+    assert points.shape == (2, 2, 3)
+    assert points[0, :, :2].tolist() == [[105.5, 52.5], [100.5, 57.5]]
+    # Bicubic resizing spreads a peak, at the border as far as it.
+    centres = torch.tensor([[10 + 7.5 * 5, 20 + 0.5 * 3], [10 + 4.5 * 5, 20 + 4.5 * 3]])
+    assert (points[1, :, :2] - centres).abs().max() <= 2.5
+
+
+def test_decoded_score_is_the_probability_of_the_cell() -> None:
+    logits = torch.zeros(1, 1, 8, 8)
+    logits[0, 0, 3, 3] = 4
+    points = decode_keypoints(logits, torch.tensor([[0.0, 0, 8, 8]]))
+    assert points[0, 0, 2].item() == pytest.approx(math.exp(4) / (math.exp(4) + 63), rel=1e-5)
+
+
+@pytest.mark.parametrize("side", [8, 56])
+def test_what_is_encoded_is_decoded(side: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    boxes = torch.tensor([[3.0, 5, 3 + side, 5 + side]])
+    points = torch.rand(1, 10, 2, generator=generator) * side + torch.tensor([3.0, 5])
+    cells, has_target = encode_keypoints(torch.cat([points, torch.ones(1, 10, 1)], 2), boxes, side)
+    assert has_target.all()
+    logits = torch.nn.functional.one_hot(cells, side**2).view(1, 10, side, side) * 20.0
+    decoded = decode_keypoints(logits, boxes)
+    torch.testing.assert_close(decoded[..., :2], points.floor() + 0.5)
+
+
+def test_decoding_nothing() -> None:
+    assert decode_keypoints(torch.zeros(0, 17, 56, 56), torch.zeros(0, 4)).shape == (0, 17, 3)
+
+
+def test_decoding_carries_no_gradient_and_spares_its_input() -> None:
+    logits = torch.randn(1, 2, 8, 8, requires_grad=True)
+    before = logits.detach().clone()
+    points = decode_keypoints(logits, torch.tensor([[0.0, 0, 20, 30]]))
+    assert not points.requires_grad
+    assert torch.equal(logits.detach(), before)
+
+
+def some_maps(kind: str, count: int, side: int = 56, seed: int = 0) -> Tensor:
+    """(count, 5, side, side) logits; "people" are peaks as a trained branch gives them, of all
+    widths and now and then two of nearly one height; "tails" fall to hundreds below their peak."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (count, 5, side, side)
+    if kind == "noise":
+        return torch.randn(shape, generator=generator) * 3
+    coarse = torch.randn(count, 5, 7, 7, generator=generator)
+    smooth = torch.nn.functional.interpolate(coarse, size=(side, side), mode="bicubic")
+    if kind == "smooth":
+        return smooth * 5
+    axis = torch.arange(side) + 0.5
+    if kind == "tails":
+        rows, columns = (axis - torch.rand(2, count, 5, 1, generator=generator) * side) ** 2
+        return 8 - (rows[..., None] + columns[..., None, :]) * (56 / side) ** 2 / 20
+    maps = smooth - 8
+    for height in (14, 13.99):
+        centre = torch.rand(2, count, 5, 1, generator=generator) * (side + 4) - 2
+        width = 0.5 + 3 * torch.rand(count, 5, 1, 1, generator=generator)
+        rows, columns = (axis - centre) ** 2
+        maps += height * torch.exp(-(rows[..., None] + columns[..., None, :]) / (2 * width**2))
+    return maps
+
+
+def some_boxes(count: int, largest: float, seed: int = 0) -> Tensor:
+    """Sides from half a pixel up, evenly on the logarithm."""
+    generator = torch.Generator().manual_seed(seed)
+    sides = 0.5 * (largest / 0.5) ** torch.rand(count, 2, generator=generator)
+    corner = torch.rand(count, 2, generator=generator) * 500
+    return torch.cat([corner, corner + sides], dim=1)
+
+
+def assert_decoded_as_detectron2(logits: Tensor, boxes: Tensor) -> None:
+    ours = decode_keypoints(logits, boxes)
+    theirs = heatmaps_to_keypoints(logits, boxes)[..., [0, 1, 3]]
+    # A pixel away would be at least 1/2.
+    torch.testing.assert_close(ours[..., :2], theirs[..., :2], rtol=0, atol=1e-3)
+    torch.testing.assert_close(ours[..., 2], theirs[..., 2], rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["people", "smooth", "tails", "noise"])
+@pytest.mark.parametrize(("count", "side", "largest"), [(150, 56, 400), (80, 14, 60), (20, 28, 1)])
+def test_decoding_is_detectron2s(kind: str, count: int, side: int, largest: float) -> None:
+    assert_decoded_as_detectron2(some_maps(kind, count, side), some_boxes(count, largest))
+
+
+@pytest.mark.parametrize("kind", ["people", "smooth", "tails"])
+def test_few_maps_are_resized_whole(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    resized = []
+
+    def count(logits: Tensor, boxes: Tensor) -> Tensor:
+        resized.append(logits.shape[1])
+        return heatmaps_to_keypoints(logits, boxes)
+
+    monkeypatch.setattr(keypoint_decoding, "heatmaps_to_keypoints", count)
+    boxes = some_boxes(40, 300) + torch.tensor([0.0, 0, 56, 56])
+    decode_keypoints(some_maps(kind, 40), boxes)
+    assert sum(resized) <= 0.1 * 40 * 5
+
+
+def test_decoding_in_a_huge_box() -> None:
+    boxes = torch.tensor([[10.3, 20.6, 2011.9, 1900.2], [5.5, 3, 2000, 9.2]])
+    assert_decoded_as_detectron2(some_maps("people", 2), boxes)
+
+
+def test_decoding_tiny_and_huge_boxes_at_once() -> None:
+    """In no order of size, in more than one chunk."""
+    sides = torch.tensor([0.3, 900, 12, 1, 250, 56, 700, 3, 57, 55, 400, 2])
+    count = 3 * len(sides)
+    boxes = torch.zeros(count, 4)
+    boxes[:, 2], boxes[:, 3] = sides.repeat(3), sides.repeat_interleave(3)
+    assert (boxes[:, 2:].prod(dim=1) > 56**2).sum() > keypoint_decoding.CHUNK
+    for kind in ("people", "tails"):
+        assert_decoded_as_detectron2(some_maps(kind, count), boxes + 7.7)
+
+
+@pytest.mark.parametrize("value", [0.0, 3.7, -123.4])
+def test_decoding_flat_maps(value: float) -> None:
+    """Rounding decides, so it has to be detectron2's; all zeros are a tie, which the first wins."""
+    boxes = some_boxes(6, 300)
+    logits = torch.full((6, 2, 56, 56), value)
+    assert_decoded_as_detectron2(logits, boxes)
+    if value == 0:
+        points = decode_keypoints(logits, boxes)
+        sizes = (boxes[:, 2:] - boxes[:, :2]).clamp(min=1)
+        first = boxes[:, :2] + 0.5 * sizes / sizes.ceil()
+        torch.testing.assert_close(points[..., :2], first[:, None].expand(6, 2, 2))
+
+
+def test_decoding_ties() -> None:
+    """Two equal peaks, and a plateau: the first in row-major order wins."""
+    logits = torch.zeros(1, 3, 16, 16)
+    logits[0, 0, 3, [4, 9]] = 5
+    logits[0, 1, [2, 12], [13, 1]] = 5
+    logits[0, 2, 5:9, 5:9] = 5
+    for side in (16.0, 8, 32, 160):
+        assert_decoded_as_detectron2(logits, torch.tensor([[0, 0, side, side]]))
+    points = decode_keypoints(logits, torch.tensor([[0.0, 0, 16, 16]]))
+    assert points[0, :, :2].tolist() == [[4.5, 3.5], [13.5, 2.5], [5.5, 5.5]]
+
+
+def test_decoding_a_peak_at_every_border_cell() -> None:
+    side = 8
+    rim = [(r, c) for r in range(side) for c in range(side) if r in (0, 7) or c in (0, 7)]
+    logits = torch.zeros(2, len(rim), side, side)
+    for i, (row, column) in enumerate(rim):
+        logits[:, i, row, column] = 9
+    assert_decoded_as_detectron2(logits, torch.tensor([[0.0, 0, 33.3, 57], [0, 0, 3, 20]]))
+
+
+@pytest.mark.parametrize("scale", [1e-3, 10])
+def test_decoding_small_and_large_logits(scale: float) -> None:
+    boxes = some_boxes(20, 200)
+    logits = some_maps("smooth", 20) * scale
+    ours = decode_keypoints(logits, boxes)
+    theirs = heatmaps_to_keypoints(logits, boxes)
+    torch.testing.assert_close(ours[..., :2], theirs[..., :2], rtol=0, atol=1e-3)
+
+
+def test_decoding_half_precision_logits_and_under_autocast() -> None:
+    boxes = some_boxes(20, 300)
+    logits = some_maps("people", 20).to(torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        points = decode_keypoints(logits, boxes)
+    assert points.dtype == torch.float32
+    expected = heatmaps_to_keypoints(logits.float(), boxes)[..., [0, 1, 3]]
+    torch.testing.assert_close(points, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_decoding_on_a_gpu() -> None:
+    logits, boxes = some_maps("people", 20), some_boxes(20, 300)
+    points = decode_keypoints(logits.cuda(), boxes.cuda())
+    torch.testing.assert_close(points.cpu(), decode_keypoints(logits, boxes), rtol=1e-3, atol=1e-3)
