@@ -271,13 +271,19 @@ def mask(p: Peers) -> Iterator[Row]:
 
 def mask_runs(p: Peers, num_classes: int) -> Runs:
     """The mask branch on the detections, without pasting."""
+    theirs, ours = mask_heads(num_classes)
+    return _branch_runs(p, "mask", theirs, ours, p.given(num_classes))
+
+
+def mask_heads(num_classes: int) -> tuple[nn.Module, nn.Module]:
+    """detectron2's mask head and the plugin's, on the same weights."""
     shape = ShapeSpec(channels=256, height=14, width=14)
     torch.manual_seed(0)
     theirs = MaskRCNNConvUpsampleHead(shape, num_classes=num_classes, conv_dims=[256] * 5)
     theirs.predictor.weight.data.mul_(100)  # away from 1/2 everywhere
     ours = MaskRCNNFCNHead(shape, num_classes=num_classes, conv_dims=[256] * 5)
     ours.load_state_dict(theirs.state_dict())
-    return _branch_runs(p, "mask", theirs, ours, p.given(num_classes))
+    return theirs, ours
 
 
 def _branch_runs(
@@ -369,7 +375,7 @@ def keypoint_decode(p: Peers) -> Iterator[Row]:
 
 def targets(p: Peers) -> Iterator[Row]:
     """Mask targets of one training image: 128 RoIs around 8 objects."""
-    instances = _ground_truth(p.size, 8, seed=0)
+    instances = ground_truth(p.size, 8, seed=0)
     rois = 128
     which = torch.arange(rois) % len(instances)
     noise = torch.randn(rois, 4, generator=torch.Generator().manual_seed(0)) * 5
@@ -388,7 +394,7 @@ def targets(p: Peers) -> Iterator[Row]:
         yield Row(f"mask targets, {name}", runs, differ, "of the cells differ", 0.0)
 
 
-def _ground_truth(size: tuple[int, int], count: int, seed: int) -> Instances:
+def ground_truth(size: tuple[int, int], count: int, seed: int) -> Instances:
     """Ellipses of 24 corners, of random classes."""
     rng = np.random.default_rng(seed)
     height, width = size
@@ -431,7 +437,7 @@ def training(p: Peers) -> Iterator[Row]:
     """A step of 2 images: losses, gradients, SGD."""
     size = (p.training_side, p.training_side)
     batch = [
-        {"image": picture(size, seed), "instances": _ground_truth(size, 8, seed)} for seed in (0, 1)
+        {"image": picture(size, seed), "instances": ground_truth(size, 8, seed)} for seed in (0, 1)
     ]
 
     def step(model: nn.Module, half: bool) -> Callable[[], float]:
