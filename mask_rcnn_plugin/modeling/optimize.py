@@ -31,7 +31,7 @@ def optimize_for_inference(
 
     Batch norm is folded into the convolutions, whose weights are laid out channels-last; their
     outputs follow, from the backbone through the RoI layers to the heads. detectron2's RoIAlign
-    becomes the plugin's, which computes the same. On a CPU and in float32, 3x3 convolutions of 128
+    becomes the plugin's, which computes the same. On a CPU and in float32, 3x3 convolutions of 256
     channels or more take Winograd's algorithm; their weights then take five times the memory.
 
     Args:

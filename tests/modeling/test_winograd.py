@@ -37,7 +37,7 @@ def definition(x: Tensor, conv: nn.Conv2d) -> Tensor:
     return F.conv2d(x.double(), conv.weight.double(), bias, padding=1)
 
 
-def conv3x3(channels: int = 128, out_channels: int = 128, **kwargs: Any) -> Conv2d:
+def conv3x3(channels: int = 256, out_channels: int = 256, **kwargs: Any) -> Conv2d:
     conv = Conv2d(channels, out_channels, **({"kernel_size": 3, "padding": 1} | kwargs))
     return conv.to(memory_format=torch.channels_last).requires_grad_(False)
 
@@ -84,16 +84,16 @@ def test_rounding_at_full_width() -> None:
 
 
 def test_input_of_any_layout() -> None:
-    x = draw(2, 128, 20, 20)
+    x = draw(2, 256, 20, 20)
     conv = use_winograd(conv3x3())
     expected = conv(x)
-    for other in (x.contiguous(), draw(2, 128, 22, 21)[:, :, 1:-1, 1:].copy_(x)):
+    for other in (x.contiguous(), draw(2, 256, 22, 21)[:, :, 1:-1, 1:].copy_(x)):
         assert torch.equal(conv(other), expected)
 
 
 @pytest.mark.parametrize("activation", [None, nn.ReLU(), F.relu, torch.sigmoid])
 def test_activation_follows(activation: Callable[[Tensor], Tensor] | None, calls: list) -> None:
-    conv, x = conv3x3(activation=activation), draw(1, 128, 20, 20)
+    conv, x = conv3x3(activation=activation), draw(1, 256, 20, 20)
     expected = conv(x)
     fast = use_winograd(conv)
     torch.testing.assert_close(fast(x), expected, rtol=0, atol=1e-5)
@@ -101,7 +101,7 @@ def test_activation_follows(activation: Callable[[Tensor], Tensor] | None, calls
 
 
 def test_plain_convolution_where_winograd_does_not_apply(calls: list) -> None:
-    x = draw(1, 128, 20, 20)
+    x = draw(1, 256, 20, 20)
     plain = conv3x3()
     fast = use_winograd(copy.deepcopy(plain))
     assert torch.equal(copy.deepcopy(fast).double()(x.double()), plain.double()(x.double()))
@@ -122,7 +122,7 @@ def test_plain_convolution_where_winograd_does_not_apply(calls: list) -> None:
 
 
 def test_which_convolutions_are_replaced() -> None:
-    gains = [{}, {"bias": False}, {"activation": nn.ReLU()}, {"out_channels": 256}]
+    gains = [{}, {"bias": False}, {"activation": nn.ReLU()}, {"out_channels": 260}]
     gains_not: list[dict[str, Any]] = [
         {"kernel_size": 1, "padding": 0},
         {"kernel_size": 5, "padding": 2},
@@ -130,10 +130,10 @@ def test_which_convolutions_are_replaced() -> None:
         {"padding": 0},
         {"padding": 2, "dilation": 2},
         {"groups": 2},
-        {"channels": 127},
-        {"out_channels": 127},
+        {"channels": 255},
+        {"out_channels": 255},
         {"padding_mode": "reflect"},
-        {"norm": get_norm("GN", 128)},
+        {"norm": get_norm("GN", 256)},
         {"dtype": torch.float64},
         {"device": "meta"},
     ]
@@ -144,13 +144,13 @@ def test_which_convolutions_are_replaced() -> None:
             assert use_winograd(nn.Sequential(conv))[0] is conv
             assert type(conv) is expected, case
             assert conv.state_dict().keys() == keys
-    torch_conv = nn.Conv2d(128, 128, 3, padding=1)
+    torch_conv = nn.Conv2d(256, 256, 3, padding=1)
     assert type(use_winograd(torch_conv)) is nn.Conv2d
 
 
 def test_loaded_weights_take_effect() -> None:
     first, second = use_winograd(conv3x3()), use_winograd(conv3x3())
-    x = draw(1, 128, 20, 20)
+    x = draw(1, 256, 20, 20)
     assert not torch.equal(first(x), second(x))
     first.load_state_dict(second.state_dict())
     assert torch.equal(first(x), second(x))
@@ -161,9 +161,9 @@ class Heads(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.rpn = StandardRPNHead(in_channels=128, num_anchors=3)
-        shape = ShapeSpec(channels=128, height=14, width=14)
-        self.mask = MaskRCNNConvUpsampleHead(shape, num_classes=2, conv_dims=[128, 128, 128])
+        self.rpn = StandardRPNHead(in_channels=256, num_anchors=3)
+        shape = ShapeSpec(channels=256, height=14, width=14)
+        self.mask = MaskRCNNConvUpsampleHead(shape, num_classes=2, conv_dims=[256, 256, 256])
 
     def forward(self, x: Tensor) -> list[Tensor]:
         logits, deltas = self.rpn([x, x[:, :, ::4, ::4]])
@@ -171,7 +171,7 @@ class Heads(nn.Module):
 
 
 def test_optimize_for_inference_uses_it(calls: list) -> None:
-    model, x = Heads().eval(), draw(3, 128, 14, 14)
+    model, x = Heads().eval(), draw(3, 256, 14, 14)
     with torch.no_grad():
         expected = model(x)
         assert calls == []
