@@ -61,3 +61,35 @@ def test_readme_sums_up_the_committed_results() -> None:
         f"Of {total} claims of the paper {agree} are seen there too, {disagree} are not" in readme
     )
     assert f"{undecided} are undecided." in readme
+
+
+BENCHMARK = PAGE.parent / "benchmarks"
+
+
+def test_readme_shows_the_committed_benchmark() -> None:
+    readme = (PAGE.parent.parent / "README.md").read_text()
+    report = json.loads((BENCHMARK / "cpu.json").read_text())
+    assert report["environment"] in " ".join(readme.split())
+    shown = 0
+    for row in report["stages"]:
+        times = [row["ms"].get(peer) for peer in ("detectron2", "torchvision", "plugin")]
+        cells = ["" if ms is None else f"{ms:.0f}" for ms in times]
+        line = f"| {row['name']} | {' | '.join(cells)} | {row['ratio']:.2f} |".replace(
+            "|  |", "| |"
+        )
+        shown += line in readme
+        assert line in readme or f"| {row['name']} |" not in readme, line
+    assert shown > 10
+    for stage in ("whole model", "training step", "masks to RLE"):
+        assert f"| {stage} |" in readme
+
+
+def test_the_benchmarks_results_agree_with_detectron2s() -> None:
+    report = json.loads((BENCHMARK / "cpu.json").read_text())
+    page = (BENCHMARK / "cpu.md").read_text()
+    assert report["command"] in page
+    for row in report["stages"]:
+        assert row["allowed"] is None or row["difference"] <= row["allowed"], row["name"]
+        low, high = row["ratio_range"]
+        assert f"**{row['ratio']:.2f}** ({low:.2f} to {high:.2f})" in page
+    assert not re.search(r"/(home|root|tmp|work|Users)/", page)

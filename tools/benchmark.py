@@ -7,7 +7,8 @@
 
 Mask R-CNN, ResNet-50-FPN, on an image of 800 x 1088 with 1000 proposals and 100 detections. Weights
 are random, scaled so that activations, boxes and scores spread as a trained network's. detectron2
-and torchvision always compute in float32, the plugin too unless the row says bf16.
+and torchvision are as they come, in float32; "detectron2 tuned" has what PyTorch offers anybody for
+the row: channels-last, with autocast to bfloat16 or a compiled backbone where the row says so.
 
 The peers take turns, A B A B. A time is the median over the rounds; a ratio is detectron2's time
 over the plugin's, round by round: median and range. Memory is the most that a call holds beyond
@@ -39,6 +40,7 @@ from mask_rcnn_plugin.benchmark.stages import STAGES, Peers, Row
 from mask_rcnn_plugin.benchmark.timing import interleave
 from mask_rcnn_plugin.reproduction import environment
 
+PEERS = ("detectron2", "detectron2 tuned", "torchvision", "plugin")
 EXTRAS = ("flops", "growth", "bf16")
 
 
@@ -50,7 +52,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--stage",
         nargs="+",
-        default=names,
         choices=names,
         metavar="NAME",
         help=f"some of {', '.join(names)}",
@@ -71,7 +72,9 @@ def parse_args() -> argparse.Namespace:
         parser.error(f"--rounds is {args.rounds}, must be 1 or more")
     if min(args.size) < 64:
         parser.error(f"--size is {args.size}, must be 64 or more each")
-    if args.stage == ["bf16"] and not args.trained:
+    if not args.stage:
+        args.stage = [name for name in names if name != "bf16" or args.trained]
+    if "bf16" in args.stage and not args.trained:
         parser.error("--stage bf16 needs --trained DIR, e.g. output/demo after `make demo`")
     if args.trained and not (args.trained / "model_final.pth").exists():
         parser.error(f"--trained is {args.trained}, where there is no model_final.pth")
@@ -99,6 +102,8 @@ def measure(row: Row, rounds: int, device: str) -> dict[str, Any]:
 def number(value: float | None) -> str:
     if value is None:
         return ""
+    if value < 1:
+        return "< 1"
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
@@ -107,7 +112,7 @@ def stage_line(row: dict[str, Any]) -> list[str]:
     allowed = "" if row["allowed"] is None else f" (allowed: {row['allowed']:.0e})"
     return [
         row["name"],
-        *(number(row["ms"].get(peer)) for peer in ("detectron2", "torchvision", "plugin")),
+        *(number(row["ms"].get(peer)) for peer in PEERS),
         f"**{row['ratio']:.2f}** ({low:.2f} to {high:.2f})",
         *(number(row["peak_mib"][peer]) for peer in ("detectron2", "plugin")),
         f"{row['difference']:.1e} {row['difference_unit']}{allowed}",
@@ -118,18 +123,25 @@ def to_markdown(report: dict[str, Any]) -> str:
     """The report's tables."""
     parts = [f"{report['environment']}, {report['versions']}\n\n`{report['command']}`"]
     if report["stages"]:
-        headers = ["stage", "detectron2 ms", "torchvision ms", "plugin ms", "ratio"]
-        headers += ["detectron2 MiB", "plugin MiB", "difference"]
+        headers = [
+            "stage",
+            *(f"{peer} ms" for peer in PEERS),
+            "ratio",
+            "detectron2 MiB",
+            "plugin MiB",
+            "difference",
+        ]
         lines = [stage_line(row) for row in report["stages"]]
         parts.append(tabulate(lines, headers, "pipe", disable_numparse=True))
     if report.get("flops"):
         flops = report["flops"]
         counts = ", ".join(f"{name} {value:.0f}" for name, value in flops["total"].items())
         lines = [
-            [peer, f"{achieved:.0f}", f"{achieved / flops['limit']:.0%}", f"{share:.0%}"]
-            for (peer, achieved), share in zip(
-                flops["achieved"].items(), flops["mask_share"].values()
-            )
+            [
+                *(peer, f"{achieved:.0f}", f"{achieved / flops['limit']:.0%}"),
+                f"{flops['mask_share'][peer]:.0%}",
+            ]
+            for peer, achieved in flops["achieved"].items()
         ]
         headers = ["model", "GFLOP/s", "of the limit", "time in the mask branch"]
         parts.append(
@@ -191,9 +203,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             report["growth"].append(
                 {"name": name, "quantity": quantity, "number": count, "ms": ms, "peak_mib": peaks}
             )
-    if "bf16" in args.stage and args.trained:
+    if "bf16" in args.stage:
         progress("bf16 on a trained model ...")
-        report["bf16"] = bf16_agreement(args.trained)._asdict()
+        report["bf16"] = bf16_agreement(args.trained, args.device)._asdict()
     return report
 
 

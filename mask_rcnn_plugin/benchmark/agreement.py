@@ -25,14 +25,16 @@ class Agreement(NamedTuple):
     found: float
 
 
-def bf16_agreement(folder: Path, num_images: int = 100) -> Agreement:
+def bf16_agreement(folder: Path, device: str, num_images: int = 100) -> Agreement:
     """Detect with a trained model in float32 and in bfloat16, on images of its test set.
 
     Args:
         folder: a training's output, with config.yaml and model_final.pth.
+        device: "cpu" or "cuda".
         num_images: at most so many.
     """
     cfg: DictConfig = LazyConfig.load(str(folder / "config.yaml"))
+    cfg.train.device = device
     setup_datasets(cfg, training=False)
     model = instantiate(cfg.model).to(cfg.train.device).eval()
     Checkpointer(model).load_strictly(str(folder / "model_final.pth"))
@@ -46,8 +48,5 @@ def bf16_agreement(folder: Path, num_images: int = 100) -> Agreement:
         for theirs, ours in outputs:
             count = len(theirs["instances"])
             images, boxes = images + 1, boxes + count
-            if count and len(ours["instances"]):
-                lost += count * boxes_lost(ours["instances"], theirs["instances"])
-            else:
-                lost += count
+            lost += count * boxes_lost(ours["instances"], theirs["instances"])
     return Agreement(images, boxes, 1 - lost / max(boxes, 1))

@@ -51,7 +51,8 @@ class Row(NamedTuple):
 
     Attributes:
         name: what is measured.
-        runs: by peer: "detectron2", "plugin", perhaps "torchvision".
+        runs: by peer: "detectron2" as it comes, "plugin", perhaps "detectron2 tuned", with the
+            options of PyTorch that the plugin takes in this row, and "torchvision".
         difference: of the plugin's result from detectron2's.
         unit: what the difference is.
         allowed: how large it may be; None: it is shown only.
@@ -116,6 +117,18 @@ class Peers:
     @cached_property
     def compiled(self) -> Any:
         return optimize_for_inference(self.trainable, compile=True)
+
+    @cached_property
+    def tuned(self) -> Any:
+        """detectron2's model, channels-last."""
+        return copy.deepcopy(self.stock).to(memory_format=torch.channels_last)
+
+    @cached_property
+    def tuned_compiled(self) -> Any:
+        """The same with a compiled backbone."""
+        model = copy.deepcopy(self.tuned)
+        model.backbone.compile(dynamic=True)
+        return model
 
     @cached_property
     def torchvision(self) -> Any:
@@ -187,6 +200,8 @@ def largest_difference(ours: Any, theirs: Any) -> float:
 
 def boxes_lost(ours: Instances, theirs: Instances) -> float:
     """Share of detectron2's boxes that have none of the same class at IoU > 0.95 among ours."""
+    if not (len(ours) and len(theirs)):
+        return float(len(theirs) > 0)
     iou = pairwise_iou(theirs.pred_boxes, ours.pred_boxes)
     iou = iou * (theirs.pred_classes[:, None] == ours.pred_classes)
     return 1 - float((iou.amax(dim=1) > 0.95).float().mean())
@@ -211,15 +226,32 @@ def soft_mask_difference(ours: list[Instances], theirs: list[Instances]) -> floa
 def backbone(p: Peers) -> Iterator[Row]:
     runs: Runs = {
         "detectron2": lambda: p.stock.backbone(p.image),
+        "detectron2 tuned": lambda: p.tuned.backbone(p.image),
         "plugin": lambda: p.plugin.backbone(p.image),
         "torchvision": lambda: p.torchvision.backbone(p.image),
     }
     unit = "of the largest feature"
     yield Row("backbone + FPN", runs, largest_difference, unit, 1e-4)
-    compiled = {**runs, "plugin": lambda: p.compiled.backbone(p.image)}
+    compiled = {
+        **runs,
+        "detectron2 tuned": lambda: p.tuned_compiled.backbone(p.image),
+        "plugin": lambda: p.compiled.backbone(p.image),
+    }
     yield Row("backbone + FPN, compiled", compiled, largest_difference, unit, 1e-4)
-    half = {**runs, "plugin": lambda: p.bf16.backbone(p.image)}
+    half = {
+        **runs,
+        "detectron2 tuned": _autocast(p, lambda: p.tuned.backbone(p.image)),
+        "plugin": lambda: p.bf16.backbone(p.image),
+    }
     yield Row("backbone + FPN, bf16", half, largest_difference, unit, 0.1)
+
+
+def _autocast(p: Peers, run: Callable[[], Any]) -> Callable[[], Any]:
+    def in_bfloat16() -> Any:
+        with torch.autocast(p.device, torch.bfloat16):
+            return run()
+
+    return in_bfloat16
 
 
 def rpn(p: Peers) -> Iterator[Row]:
@@ -415,14 +447,23 @@ def ground_truth(size: tuple[int, int], count: int, seed: int) -> Instances:
 def model(p: Peers) -> Iterator[Row]:
     runs: Runs = {
         "detectron2": lambda: p.stock(p.batch)[0]["instances"],
+        "detectron2 tuned": lambda: p.tuned(p.batch)[0]["instances"],
         "plugin": lambda: p.plugin(p.batch)[0]["instances"],
         "torchvision": lambda: p.torchvision(p.torchvision_batch),
     }
     unit = "of the boxes lost"
     yield Row("whole model", runs, boxes_lost, unit, 0.01)
-    compiled = {**runs, "plugin": lambda: p.compiled(p.batch)[0]["instances"]}
+    compiled = {
+        **runs,
+        "detectron2 tuned": lambda: p.tuned_compiled(p.batch)[0]["instances"],
+        "plugin": lambda: p.compiled(p.batch)[0]["instances"],
+    }
     yield Row("whole model, compiled", compiled, boxes_lost, unit, 0.01)
-    half = {**runs, "plugin": lambda: p.bf16(p.batch)[0]["instances"]}
+    half = {
+        **runs,
+        "detectron2 tuned": _autocast(p, runs["detectron2 tuned"]),
+        "plugin": lambda: p.bf16(p.batch)[0]["instances"],
+    }
     # Random weights are harder on rounding than trained ones, see --trained.
     yield Row("whole model, bf16", half, boxes_lost, unit, None)
     to_results: Runs = {
@@ -462,12 +503,14 @@ def training(p: Peers) -> Iterator[Row]:
     loss = lambda a, b: abs(a - b) / b  # noqa: E731
     with torch.enable_grad():
         theirs = step(p.stock, False)
-        for name, ours, half, allowed in (
-            ("training step", channels_last, False, 1e-3),
-            ("training step, contiguous", p.trainable, False, 1e-3),
-            ("training step, bf16", channels_last, True, 0.05),
+        for name, ours, tuned, half, allowed in (
+            ("training step", channels_last, p.tuned, False, 1e-3),
+            ("training step, contiguous", p.trainable, None, False, 1e-3),
+            ("training step, bf16", channels_last, p.tuned, True, 0.05),
         ):
             runs: Runs = {"detectron2": theirs, "plugin": step(ours, half)}
+            if tuned:
+                runs["detectron2 tuned"] = step(tuned, half)
             yield Row(name, runs, loss, "of the loss", allowed)
 
 

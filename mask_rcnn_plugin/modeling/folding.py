@@ -13,6 +13,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 Module = TypeVar("Module", bound=nn.Module)
 
+_BATCH_NORMS = (FrozenBatchNorm2d, nn.BatchNorm2d, nn.SyncBatchNorm)
+
 
 class FrozenBNConv2d(Conv2d):
     """detectron2's `Conv2d` followed by its `FrozenBatchNorm2d`, as one convolution.
@@ -24,6 +26,8 @@ class FrozenBNConv2d(Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C', H', W')."""
         norm = self.norm
+        if not isinstance(norm, FrozenBatchNorm2d):  # somebody replaced it
+            return super().forward(x)
         scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
         shift = norm.bias - norm.running_mean * scale
         if self.bias is not None:
@@ -52,8 +56,10 @@ def fold_batch_norm_for_inference(module: Module) -> Module:
         module: in evaluation mode, when batch norm is the same affine map for every input.
     """
     for conv in module.modules():
-        if isinstance(conv, Conv2d) and isinstance(conv.norm, (FrozenBatchNorm2d, nn.BatchNorm2d)):
+        if isinstance(conv, Conv2d) and isinstance(conv.norm, _BATCH_NORMS):
             norm: Any = conv.norm
+            if norm.running_mean is None:
+                continue  # has the statistics of each batch, in evaluation too
             mean, var = norm.running_mean, norm.running_var
             conv.weight, conv.bias = fuse_conv_bn_weights(
                 conv.weight, conv.bias, mean, var, norm.eps, norm.weight, norm.bias

@@ -18,9 +18,9 @@ from torch import Tensor
 # at a cell is 3/4 of the difference of its neighbours.
 CONTROL_POINTS = [[0, 1, 0, 0], [-1 / 4, 1, 1 / 4, 0], [0, 1 / 4, 1, -1 / 4], [0, 0, 1, 0]]
 # A map with more patches left is flat or noisy; resizing all of it is faster.
-MANY = 128
+MAX_PATCHES = 128
 # RoIs searched at once, which bounds the memory.
-CHUNK = 8
+ROIS_AT_ONCE = 8
 # Logits below the highest by more add nothing to a score, and exp of them is slow.
 NEGLIGIBLE = 80
 
@@ -45,8 +45,8 @@ def decode_keypoints(logits: Tensor, boxes: Tensor) -> Tensor:
     # Maps that shrink are resized whole below; the others are searched with those of like size.
     by_size = pixels.amax(dim=1).argsort()
     by_size = by_size[(pixels.prod(dim=1) > logits.shape[2] * logits.shape[3])[by_size]]
-    for start in range(0, len(by_size), CHUNK):
-        rois = by_size[start : start + CHUNK]
+    for start in range(0, len(by_size), ROIS_AT_ONCE):
+        rois = by_size[start : start + ROIS_AT_ONCE]
         maps, shape = logits[rois].flatten(0, 1), is_clear[rois].shape
         found, clear = _highest_pixels(maps, pixels[rois].repeat_interleave(shape[1], dim=0))
         points[rois], is_clear[rois] = found.view(*shape, 3), clear.view(shape)
@@ -95,7 +95,7 @@ def _highest_pixels(maps: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
     may_exceed = F.pad(bound >= known.float()[:, None, None], (1, 1, 1, 1))
     may_exceed = may_exceed[:, 1:] | may_exceed[:, :-1]
     may_exceed = may_exceed[..., 1:] | may_exceed[..., :-1]
-    may_exceed[may_exceed.sum(dim=(1, 2)) > MANY] = False
+    may_exceed[may_exceed.sum(dim=(1, 2)) > MAX_PATCHES] = False
     k, i, j = may_exceed.nonzero().unbind(dim=1)
     left = patches[k, i, j]
     control = _control_points(left)

@@ -5,6 +5,8 @@ from typing import Any, TypeVar
 
 import torch
 from detectron2.layers import ROIAlign
+from detectron2.modeling import GeneralizedRCNN
+from detectron2.modeling.backbone import FPN, ResNet
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.proposal_generator import StandardRPNHead
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers, KRCNNConvDeconvUpsampleHead
@@ -37,19 +39,33 @@ def optimize_for_inference(
     Args:
         model: any detectron2 model; unchanged.
         channels_last: lay out convolutions as (N, H, W, C) in memory.
-        dtype: torch.bfloat16 or torch.float16 computes the layers in that precision, except for
-            those whose outputs are boxes, class scores or keypoint logits; answers then differ by
-            its rounding. None leaves the precision as it is.
-        compile: compile the backbone by `torch.compile`, at the first image, for any image size.
+        dtype: torch.bfloat16 or torch.float16 computes backbone, RPN and RoI heads in that
+            precision, except for the layers whose outputs are boxes, class scores or keypoint
+            logits; answers then differ by its rounding. For a `GeneralizedRCNN` on a ResNet, with
+            an FPN or without. None leaves the precision as it is.
+        compile: compile `model.backbone` by `torch.compile`, at the first image, for any image
+            size. A copy of the returned model is not compiled.
 
     Returns:
         A model in evaluation mode, for inference only; its state dict is not that of `model`.
 
     Raises:
-        ValueError: on another dtype.
+        ValueError: on another dtype, or a model that `dtype` or `compile` is not for.
     """
     if dtype is not None and dtype not in _LOW_PRECISION:
         raise ValueError(f"dtype is {dtype}, must be None or one of {_LOW_PRECISION}")
+    if dtype is not None and not (
+        isinstance(model, GeneralizedRCNN) and _is_resnet(model.backbone)
+    ):
+        raise ValueError(
+            f"dtype is {dtype} for a {type(model).__name__}: must be None but for a "
+            "GeneralizedRCNN on a ResNet, with an FPN or without"
+        )
+    if compile and not hasattr(model, "backbone"):
+        raise ValueError(
+            f"compile is True, but a {type(model).__name__} has no backbone: give the model "
+            "itself, not a wrapper"
+        )
     model = copy.deepcopy(model).requires_grad_(False)
     _replace_roi_align(model)
     fold_batch_norm_for_inference(model.eval())
@@ -78,20 +94,35 @@ def _replace_roi_align(model: nn.Module) -> None:
 
 
 def _compute_in(model: nn.Module, dtype: torch.dtype) -> None:
-    """Each layer casts its input to the precision of its own weight."""
-
-    def cast(layer: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor]:
-        return (args[0].to(layer.weight.dtype),)
-
+    """Backbone, RPN and RoI heads in `dtype`; each layer casts its input to its own precision."""
     exact = _prediction_layers(model)
     for head in model.modules():
         if isinstance(head, StandardRPNHead):  # both of its prediction layers read these: cast once
-            head.conv.register_forward_hook(lambda _, args, features: features.float())
+            head.conv.register_forward_hook(_to_float32)
+    converted = {
+        layer
+        for part in ("backbone", "proposal_generator", "roi_heads")
+        for layer in (getattr(model, part) or nn.Identity()).modules()
+        if isinstance(layer, _LAYERS) and layer not in exact
+    }
     for layer in model.modules():
         if isinstance(layer, _LAYERS):
-            layer.register_forward_pre_hook(cast)
-            if layer not in exact:
+            layer.register_forward_pre_hook(_to_own_dtype)
+            if layer in converted:
                 layer.to(dtype)
+
+
+def _to_own_dtype(layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    weight: Any = layer.weight
+    return (args[0].to(weight.dtype), *args[1:])
+
+
+def _to_float32(layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+    return output.float()
+
+
+def _is_resnet(backbone: nn.Module) -> bool:
+    return isinstance(backbone.bottom_up if isinstance(backbone, FPN) else backbone, ResNet)
 
 
 def _prediction_layers(model: nn.Module) -> set[nn.Module]:

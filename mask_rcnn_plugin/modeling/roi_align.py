@@ -21,7 +21,7 @@ def roi_align(
     sampling_ratio: int,
     aligned: bool = True,
 ) -> Tensor:
-    """torchvision's `roi_align`, by its definition or by torchvision itself, whichever is faster.
+    """What torchvision's `roi_align` computes, by its operator on CUDA and in a trace alone.
 
     Args:
         features: (N, C, H, W); in half precision on a CPU and without a gradient only.
@@ -35,9 +35,11 @@ def roi_align(
     Returns:
         (R, C, rows, columns), differentiable with respect to `features`.
     """
+    rois = rois.detach()
     if len(rois) == 0:
         return features[:0, :, :1, :1].expand(-1, -1, *output_size)
-    if features.is_cuda:
+    # A trace would fix the number of points of the RoIs that it saw.
+    if features.is_cuda or torch.jit.is_tracing():
         return torchvision.ops.roi_align(
             features, rois, output_size, spatial_scale, sampling_ratio, aligned
         )
@@ -118,7 +120,7 @@ def _bilinear(
     position = start[:, None, None] + torch.arange(bins, device=start.device)[:, None] * bin_size
     position = position + offset * bin_size / points  # (R, bins, points)
     inside = (position >= -1) & (position <= extent)
-    position = position.clamp(0, extent - 1)
+    position = position.nan_to_num().clamp(0, extent - 1)
     low = position.floor()
     upper_share = position - low
     weights = torch.stack([1 - upper_share, upper_share], dim=-1)

@@ -65,7 +65,7 @@ class RoIAlign(nn.Module):
     Args:
         output_size: (rows, columns) of bins.
         spatial_scale: feature cells per image pixel, e.g. 1/16.
-        sampling_ratio: points a bin and direction. 0 lets torchvision choose ceil(RoI size / bins)
+        sampling_ratio: points a bin and direction. 0 takes ceil(RoI size / bins)
             for each RoI; only with "ave".
         aggregation: "ave" or "max" over a bin's points. The paper finds no difference (Table 2c).
         aligned: half-pixel convention. False gives the first released version, which samples half
@@ -240,6 +240,8 @@ class RoIPooler(ROIPooler):
                 f"{len(self.level_poolers)} and {len(x[0])}: a map for each scale, boxes of each "
                 "image of the batch"
             )
+        if not box_lists:
+            return x[0].new_zeros(0, x[0].shape[1], *self.output_size)
         layout = torch.contiguous_format
         if x[0].is_contiguous(memory_format=torch.channels_last):
             layout = torch.channels_last
@@ -248,7 +250,7 @@ class RoIPooler(ROIPooler):
             return self.level_poolers[0](x[0], rois).contiguous(memory_format=layout)
         levels = assign_boxes_to_levels(
             box_lists, self.min_level, self.max_level, self.canonical_box_size, self.canonical_level
-        )
+        ).clamp(0, len(x) - 1)  # a box that is no number has no level
         shape = (len(rois), x[0].shape[1], *self.output_size)
         pooled = torch.empty(shape, dtype=x[0].dtype, device=x[0].device, memory_format=layout)
         for level, pooler in enumerate(self.level_poolers):

@@ -94,3 +94,15 @@ def test_folding_for_good_leaves_other_norms(redraw: Check) -> None:
 def test_no_image(fold: Callable[[nn.Module], nn.Module], redraw: Check) -> None:
     layers = fold(network("FrozenBN", redraw).eval())
     assert layers(torch.zeros(0, 3, 16, 20)).shape[:2] == (0, 4)
+
+
+def test_a_norm_without_statistics_is_not_folded() -> None:
+    conv = Conv2d(3, 4, 1, norm=nn.BatchNorm2d(4, track_running_stats=False))
+    assert fold_batch_norm_for_inference(conv.eval()).norm is not None
+
+
+def test_a_norm_put_in_place_later_is_used() -> None:
+    conv = fold_frozen_batch_norm(Conv2d(3, 4, 1, norm=FrozenBatchNorm2d(4)))
+    conv.norm = nn.BatchNorm2d(4)
+    conv.train()(image())
+    assert conv.norm.num_batches_tracked == 1

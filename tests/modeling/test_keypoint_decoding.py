@@ -130,7 +130,7 @@ def test_decoding_tiny_and_huge_boxes_at_once() -> None:
     count = 3 * len(sides)
     boxes = torch.zeros(count, 4)
     boxes[:, 2], boxes[:, 3] = sides.repeat(3), sides.repeat_interleave(3)
-    assert (boxes[:, 2:].prod(dim=1) > 56**2).sum() > keypoint_decoding.CHUNK
+    assert (boxes[:, 2:].prod(dim=1) > 56**2).sum() > keypoint_decoding.ROIS_AT_ONCE
     for kind in ("people", "tails"):
         assert_decoded_as_detectron2(some_maps(kind, count), boxes + 7.7)
 

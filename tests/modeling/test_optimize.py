@@ -1,12 +1,15 @@
 """`optimize_for_inference`: the same answers, from detectron2's models and the plugin's."""
 
+import copy
+import pickle
 import shutil
 from collections.abc import Callable
 
 import pytest
 import torch
-from detectron2.config import instantiate
+from detectron2.config import get_cfg, instantiate
 from detectron2.layers import FrozenBatchNorm2d
+from detectron2.modeling import build_model
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Instances, pairwise_iou
 from torch import nn
@@ -152,3 +155,64 @@ def test_compiled(assert_near: Check) -> None:
         expected, result = detect(model, size), detect(fast, size)
         assert len(result) == len(expected) > 0
         assert_near(result.pred_boxes.tensor, expected.pred_boxes.tensor, tolerance=1e-3)
+
+
+def test_norms_that_are_synchronised_in_training_are_folded() -> None:
+    cfg = get_config("table2a_backbone/r50_fpn+synthetic").model
+    cfg.backbone.norm = "SyncBN"
+    model = instantiate(cfg)
+    assert any(isinstance(m, nn.SyncBatchNorm) for m in model.modules())
+    fast = optimize_for_inference(model)
+    assert not any(isinstance(m, nn.SyncBatchNorm) for m in fast.modules())
+
+
+class Wrapper(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"dtype": torch.bfloat16}, "dtype is torch.bfloat16 for a Wrapper"),
+        ({"compile": True}, "compile is True, but a Wrapper has no backbone"),
+    ],
+)
+def test_a_model_that_an_option_is_not_for_is_refused(
+    arguments: dict[str, object], message: str
+) -> None:
+    wrapped = Wrapper(MODELS["C4"]())
+    assert not any(
+        isinstance(m, FrozenBatchNorm2d) for m in optimize_for_inference(wrapped).modules()
+    )
+    with pytest.raises(ValueError, match=message):
+        optimize_for_inference(wrapped, **arguments)
+
+
+def test_an_optimised_model_is_saved_and_copied(assert_near: Check) -> None:
+    fast = optimize_for_inference(MODELS["FPN"](), dtype=torch.bfloat16)
+    again = pickle.loads(pickle.dumps(fast))
+    assert_near(detect(again).pred_boxes.tensor, detect(fast).pred_boxes.tensor)
+    assert_near(detect(copy.deepcopy(fast)).scores, detect(fast).scores)
+
+
+def test_a_retinanet(assert_near: Check) -> None:
+    cfg = get_cfg()
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.META_ARCHITECTURE = "RetinaNet"
+    cfg.MODEL.BACKBONE.NAME = "build_retinanet_resnet_fpn_backbone"
+    cfg.MODEL.RESNETS.OUT_FEATURES = cfg.MODEL.FPN.IN_FEATURES = ["res3", "res4", "res5"]
+    cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[32], [64], [128], [256], [512]]
+    cfg.MODEL.RETINANET.SCORE_THRESH_TEST = 0.0
+    cfg.MODEL.PIXEL_STD = [50.0] * 3
+    torch.manual_seed(0)
+    model = build_model(cfg).eval()
+    for block in model.backbone.bottom_up.modules():  # else activations double at each
+        if hasattr(block, "conv3"):
+            block.conv3.norm.weight.fill_(0.2)
+    expected, result = detect(model), detect(optimize_for_inference(model))
+    assert len(result) == len(expected) > 0
+    assert_near(result.scores, expected.scores, tolerance=1e-4)
+    with pytest.raises(ValueError, match="for a RetinaNet"):
+        optimize_for_inference(model, dtype=torch.bfloat16)

@@ -77,3 +77,18 @@ def test_half_precision_rounds_and_does_not_move(dtype: torch.dtype, points: int
     assert ours.dtype == dtype
     exact = roi_align(features.double(), rois.double(), (7, 7), 1 / 4, points)
     torch.testing.assert_close(ours.double(), exact, rtol=0, atol=4 * torch.finfo(dtype).eps)
+
+
+def test_boxes_get_no_gradient() -> None:
+    features, rois = draw()
+    rois.requires_grad_()
+    roi_align(features.requires_grad_(), rois, (7, 7), 1 / 4, 2).sum().backward()
+    assert rois.grad is None
+
+
+@pytest.mark.parametrize("points", [0, 2])
+def test_a_trace_takes_other_rois(points: int) -> None:
+    features, rois = draw()
+    arguments = ((7, 7), 1 / 4, points)
+    traced = torch.jit.trace(lambda x, r: roi_align(x, r, *arguments), (features, rois[:20]))
+    torch.testing.assert_close(traced(features, rois), roi_align(features, rois, *arguments))

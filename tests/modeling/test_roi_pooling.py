@@ -332,6 +332,19 @@ def test_pooled_features_keep_the_layout(
     torch.testing.assert_close(pooled, RoIPooler(7, scales, 2, name)(features, boxes))
 
 
+@pytest.mark.parametrize("scales", [[1 / 8], [1 / 4, 1 / 8]])
+def test_a_box_that_is_no_number_is_empty(scales: list[float]) -> None:
+    features = [torch.rand(1, 2, round(64 * s), round(64 * s)) + 1 for s in scales]
+    boxes = torch.tensor([[8.0, 8, 40, 40], [math.nan] * 4])
+    pooled = RoIPooler(3, scales)(features, [Boxes(boxes)])
+    assert (pooled[0] > 1).all()
+    assert pooled[1].eq(0).all()
+
+
+def test_no_image() -> None:
+    assert RoIPooler(7, [1 / 4])([torch.zeros(0, 4, 8, 8)], []).shape == (0, 4, 7, 7)
+
+
 @pytest.mark.parametrize(("maps", "images"), [(1, 2), (2, 1), (2, 3)])
 def test_refuses_maps_and_boxes_that_do_not_fit(maps: int, images: int) -> None:
     features = [torch.zeros(2, 1, 8, 8), torch.zeros(2, 1, 4, 4)][:maps]

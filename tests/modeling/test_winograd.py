@@ -178,7 +178,6 @@ def test_optimize_for_inference_uses_it(calls: list) -> None:
         result = optimize_for_inference(model)(x)
         assert len(calls) == 2 + 2  # the levels of the RPN, the convolutions before the last
         calls.clear()
-        optimize_for_inference(model, dtype=torch.bfloat16)(x)
         optimize_for_inference(model, channels_last=False)(x)
     assert calls == []
     for a, b in zip(result, expected, strict=True):
