@@ -4,7 +4,9 @@ Each stage is a function of `Peers` that yields `Row`s: ways to do one thing, by
 the plugin's result is from detectron2's.
 """
 
+import contextlib
 import copy
+import io
 import itertools
 import math
 import tempfile
@@ -521,7 +523,7 @@ def evaluation(p: Peers) -> Iterator[Row]:
         dataset = made_up.register_made_up(Path(folder), truth)
         stock = made_up.stock_evaluator(dataset, made_up.made_up_predictions(truth))
         ours = made_up.our_evaluator(dataset, made_up.made_up_predictions(truth))
-        runs: Runs = {"detectron2": stock.evaluate, "plugin": ours.evaluate}
+        runs: Runs = {"detectron2": _silent(stock.evaluate), "plugin": _silent(ours.evaluate)}
 
         def apart(a: Any, b: Any) -> float:
             return max(
@@ -533,6 +535,16 @@ def evaluation(p: Peers) -> Iterator[Row]:
 
         name = f"COCO evaluation, {ours.backend} beside pycocotools"
         yield Row(name, runs, apart, "AP", 1e-10, is_long=True)
+
+
+def _silent(run: Callable[[], Any]) -> Callable[[], Any]:
+    """Without what pycocotools prints."""
+
+    def silently() -> Any:
+        with contextlib.redirect_stdout(io.StringIO()):
+            return run()
+
+    return silently
 
 
 STAGES: dict[str, Callable[[Peers], Iterator[Row]]] = {
