@@ -21,6 +21,7 @@ Prints Markdown; --json writes the same numbers to a file.
 import argparse
 import json
 import sys
+import tempfile
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -36,12 +37,18 @@ from tabulate import tabulate
 from mask_rcnn_plugin.benchmark.agreement import bf16_agreement
 from mask_rcnn_plugin.benchmark.flops import measure_flops
 from mask_rcnn_plugin.benchmark.growth import growth
+from mask_rcnn_plugin.benchmark.made_up_detections import (
+    made_up_ground_truth,
+    made_up_predictions,
+    process_memory,
+    register_made_up,
+)
 from mask_rcnn_plugin.benchmark.stages import STAGES, Peers, Row
 from mask_rcnn_plugin.benchmark.timing import interleave
 from mask_rcnn_plugin.reproduction import environment
 
 PEERS = ("detectron2", "detectron2 tuned", "torchvision", "plugin")
-EXTRAS = ("flops", "growth", "bf16")
+EXTRAS = ("flops", "growth", "evaluation-memory", "bf16")
 
 
 def parse_args() -> argparse.Namespace:
@@ -160,6 +167,13 @@ def to_markdown(report: dict[str, Any]) -> str:
             for g in report["growth"]
         ]
         parts.append(tabulate(lines, headers, "pipe", disable_numparse=True))
+    if report.get("evaluation_memory"):
+        lines = [
+            [str(m["images"]), number(m["rss_mb"]), f"{1000 * m['seconds'] / m['images']:.2g}"]
+            for m in report["evaluation_memory"]
+        ]
+        headers = ["images of 100 detections evaluated", "memory grown by, MB", "ms an image"]
+        parts.append(tabulate(lines, headers, "pipe", disable_numparse=True))
     if report.get("bf16"):
         bf16 = report["bf16"]
         parts.append(
@@ -202,6 +216,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             peaks = {peer: m.peak_mib for peer, m in measured.items()}
             report["growth"].append(
                 {"name": name, "quantity": quantity, "number": count, "ms": ms, "peak_mib": peaks}
+            )
+    if "evaluation-memory" in args.stage:
+        progress("memory of an evaluation ...")
+        truth = made_up_ground_truth()
+        with tempfile.TemporaryDirectory() as folder:
+            dataset = register_made_up(Path(folder), truth)
+            report["evaluation_memory"] = process_memory(
+                dataset, made_up_predictions(truth), every=1000
             )
     if "bf16" in args.stage:
         progress("bf16 on a trained model ...")
