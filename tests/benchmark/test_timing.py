@@ -33,3 +33,14 @@ def test_peak_memory_is_of_the_call_alone() -> None:
         pytest.skip("the peak of resident memory cannot be reset here")
     assert 190 < measured["large"].peak_mib < 260
     assert 40 < measured["small"].peak_mib < 110
+
+
+def test_memory_that_an_earlier_call_left_free_counts() -> None:
+    def hold(pieces: int) -> int:
+        return len([bytes(10_000) for _ in range(pieces)])
+
+    hold(10_000)
+    (measured,) = interleave({"small": lambda: hold(1000)}, 1, "cpu").values()
+    if measured.peak_mib is None:
+        pytest.skip("the peak of resident memory cannot be reset here")
+    assert 8 < measured.peak_mib < 30
