@@ -1,15 +1,11 @@
 """COCO evaluation on made-up data: a ground truth, its detections, and the stages to measure.
 
 Sizes are those of COCO's minival by default: 5,000 images, 36,000 objects, 80 categories, 100
-detections an image. Everything follows from the seed, image by image, so that a stage in a process
-of its own (peak memory cannot be measured otherwise) sees what the others see:
+detections an image. Everything follows from the seed, image by image:
 
-    ground_truth = made_up_ground_truth()
-    dataset = register_made_up(folder, ground_truth)
-    evaluator = our_evaluator(dataset, made_up_predictions(ground_truth))  # or stock_evaluator
-    before = peak_resident_mb()
-    results, seconds = timed_evaluation(evaluator)
-    growth = peak_resident_mb() - before  # MB
+    truth = made_up_ground_truth()
+    dataset = register_made_up(folder, truth)
+    results = our_evaluator(dataset, made_up_predictions(truth)).evaluate()  # or stock_evaluator
 """
 
 import gc
@@ -166,7 +162,7 @@ def register_made_up(folder: Path, ground_truth: dict[str, Any]) -> str:
 def stock_evaluator(
     dataset: str, predictions: Iterable[Prediction], tasks: tuple[str, ...] = TASKS
 ) -> COCOEvaluator:
-    """detectron2's `COCOEvaluator` on pycocotools, ready for `timed_evaluation`.
+    """detectron2's `COCOEvaluator` on pycocotools, ready for `evaluate()`.
 
     It is given encoded masks, not bitmaps: what `process()` takes to encode them is no part of a
     comparison of backends.
@@ -193,7 +189,7 @@ def our_evaluator(
     tasks: tuple[str, ...] = TASKS,
     official: bool = False,
 ) -> MaskRCNNCOCOEvaluator:
-    """The plugin's evaluator with all predictions processed, ready for `timed_evaluation`.
+    """The plugin's evaluator with all predictions processed, ready for `evaluate()`.
 
     Args:
         dataset: from `register_made_up`.
@@ -206,14 +202,6 @@ def our_evaluator(
     for image, output in predictions:
         evaluator.process([image], [output])
     return evaluator
-
-
-def timed_evaluation(evaluator: COCOEvaluator) -> tuple[dict[str, dict[str, float]], float]:
-    """{task: {metric: AP in points}} of a filled evaluator, and the seconds of its `evaluate()`."""
-    gc.collect()
-    start = time.perf_counter()
-    results = evaluator.evaluate()
-    return results, time.perf_counter() - start
 
 
 def process_memory(
@@ -254,11 +242,6 @@ def resident_mb() -> float:
     """Resident memory of this process, in MB (10^6 bytes); Linux."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize() / 1e6
-
-
-def peak_resident_mb() -> float:
-    """The most that this process has had resident since its start, in MB (10^6 bytes); Linux."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
 def _draw_boxes(rng: np.random.Generator, n: int) -> np.ndarray:
