@@ -27,10 +27,9 @@ from mask_rcnn_plugin import get_config, optimize_for_inference  # isort: split
 from detectron2.config import instantiate
 from detectron2.utils.logger import setup_logger
 
-from mask_rcnn_plugin.config import ConfigError, short_name
-from mask_rcnn_plugin.data.coco import DatasetError
+from mask_rcnn_plugin.config import short_name
 from mask_rcnn_plugin.engine import Checkpointer, evaluate, resolve_weights, setup_datasets
-from mask_rcnn_plugin.engine.checkpoint import WeightsError
+from mask_rcnn_plugin.errors import UserError
 from mask_rcnn_plugin.evaluation import PREDICTIONS_FILE, results_table
 from mask_rcnn_plugin.paper import row_of
 from mask_rcnn_plugin.visualization import draw_predictions
@@ -107,7 +106,7 @@ def main() -> None:
     args = parse_args()
     try:
         run(args)
-    except (ConfigError, DatasetError, WeightsError) as error:
+    except UserError as error:
         print(f"eval.py: {error}", file=sys.stderr)
         sys.exit(2)
 

@@ -28,7 +28,7 @@ from omegaconf import DictConfig
 from mask_rcnn_plugin.config import ConfigError
 from mask_rcnn_plugin.engine import resolve_weights, setup_datasets, train
 from mask_rcnn_plugin.engine.launch import launch_training, parse_training_args
-from mask_rcnn_plugin.engine.trainer import check_precision
+from mask_rcnn_plugin.engine.train_loop import check_precision
 
 
 def parse_args() -> argparse.Namespace:

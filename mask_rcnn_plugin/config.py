@@ -16,6 +16,8 @@ from detectron2.config import CfgNode, LazyConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from mask_rcnn_plugin.errors import UserError
+
 _PACKAGE = Path(__file__).parent
 # Inside the package when installed, beside it in a clone.
 CONFIG_DIR = next(d for d in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if d.is_dir())
@@ -24,7 +26,7 @@ _PARTS = ("common", "overlays")
 _NODES = ("model", "dataset", "dataloader", "optimizer", "lr_multiplier", "train")
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """A config, overlay or override that does not exist or does not fit; the message says which."""
 
 

@@ -29,8 +29,8 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 from tqdm import tqdm
 
-from mask_rcnn_plugin.data.coco import DatasetError
 from mask_rcnn_plugin.engine import setup_datasets, train
+from mask_rcnn_plugin.errors import UserError
 from mask_rcnn_plugin.evaluation import PREDICTIONS_FILE, results_table
 from mask_rcnn_plugin.visualization import draw_predictions
 
@@ -91,7 +91,7 @@ def main() -> None:
     cfg = get_config(CONFIG, overrides)
     try:
         setup_datasets(cfg)
-    except DatasetError as error:  # e.g. images of an earlier version of the drawing
+    except UserError as error:  # e.g. images of an earlier version of the drawing
         sys.exit(f"demo: {error}")
     shutil.rmtree(OUTPUT, ignore_errors=True)
     log_to_file()

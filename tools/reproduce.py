@@ -35,9 +35,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from mask_rcnn_plugin import report
 from mask_rcnn_plugin.claims import CLAIMS, Measured
-from mask_rcnn_plugin.config import ConfigError
-from mask_rcnn_plugin.data.coco import DatasetError
 from mask_rcnn_plugin.engine import setup_datasets
+from mask_rcnn_plugin.errors import UserError
 from mask_rcnn_plugin.evaluation import PREDICTIONS_FILE
 from mask_rcnn_plugin.paper import TABLES, rows_of
 from mask_rcnn_plugin.reproduction import SCALES, Run, execute, plan
@@ -218,7 +217,7 @@ def main() -> None:
     try:
         runs = plan(configs, args.scale, args.seeds, args.output / "runs", args.overrides)
         prepare(runs)
-    except (ConfigError, DatasetError) as error:
+    except UserError as error:
         print(f"reproduce.py: {error}", file=sys.stderr)
         sys.exit(2)
     wanted = list(dict.fromkeys(runs.values()))

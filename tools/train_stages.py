@@ -29,7 +29,7 @@ from omegaconf import DictConfig
 from mask_rcnn_plugin.engine import resolve_weights, setup_datasets, train_stages
 from mask_rcnn_plugin.engine.launch import launch_training, parse_training_args
 from mask_rcnn_plugin.engine.rpn_regimes import CHECKPOINT, REGIMES, check_stages
-from mask_rcnn_plugin.engine.trainer import check_precision
+from mask_rcnn_plugin.engine.train_loop import check_precision
 from mask_rcnn_plugin.evaluation import results_table
 
 

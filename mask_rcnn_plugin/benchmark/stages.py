@@ -33,7 +33,7 @@ from mask_rcnn_plugin import get_config
 from mask_rcnn_plugin.benchmark import made_up_detections as made_up
 from mask_rcnn_plugin.benchmark.peers import stock_detectron2, torchvision_twin
 from mask_rcnn_plugin.benchmark.weights import draw_like_trained
-from mask_rcnn_plugin.engine.trainer import BFloat16Trainer
+from mask_rcnn_plugin.engine.train_loop import BFloat16Trainer
 from mask_rcnn_plugin.evaluation import coco_results
 from mask_rcnn_plugin.modeling import MaskRCNNFCNHead, MaskRCNNKeypointHead, encode_masks
 from mask_rcnn_plugin.modeling.keypoint_decoding import decode_keypoints

@@ -13,6 +13,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json, register_coco_instances
 from detectron2.data.datasets.builtin_meta import COCO_PERSON_KEYPOINT_NAMES
 
+from mask_rcnn_plugin.errors import UserError
+
 # Sec. 4: the 80k training images and 35k of validation (2014), the remaining 5k to validate. The
 # 2017 release is the same split under other names and in two annotation files instead of four.
 TRAINVAL35K = ("coco_2014_train", "coco_2014_valminusminival")
@@ -35,7 +37,7 @@ COCO_KEYPOINT_OKS_SIGMAS = (
 )
 
 
-class DatasetError(ValueError):
+class DatasetError(UserError):
     """An annotation file or image folder that cannot be used; the message names it."""
 
 

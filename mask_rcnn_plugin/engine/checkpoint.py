@@ -5,8 +5,10 @@ from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
 
+from mask_rcnn_plugin.errors import UserError
 
-class WeightsError(ValueError):
+
+class WeightsError(UserError):
     """Weights that do not exist or do not fit the model; the message says which and how."""
 
 

@@ -10,9 +10,7 @@ import torch
 from detectron2.engine import launch
 from omegaconf import DictConfig
 
-from mask_rcnn_plugin.config import ConfigError
-from mask_rcnn_plugin.data.coco import DatasetError
-from mask_rcnn_plugin.engine.checkpoint import WeightsError
+from mask_rcnn_plugin.errors import UserError
 
 
 def parse_training_args(parser: argparse.ArgumentParser) -> argparse.Namespace:
@@ -57,15 +55,14 @@ def launch_training(
         run: what each process does.
 
     Raises:
-        SystemExit: with exit code 2 and one line on standard error, for a `ConfigError`,
-            `DatasetError` or `WeightsError`.
+        SystemExit: with exit code 2 and one line on standard error, for a `UserError`.
     """
     try:
         cfg = prepare(args)
         # Spawned processes have catalogs of their own and prepare themselves.
         alone = cfg if args.num_gpus == 1 else None
         launch(_run, args.num_gpus, dist_url="auto", args=(args, prepare, run, alone))
-    except (ConfigError, DatasetError, WeightsError) as error:
+    except UserError as error:
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         sys.exit(2)
 

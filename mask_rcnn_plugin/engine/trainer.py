@@ -1,62 +1,19 @@
-"""The training loop: detectron2's trainers and hooks, put together from a config."""
+"""A training: model, data, trainer and hooks, put together from a config."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from detectron2.config import instantiate
-from detectron2.engine import AMPTrainer, HookBase, SimpleTrainer, default_writers, hooks
+from detectron2.engine import HookBase, default_writers, hooks
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.utils import comm
 from omegaconf import DictConfig
 from torch import nn
 
-from mask_rcnn_plugin.config import ConfigError
 from mask_rcnn_plugin.engine.checkpoint import Checkpointer, resolve_weights
 from mask_rcnn_plugin.engine.evaluator import evaluate
-
-
-class BFloat16Trainer(SimpleTrainer):
-    """Mixed precision in bfloat16, on CUDA or a CPU. Its range is float32's: no loss scaling."""
-
-    def __init__(self, device: str, *args: Any) -> None:
-        super().__init__(*args)
-        self._device_type = torch.device(device).type
-
-    def run_step(self) -> None:
-        with torch.autocast(self._device_type, torch.bfloat16):
-            super().run_step()
-
-
-def check_precision(cfg: DictConfig) -> None:
-    """
-    Raises:
-        ConfigError: if `train.amp` asks for what `train.device` cannot do.
-    """
-    dtype, device = cfg.train.amp.dtype, cfg.train.device
-    if cfg.train.amp.enabled and dtype != "bf16" and (dtype != "fp16" or device == "cpu"):
-        raise ConfigError(
-            f"train.amp.dtype is {dtype!r} on device {device!r}, must be 'bf16', or 'fp16' on CUDA"
-        )
-
-
-def build_trainer(cfg: DictConfig, *args: Any) -> SimpleTrainer:
-    """The trainer for `train.amp`.
-
-    Args:
-        cfg: `train.amp.enabled`, `train.amp.dtype` ("bf16", or "fp16" on CUDA) and `train.device`
-            are read.
-        args: model, data loader, optimizer.
-
-    Raises:
-        ConfigError: see `check_precision`.
-    """
-    check_precision(cfg)
-    if not cfg.train.amp.enabled:
-        return SimpleTrainer(*args)
-    if cfg.train.amp.dtype == "bf16":
-        return BFloat16Trainer(cfg.train.device, *args)
-    return AMPTrainer(*args)
+from mask_rcnn_plugin.engine.train_loop import build_trainer
 
 
 def train(

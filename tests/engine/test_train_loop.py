@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from mask_rcnn_plugin.config import ConfigError
-from mask_rcnn_plugin.engine.trainer import BFloat16Trainer, build_trainer
+from mask_rcnn_plugin.engine.train_loop import BFloat16Trainer, build_trainer
 
 
 class Model(nn.Module):
