@@ -100,8 +100,12 @@ def launch(args: argparse.Namespace, prepare: Prepare, run: Run) -> None:
         SystemExit: with exit code 2 for a `UserError`, which one process prints as one line,
             whichever of them it comes from; what `run` raises, as it is.
     """
-    if args.placement or args.num_gpus in (None, 1):
-        _run(args.placement or ALONE, args, prepare, run)
+    if args.placement:
+        store, *_ = next(rendezvous(args.placement.url, *args.placement[:2]))
+        _run(args.placement, store, args, prepare, run)
+        return
+    if args.num_gpus in (None, 1):
+        _run(ALONE, dist.HashStore(), args, prepare, run)
         return
     try:
         _load(args, args.num_gpus, args.num_gpus)
@@ -136,14 +140,14 @@ def log_processes(cfg: DictConfig) -> None:
 
 def _spawn(args: argparse.Namespace, prepare: Prepare, run: Run) -> None:
     """Run in processes of this machine; their highest exit code becomes this one's."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        url = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    # Here, so that it outlives every rank.
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     context = multiprocessing.get_context("spawn")
     processes = []
     for rank in range(args.num_gpus):
-        placement = Placement(rank, args.num_gpus, rank, args.num_gpus, url)
-        processes.append(context.Process(target=_spawned, args=(placement, args, prepare, run)))
+        placement = Placement(rank, args.num_gpus, rank, args.num_gpus, "")
+        given = (placement, store.port, args, prepare, run)
+        processes.append(context.Process(target=_spawned, args=given))
         processes[-1].start()
 
     def forward(number: int, _: object) -> None:
@@ -167,9 +171,11 @@ def _spawn(args: argparse.Namespace, prepare: Prepare, run: Run) -> None:
         sys.exit(max(*codes, 1))
 
 
-def _spawned(placement: Placement, args: argparse.Namespace, prepare: Prepare, run: Run) -> None:
+def _spawned(
+    placement: Placement, port: int, args: argparse.Namespace, prepare: Prepare, run: Run
+) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _run(placement, args, prepare, run)
+    _run(placement, dist.TCPStore("127.0.0.1", port), args, prepare, run)
 
 
 def _end_with_parent() -> None:
@@ -180,11 +186,10 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _run(placement: Placement, args: argparse.Namespace, prepare: Prepare, run: Run) -> None:
+def _run(
+    placement: Placement, store: dist.Store, args: argparse.Namespace, prepare: Prepare, run: Run
+) -> None:
     """What each process goes through."""
-    store = dist.HashStore()
-    if placement.world_size > 1:
-        store, *_ = next(rendezvous(placement.url, placement.rank, placement.world_size))
     try:
         load = partial(_load, args, placement.world_size, placement.local_size)
         cfg = _on_all_ranks(store, placement, "load", load)
@@ -193,7 +198,7 @@ def _run(placement: Placement, args: argparse.Namespace, prepare: Prepare, run: 
         _on_all_ranks(store, placement, "prepare", partial(prepare, args, cfg))
         run(args, cfg)
         if placement.world_size > 1:
-            comm.synchronize()  # the store is the first rank's, which must not go first
+            comm.synchronize()  # the store may be the first rank's, which must not go first
             dist.destroy_process_group()
     except UserError as error:
         _tell(store, error)
@@ -236,7 +241,7 @@ def _end_if_another_has(store: dist.Store) -> None:
     """End in silence if a rank has told a mistake: whatever goes wrong here comes from that."""
     try:
         mistakes = store.add("mistakes", 0)
-    except RuntimeError:  # the first rank, whose store it was, has ended, and has said why
+    except RuntimeError:  # under srun the first rank's: it has ended, and has said why
         sys.exit(1)
     if mistakes:
         sys.exit(2)
@@ -283,7 +288,8 @@ def _create_process_group(store: dist.Store, placement: Placement, cfg: DictConf
         "nccl" if cuda else "gloo", store=store, rank=rank, world_size=world_size, timeout=timeout
     )
     places = comm.all_gather((local_rank, local_size))
-    if places != [(r % local_size, local_size) for r in range(world_size)]:
+    equal = places == [(r % local_size, local_size) for r in range(world_size)]
+    if not equal or world_size % local_size:
         raise ConfigError(
             f"(local rank, local size) of the ranks are {places}: each machine must run the same "
             "number of processes, ranks in order (srun --distribution=block)"

@@ -8,10 +8,7 @@ from mask_rcnn_plugin.config import ConfigError
 
 
 class Placement(NamedTuple):
-    """A process among those of a run.
-
-    `url` is where they meet, as torch's rendezvous takes it; unused by a process that is alone.
-    """
+    """A process among those of a run. `url` is where they meet, as torch's rendezvous takes it."""
 
     rank: int
     world_size: int
