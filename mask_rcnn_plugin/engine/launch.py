@@ -8,10 +8,12 @@ import argparse
 import logging
 import multiprocessing
 import os
+import re
 import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import nullcontext, redirect_stderr
 from datetime import timedelta
@@ -102,13 +104,15 @@ def launch(args: argparse.Namespace, prepare: Prepare, run: Run) -> None:
     """
     if args.placement:
         store, *_ = next(rendezvous(args.placement.url, *args.placement[:2]))
-        _run(args.placement, store, args, prepare, run)
+        # torchrun's store outlives a group that it starts again, perhaps in another size.
+        group = f"{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{args.placement.world_size}"
+        _run(args.placement, dist.PrefixStore(group, store), args, prepare, run)
         return
     if args.num_gpus in (None, 1):
         _run(ALONE, dist.HashStore(), args, prepare, run)
         return
     try:
-        _load(args, args.num_gpus, args.num_gpus)
+        _load(args, args.num_gpus, args.num_gpus)  # now, not in so many processes
     except UserError as error:
         _print(error)
         sys.exit(2)
@@ -116,7 +120,7 @@ def launch(args: argparse.Namespace, prepare: Prepare, run: Run) -> None:
 
 
 def log_processes(cfg: DictConfig) -> None:
-    """Log, on the main process, which processes run this and how they talk. All must call it."""
+    """Log which processes run this and how they talk. All must call it; the main one's is shown."""
     ranks = enumerate(comm.all_gather(socket.gethostname()))
     hosts = []
     for host, group in groupby(ranks, key=lambda rank_and_host: rank_and_host[1]):
@@ -159,13 +163,14 @@ def _spawn(args: argparse.Namespace, prepare: Prepare, run: Run) -> None:
         signal.signal(number, forward)
     while not any(p.exitcode for p in processes) and any(p.exitcode is None for p in processes):
         wait([process.sentinel for process in processes if process.exitcode is None])
-    for process in processes:
-        process.join(_GRACE_SECONDS)
+    deadline = time.monotonic() + _GRACE_SECONDS
     for rank, process in enumerate(processes):
+        process.join(max(0.0, deadline - time.monotonic()))
         if process.exitcode is None:
             process.kill()
         elif process.exitcode < 0:
-            print(f"rank {rank}: {signal.Signals(-process.exitcode).name}", file=sys.stderr)
+            name = signal.Signals(-process.exitcode).name
+            print(f"rank {rank} was ended by {name}", file=sys.stderr)
     codes = [process.exitcode or 0 for process in processes]
     if any(codes):
         sys.exit(max(*codes, 1))
@@ -205,7 +210,7 @@ def _run(
         sys.exit(2)
     except Exception as error:
         _end_if_another_has(store)
-        if dist.is_initialized() and "timed out" in str(error).lower():
+        if dist.is_initialized() and re.search("timed? ?out", str(error).lower()):
             raise RuntimeError(
                 "a rank waited for the others longer than train.process_group_timeout, "
                 f"{cfg.train.process_group_timeout:g} minutes: look for one that has stopped, or "

@@ -35,6 +35,9 @@ class WriteDigests(HookBase):
 
 
 def prepare(args: argparse.Namespace, cfg: DictConfig) -> None:
+    first_start = os.environ.get("TORCHELASTIC_RESTART_COUNT") == "0"
+    if "LOSE_RANK_1" in os.environ and first_start and comm.get_rank() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
     setup_datasets(cfg)
 
 

@@ -117,8 +117,10 @@ def test_spawned_processes_end_with_equal_weights(spawned: tuple[Path, str]) -> 
 def test_torchrun_trains_as_spawned_processes_do(
     spawned: tuple[Path, str], toy: list[str], tmp_path: Path
 ) -> None:
+    """Even if one of the processes is lost at first, and torchrun starts all again."""
     script = [str(HERE / "launched.py"), *toy, f"train.output_dir={tmp_path}"]
-    run_together([*TORCHRUN, "--standalone", "--nproc-per-node", "2", *script])
+    torchrun = [*TORCHRUN, "--standalone", "--nproc-per-node", "2", "--max-restarts", "1"]
+    run_together([*torchrun, *script], env=[{"LOSE_RANK_1": "1"}])
     assert ranks(tmp_path) == ranks(spawned[0])
 
 
