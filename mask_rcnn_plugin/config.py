@@ -27,6 +27,7 @@ CONFIG_DIR = next(d for d in (_PACKAGE / "configs", _PACKAGE.parent / "configs")
 _PARTS = ("common", "overlays")
 _NODES = ("model", "dataset", "dataloader", "optimizer", "lr_multiplier", "train")
 
+
 def list_configs() -> list[str]:
     """Short names of the configs that come with the plugin, e.g. "table2a_backbone/r50_fpn"."""
     files = (f.relative_to(CONFIG_DIR) for f in CONFIG_DIR.rglob("*.py"))

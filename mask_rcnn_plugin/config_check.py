@@ -291,9 +291,7 @@ def _check_call(value: dict[str, Any], key: str, added: set[str]) -> None:
             shown = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
             raise ConfigError(f"{path} is {given!r}, must be of type {shown} ({name})")
     missing = [
-        a
-        for a in sorted(signature.required - value.keys())
-        if _join(key, a) not in _GIVEN_LATER
+        a for a in sorted(signature.required - value.keys()) if _join(key, a) not in _GIVEN_LATER
     ]
     if missing:
         raise ConfigError(f"{key} lacks {missing}, which {name} needs")
