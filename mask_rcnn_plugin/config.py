@@ -5,6 +5,7 @@ other LazyConfig file, and applies overrides; a key that does not exist is refus
 YAML: `add_mask_rcnn_config` adds the keys that the plugin's heads read.
 """
 
+import copy
 import difflib
 import functools
 import re
@@ -17,7 +18,14 @@ from detectron2.config import CfgNode, LazyConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mask_rcnn_plugin.config_check import check_config, kind, no_such_key, same_kind, settable
+from mask_rcnn_plugin.config_check import (
+    NODES,
+    check_config,
+    kind,
+    no_such_key,
+    same_kind,
+    settable,
+)
 from mask_rcnn_plugin.errors import ConfigError as ConfigError
 
 _PACKAGE = Path(__file__).parent
@@ -25,7 +33,6 @@ _PACKAGE = Path(__file__).parent
 CONFIG_DIR = next(d for d in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if d.is_dir())
 # Folders of CONFIG_DIR that hold parts of configs.
 _PARTS = ("common", "overlays")
-_NODES = ("model", "dataset", "dataloader", "optimizer", "lr_multiplier", "train")
 
 
 def list_configs() -> list[str]:
@@ -60,7 +67,7 @@ def get_config(name: str, overrides: Iterable[str] = ()) -> DictConfig:
     base, *overlays = _split(name)
     path, short = _find(base)
     cfg = _load(path)
-    missing = [n for n in _NODES if n not in cfg]
+    missing = [n for n in NODES if n not in cfg]
     if missing:
         raise ConfigError(f"{path} is no whole config: it has no {missing}")
     for overlay in overlays:
@@ -131,25 +138,39 @@ def short_name(name: str) -> str:
     return _find(_split(name)[0])[1]
 
 
-def flatten(cfg: DictConfig) -> dict[str, Any]:
-    """A config as {"train.max_iter": 160000, ...}, its values plain enough for JSON.
+def plain(cfg: DictConfig, *, resolve: bool = False) -> Any:
+    """A config as dicts and lists of values plain enough for YAML and JSON.
 
-    Interpolations stay as they are written; a class or function becomes its full name.
+    A class or function becomes its full name; interpolations stay as they are written unless they
+    are to be resolved.
     """
+
+    def visit(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {str(k): visit(v) for k, v in node.items()}
+        if isinstance(node, (list, tuple)):
+            return [visit(v) for v in node]
+        if hasattr(node, "__qualname__"):
+            return f"{node.__module__}.{node.__qualname__}"
+        if node is None or isinstance(node, (bool, int, float, str)):
+            return node
+        return re.sub(" at 0x[0-9a-f]+", "", repr(node))
+
+    return visit(OmegaConf.to_container(cfg, resolve=resolve))
+
+
+def flatten(cfg: DictConfig, *, resolve: bool = False) -> dict[str, Any]:
+    """A config as {"train.max_iter": 160000, ...}, its values as `plain` has them."""
     flat: dict[str, Any] = {}
 
     def visit(node: Any, key: str) -> None:
-        if isinstance(node, (dict, list, tuple)) and node:
+        if isinstance(node, (dict, list)) and node:
             for k, v in node.items() if isinstance(node, dict) else enumerate(node):
                 visit(v, f"{key}.{k}" if key else str(k))
-        elif hasattr(node, "__qualname__"):
-            flat[key] = f"{node.__module__}.{node.__qualname__}"
-        elif node is None or isinstance(node, (bool, int, float, str, dict, list)):
-            flat[key] = node
         else:
-            flat[key] = re.sub(" at 0x[0-9a-f]+", "", repr(node))
+            flat[key] = node
 
-    visit(OmegaConf.to_container(cfg, resolve=False), "")
+    visit(plain(cfg, resolve=resolve), "")
     return flat
 
 
@@ -254,12 +275,14 @@ def _load(path: Path) -> DictConfig:
         return LazyConfig.load(str(path))
     except SyntaxError as error:  # detectron2 raises one from the one that knows the line
         detail = error.__cause__ if isinstance(error.__cause__, SyntaxError) else error
-        raise ConfigError(f"{path}: {error} Line {detail.lineno}: {detail.msg}") from error
+        raise ConfigError(f"config {path}: {error} Line {detail.lineno}: {detail.msg}") from error
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
-        place = next(f for f in reversed(frames) if f.name == "<module>")
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        raise ConfigError(f"{path}: {place.filename}, line {place.lineno}: {reason}") from error
+        lines = [f"{f.filename}, line {f.lineno}" for f in frames if f.name == "<module>"]
+        what = " ".join(str(error).split())
+        raise ConfigError(
+            f"config {path}: {type(error).__name__} in {(lines or [str(path)])[-1]}: {what}"
+        ) from error
 
 
 def _apply_overlay(cfg: DictConfig, overlay: str) -> None:
@@ -273,5 +296,7 @@ def _apply_overlay(cfg: DictConfig, overlay: str) -> None:
 def _shipped() -> DictConfig:
     """A config with every key that `train` and `dataset` may have."""
     cfg = _load(CONFIG_DIR / "table2a_backbone" / "r50_fpn.py")
-    _apply_overlay(cfg, "synthetic")
+    drawn = copy.deepcopy(cfg)
+    _apply_overlay(drawn, "synthetic")
+    cfg.dataset.synthetic = drawn.dataset.synthetic
     return cfg

@@ -5,24 +5,23 @@ those of the plugin's own configs, those of a node with a `_target_` are the arg
 hints of what it calls; only the ranges have a table, `_RANGES`.
 """
 
-import collections.abc
 import difflib
-import functools
-import inspect
 import math
-import types
-import typing
+import sys
 from collections.abc import Callable, Collection, Iterable
 from fnmatch import fnmatchcase
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from mask_rcnn_plugin.call_signature import fits, is_call, signature_of
 from mask_rcnn_plugin.errors import ConfigError
 
+# The top of a config. What others refer to comes first, so that it is named, not they.
+NODES = ("train", "dataset", "model", "optimizer", "lr_multiplier", "dataloader")
 # Calls that lack an argument until the training starts.
 _GIVEN_LATER = {"optimizer.params.model"}
 # Keys that a config may be without.
@@ -73,7 +72,7 @@ _RANGES: dict[str, _Range] = {
     "positive_fraction": _FRACTION,
     "drop_at": _FRACTION,
     "warmup_factor": _FRACTION,
-    "": _NUMBER,
+    "*": _NUMBER,
 }
 
 
@@ -90,14 +89,15 @@ def check_config(cfg: DictConfig, shipped: DictConfig, added: Collection[str] = 
             range, an interpolation to what is not there, a device that this machine has not.
     """
     values, known = _resolved(cfg), _resolved(shipped)
-    for name in values.keys() - known.keys():
+    for name in sorted(values.keys() - known.keys()):
         # A helper of the file, unless it should have been one of the nodes.
         if name not in added and f"${{{name}." not in str(OmegaConf.to_container(cfg)):
             raise ConfigError(
                 f"{no_such_key(name, known)}. A helper of the file begins with an underscore"
             )
-    _check_node({k: v for k, v in values.items() if k in known}, "", known, set(added))
-    _check_ranges(values, "", known)
+    for name in NODES:
+        _check_ranges(values[name], name, known[name])
+        _check_node(values[name], name, known[name], set(added))
     _check_device(values["train"]["device"])
 
 
@@ -130,7 +130,7 @@ def settable(node: Any) -> set[str]:
     if not isinstance(node, DictConfig):
         return set()
     keys = {str(k) for k in node if k != "_target_"}
-    signature = _signature(node["_target_"]) if "_target_" in node else None
+    signature = signature_of(node["_target_"]) if "_target_" in node else None
     return keys | signature.hints.keys() if signature else keys
 
 
@@ -156,71 +156,11 @@ def same_kind(value: Any, current: Any) -> bool:
     return ours == theirs
 
 
-class _Signature(NamedTuple):
-    """
-    Attributes:
-        hints: type hint of each keyword argument, those of base classes too while it passes on **.
-        required: those that it does not go without.
-        is_open: whether it takes others as well.
-    """
-
-    hints: dict[str, Any]
-    required: set[str]
-    is_open: bool
-
-
-def _signature(target: Any) -> _Signature | None:
-    """The arguments of what a `_target_` names; None if that cannot be told."""
-    if isinstance(target, str):
-        try:
-            target = locate(target)
-        except Exception:
-            return None
-    if not callable(target):
-        return None
-    try:
-        return _signature_of(target)
-    except (TypeError, ValueError):  # not hashable, or written in C
-        return None
-
-
-@functools.cache
-def _signature_of(target: Callable[..., Any]) -> _Signature:
-    constructors = [target]
-    if inspect.isclass(target):
-        constructors = [vars(c)["__init__"] for c in target.__mro__[:-1] if "__init__" in vars(c)]
-        constructors = constructors or [target.__new__]
-    hints: dict[str, Any] = {}
-    required: set[str] = set()
-    for i, constructor in enumerate(constructors):
-        parameters = inspect.signature(constructor).parameters.values()
-        try:
-            types_ = typing.get_type_hints(constructor)
-        except Exception:  # a hint that names what is imported for type checkers alone
-            types_ = {}
-        for p in parameters:
-            if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in hints:
-                hint = types_.get(p.name, Any)
-                hints[p.name] = typing.Optional[hint] if p.default is None else hint  # noqa: UP045
-                # What a base class requires, the class itself may pass.
-                if p.default is p.empty and i == 0:
-                    required.add(p.name)
-        is_open = any(p.kind == p.VAR_KEYWORD for p in parameters)
-        if not is_open:
-            break
-    names = hints.keys() - {"self", "cls", "_cls"}
-    return _Signature({k: hints[k] for k in names}, required & names, is_open)
-
-
 def _resolved(cfg: DictConfig) -> dict[str, Any]:
     try:
         return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
-
-
-def _is_call(value: Any) -> bool:
-    return isinstance(value, dict) and "_target_" in value
 
 
 def _check_node(value: Any, key: str, known: Any, added: set[str]) -> None:
@@ -232,9 +172,9 @@ def _check_node(value: Any, key: str, known: Any, added: set[str]) -> None:
     """
     if value is None and key in _OPTIONAL:
         return
-    if _is_call(value):
+    if is_call(value):
         _check_call(value, key, added)
-    elif _is_call(known) and isinstance(value, dict):
+    elif is_call(known) and isinstance(value, dict):
         raise ConfigError(f"{key} calls nothing: it needs a _target_, as L(...) in a file gives it")
     elif isinstance(known, dict) and isinstance(value, dict):
         for name in value:
@@ -246,8 +186,8 @@ def _check_node(value: Any, key: str, known: Any, added: set[str]) -> None:
     elif known is not None and not _fits_known(value, known):
         expected = "an integer" if type(known) is int else f"a {kind(known)}"
         raise ConfigError(f"{key} is {value!r}, must be {expected}, such as {known!r}")
-    if isinstance(value, (dict, list)):
-        within = known if isinstance(known, dict) and not _is_call(value) else {}
+    if isinstance(value, (dict, list, tuple)):
+        within = known if isinstance(known, dict) and not is_call(value) else {}
         items = value.items() if isinstance(value, dict) else enumerate(value)
         for name, child in items:
             _check_node(child, _join(key, name), within.get(name), added)
@@ -267,14 +207,17 @@ def _check_call(value: dict[str, Any], key: str, added: set[str]) -> None:
         try:
             target = locate(target)
         except Exception as error:
+            module, _, name = target.rpartition(".")
+            close = difflib.get_close_matches(name, dir(sys.modules.get(module)), n=1)
+            hint = f"; did you mean '{module}.{close[0]}'?" if close else ""
             raise ConfigError(
-                f"{key}._target_ is {target!r}, which cannot be imported: {error}"
+                f"{key}._target_ is {target!r}, which cannot be imported{hint}"
             ) from error
-    if _is_call(target):
+    if is_call(target):
         return
     if not callable(target):
         raise ConfigError(f"{key}._target_ is {target!r}, must be a class or function")
-    signature = _signature(target)
+    signature = signature_of(target)
     if signature is None:
         return
     name = getattr(target, "__qualname__", repr(target))
@@ -287,7 +230,7 @@ def _check_call(value: dict[str, Any], key: str, added: set[str]) -> None:
                 continue
             raise ConfigError(f"{no_such_key(path, signature.hints)}, the arguments of {name}")
         hint = signature.hints[argument]
-        if not _fits(given, hint):
+        if not fits(given, hint):
             shown = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
             raise ConfigError(f"{path} is {given!r}, must be of type {shown} ({name})")
     missing = [
@@ -297,47 +240,17 @@ def _check_call(value: dict[str, Any], key: str, added: set[str]) -> None:
         raise ConfigError(f"{key} lacks {missing}, which {name} needs")
 
 
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value is what a type hint says, in doubt yes."""
-    origin, args = typing.get_origin(hint) or hint, typing.get_args(hint)
-    if _is_call(value) or hint is Any:
-        return True
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, a) for a in args)
-    if origin is typing.Literal:
-        return value in args
-    if hint in (bool, str, int):
-        return type(value) is hint
-    if hint is float:
-        return type(value) in (int, float)
-    if hint is types.NoneType:
-        return value is None
-    if origin in (dict, collections.abc.Mapping):
-        return isinstance(value, dict)
-    if origin in (list, tuple, collections.abc.Sequence, collections.abc.Iterable):
-        elements = [a for a in args if a is not ...] or [Any]
-        # However many: detectron2 writes Tuple[float] for several.
-        return isinstance(value, (list, tuple)) and all(
-            any(_fits(v, e) for e in elements) for v in value
-        )
-    # None of them can be written down in a config.
-    if isinstance(hint, type) and issubclass(hint, (torch.nn.Module, torch.Tensor)):
-        return isinstance(value, hint)
-    return True
-
-
 def _check_ranges(value: Any, key: str, known: Any) -> None:
     if isinstance(value, dict):
         for name, child in value.items():
             within = known.get(name) if isinstance(known, dict) else None
             _check_ranges(child, _join(key, name), within)
-    elif isinstance(value, list):
-        for child in value:
-            _check_ranges(child, key, None)
+    elif isinstance(value, (list, tuple)):
+        for i, child in enumerate(value):
+            _check_ranges(child, _join(key, i), None)
     elif type(value) in (int, float) and value != known:
-        text, fits = next(
-            r for pattern, r in _RANGES.items() if fnmatchcase(f".{key}", f"*.{pattern or '*'}")
-        )
+        name = "." + ".".join(part for part in key.split(".") if not part.isdigit())
+        text, fits = next(r for p, r in _RANGES.items() if fnmatchcase(name, f"*.{p}"))
         if not fits(value):
             raise ConfigError(f"{key} is {value}, must be {text}")
 
