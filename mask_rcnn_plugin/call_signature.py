@@ -77,12 +77,14 @@ def fits(value: Any, hint: Any) -> bool:
         return any(fits(value, a) for a in args)
     if origin is typing.Literal:
         return value in args
+    if value is None:  # means "none", which only numbers and switches cannot be
+        return hint not in (bool, int, float)
     if hint in (bool, str, int):
         return type(value) is hint
     if hint is float:
         return type(value) in (int, float)
     if hint is types.NoneType:
-        return value is None
+        return False
     if origin in (dict, collections.abc.Mapping):
         return isinstance(value, dict)
     if origin in (list, tuple, collections.abc.Sequence, collections.abc.Iterable):

@@ -7,6 +7,7 @@ hints of what it calls; only the ranges have a table, `_RANGES`.
 
 import difflib
 import math
+import re
 import sys
 from collections.abc import Callable, Collection, Iterable
 from fnmatch import fnmatchcase
@@ -89,6 +90,8 @@ def check_config(cfg: DictConfig, shipped: DictConfig, added: Collection[str] = 
             range, an interpolation to what is not there, a device that this machine has not.
     """
     values, known = _resolved(cfg), _resolved(shipped)
+    parts = [key.split(".") for key in added]
+    added = {".".join(p[:i]) for p in parts for i in range(1, len(p) + 1)}
     for name in sorted(values.keys() - known.keys()):
         # A helper of the file, unless it should have been one of the nodes.
         if name not in added and f"${{{name}." not in str(OmegaConf.to_container(cfg)):
@@ -97,7 +100,7 @@ def check_config(cfg: DictConfig, shipped: DictConfig, added: Collection[str] = 
             )
     for name in NODES:
         _check_ranges(values[name], name, known[name])
-        _check_node(values[name], name, known[name], set(added))
+        _check_node(values[name], name, known[name], added)
     _check_device(values["train"]["device"])
 
 
@@ -231,7 +234,8 @@ def _check_call(value: dict[str, Any], key: str, added: set[str]) -> None:
             raise ConfigError(f"{no_such_key(path, signature.hints)}, the arguments of {name}")
         hint = signature.hints[argument]
         if not fits(given, hint):
-            shown = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+            shown = re.sub(r"\b[\w.]+\.", "", str(hint))  # without modules
+            shown = hint.__name__ if isinstance(hint, type) and "[" not in shown else shown
             raise ConfigError(f"{path} is {given!r}, must be of type {shown} ({name})")
     missing = [
         a for a in sorted(signature.required - value.keys()) if _join(key, a) not in _GIVEN_LATER
@@ -258,7 +262,7 @@ def _check_ranges(value: Any, key: str, known: Any) -> None:
 def _check_device(name: str) -> None:
     try:
         device = torch.device(name)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise ConfigError(f"train.device is {name!r}, must be 'cpu', 'cuda' or 'cuda:N'") from error
     gpus = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= gpus:

@@ -35,13 +35,14 @@ def print_config(args: argparse.Namespace) -> bool:
         ConfigError: see `get_config`.
     """
     if args.diff:
-        print("\n".join(differences(args.diff, args.config, args.overrides)))
+        for line in differences(args.diff, args.config, args.overrides):
+            print(line)
     elif args.print_config:
+        content = plain(get_config(args.config, args.overrides), resolve=True)
         print(
             f"# {' '.join([args.config, *args.overrides])}: as loaded, interpolations resolved. "
             "What a run takes\n# from its data sets, such as num_classes, it sets when it starts."
         )
-        content = plain(get_config(args.config, args.overrides), resolve=True)
         print(OmegaConf.to_yaml(OmegaConf.create(content)), end="")
     return bool(args.diff or args.print_config)
 
