@@ -189,6 +189,7 @@ def test_a_signature_has_the_arguments_that_are_passed_on() -> None:
         (True, float, False),
         (None, int, False),
         (None, int | None, True),
+        (None, nn.Module, True),
         ("a", float | torch.Tensor, False),
         ([1, 2, 3], tuple[float], True),
         ([1, "a"], list[int], False),
