@@ -7,9 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from mask_rcnn_plugin import get_config, list_configs
+from mask_rcnn_plugin import get_config
 from mask_rcnn_plugin.call_signature import fits, signature_of
-from mask_rcnn_plugin.config import list_overlays
 from mask_rcnn_plugin.errors import ConfigError
 
 BASE = "table2a_backbone/r50_fpn"
@@ -40,12 +39,6 @@ def own_file(tmp_path: Path) -> Any:
         return str(file)
 
     return write
-
-
-@pytest.mark.parametrize("overlay", ["", *list_overlays()])
-@pytest.mark.parametrize("name", list_configs())
-def test_what_the_plugin_ships_fits(name: str, overlay: str) -> None:
-    get_config(f"{name}+{overlay}" if overlay else name)
 
 
 @pytest.mark.parametrize(
