@@ -4,6 +4,7 @@ import contextlib
 import logging
 import math
 import time
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
@@ -95,17 +96,18 @@ class Trainer(SimpleTrainer):
                 losses.append(self.backward(batch))
 
         # One transfer from the device, not one for each loss.
-        names = list(losses[0])
-        values = torch.stack([torch.stack([part[name] for name in names]) for part in losses])
+        values = iter(torch.stack([v for part in losses for v in part.values()]).tolist())
+        parts = [{name: next(values) for name in part} for part in losses]
+        broken = [{k for k, v in part.items() if not math.isfinite(v)} for part in parts]
         mine = {
-            "losses": dict(zip(names, values.mean(dim=0).tolist())),
+            "losses": {k: sum(part.get(k, 0.0) for part in parts) / len(parts) for k in parts[0]},
             "grad_norm": self._gradient_norm(),
             "data_time": data_time,
-            "broken": [names[i] for i in range(len(names)) if not values[:, i].isfinite().all()],
+            "broken": sorted(set().union(*broken)),
         }
         every = comm.all_gather(mine)
         if any(rank["broken"] or not math.isfinite(rank["grad_norm"] or 0) for rank in every):
-            self._skip(every, batches, values.isfinite().all(dim=1).tolist())
+            self._skip(every, [batch for batch, names in zip(batches, broken) if names], batches)
             return
         self._put_metrics(every)
         self._scaler.step(self.optimizer)
@@ -117,7 +119,10 @@ class Trainer(SimpleTrainer):
         Returns:
             The model's losses, detached scalars.
         """
-        with torch.autocast(self._device_type, self._dtype, enabled=self._dtype is not None):
+        with (
+            torch.autocast(self._device_type, self._dtype, enabled=self._dtype is not None),
+            _divergence_as_loss(self.model),
+        ):
             losses = self.model(batch)
         self._scaler.scale(sum(losses.values()) / self._accumulate_steps).backward()
         return {name: loss.detach().float() for name, loss in losses.items()}
@@ -150,13 +155,12 @@ class Trainer(SimpleTrainer):
     def _skip(
         self,
         every: list[dict[str, Any]],
+        broken: list[tuple[Batch, dict[str, Tensor]]],
         batches: list[tuple[Batch, dict[str, Tensor]]],
-        finite: list[bool],
     ) -> None:
         """Leave a step out or stop, all ranks the same: they have the same `every`."""
-        suspects = [broken for broken, is_finite in zip(batches, finite) if not is_finite]
-        if not any(rank["broken"] for rank in every):  # a gradient alone: whose is not known
-            suspects = batches
+        # Of a gradient alone it is not known whose share broke it.
+        suspects = broken if any(rank["broken"] for rank in every) else batches
         mine = {
             "images": [image["file_name"] for batch, _ in suspects for image in batch],
             "files": self._write(suspects, every[comm.get_rank()]),
@@ -222,6 +226,30 @@ class Trainer(SimpleTrainer):
         self._skipped_steps = state_dict.get("skipped_steps", 0)
         if self._scaler.is_enabled() and "grad_scaler" in state_dict:
             self._scaler.load_state_dict(state_dict["grad_scaler"])
+
+
+@contextlib.contextmanager
+def _divergence_as_loss(model: nn.Module) -> Iterator[None]:
+    """Make a NaN loss of the error by which detectron2's RPN says that its boxes are not finite.
+
+    Under DDP the other processes wait for this one's gradients: it must have some.
+    """
+    inner = model.module if isinstance(model, DistributedDataParallel) else model
+    forward = inner.forward
+
+    def rescued(batch: Batch) -> dict[str, Tensor]:
+        try:
+            return forward(batch)
+        except FloatingPointError as error:
+            logger.warning("%s", error)
+            every = [p.sum() for p in inner.parameters() if p.requires_grad]
+            return {"forward pass": torch.stack(every).sum() * float("nan")}
+
+    inner.forward = rescued
+    try:
+        yield
+    finally:
+        del inner.forward
 
 
 def check_precision(cfg: DictConfig) -> None:

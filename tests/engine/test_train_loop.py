@@ -172,6 +172,26 @@ def test_a_gradient_alone_is_noticed(tmp_path: Path) -> None:
     assert len(list((tmp_path / "nonfinite").iterdir())) == 1
 
 
+class DivergedProposals(Model):
+    """As detectron2's RPN in training, whose boxes are not finite any more."""
+
+    def forward(self, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
+        if any(i["image"].isnan().any() for i in batch):
+            raise FloatingPointError("Predicted boxes or scores contain Inf/NaN.")
+        return super().forward(batch)
+
+
+def test_an_error_of_the_rpn_is_a_loss_that_is_not_finite(tmp_path: Path) -> None:
+    batches = [[image(1.0)], [image(float("nan"))]]
+    built = trainer(tmp_path, batches, DivergedProposals(), accumulate_steps=2)
+    with pytest.raises(NonFiniteLossError, match=r"rank 0: forward pass of \['nan\.jpg'\]"):
+        built.train(0, 1)
+    assert len(list((tmp_path / "nonfinite").iterdir())) == 1
+    # Outside of a training's step the error is itself.
+    with pytest.raises(FloatingPointError, match="contain Inf/NaN"):
+        built.model([image(float("nan"))])
+
+
 def test_steps_are_left_out_up_to_the_budget(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -258,7 +278,7 @@ def one_rank(rank: int, folder: Path, results: Any) -> None:
     broken = [image(float("nan") if rank else 0.0)]
     images = [image(float(i)) for i in range(8)]
     batches = [[i] for i in images[rank::2]]
-    model = nn.parallel.DistributedDataParallel(Model())
+    model = nn.parallel.DistributedDataParallel(DivergedProposals())
     loader = [*batches, [image(9.0)], broken, batches[0], broken]
     built = trainer(folder, loader, model, accumulate_steps=2, max_skipped_steps=1)
     message = ""
@@ -278,7 +298,7 @@ def test_two_processes_accumulate_skip_and_stop_together(tmp_path: Path) -> None
         (results.get() for _ in range(2)), key=lambda result: result[0]
     )
     assert message == same_message
-    assert "iteration 3: rank 1: loss_a, loss_b of ['nan.jpg']" in message
+    assert "iteration 3: rank 1: forward pass of ['nan.jpg']" in message
     files = sorted(file.name for file in (tmp_path / "nonfinite").iterdir())
     assert files == [f"iteration_{i:07d}_rank1_0.pth" for i in (2, 3)]
     # Two steps of four images were taken.
