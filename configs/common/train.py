@@ -27,6 +27,7 @@ train = OmegaConf.create(
         init_checkpoint="detectron2://ImageNetPretrained/MSRA/R-50.pkl",
         max_iter=160_000,
         eval_period=20_000,
+        validation_period=0,  # iterations between losses on the test set; 0: none
         log_period=20,
         checkpointer=dict(period=5000, max_to_keep=5),
         device=_device,
