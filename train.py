@@ -8,6 +8,9 @@
         dataset.train.json=my/train.json dataset.train.images=my/images \\
         dataset.test.json=my/val.json dataset.test.images=my/images
 
+With --print-config or --diff BASE it prints the config, or what it has otherwise than another, and
+does nothing else.
+
 Checkpoints, metrics.json, TensorBoard events, results.json and the log land in train.output_dir,
 output/CONFIG by default. A mistake in the arguments ends with exit code 2 and one line that says
 what is there instead, before anything is written.

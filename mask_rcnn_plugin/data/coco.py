@@ -89,7 +89,12 @@ def register_coco_dataset(json_file: str, image_root: str) -> str:
     if name in DatasetCatalog.list():
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
-    metadata = {"thing_classes": [c["name"] for c in categories], **_keypoints(name, categories)}
+    metadata = {
+        "thing_classes": [c["name"] for c in categories],
+        # Else set by the first loading, before which an evaluator would take classes for ids.
+        "thing_dataset_id_to_contiguous_id": {c["id"]: i for i, c in enumerate(categories)},
+        **_keypoints(name, categories),
+    }
     register_coco_instances(name, metadata, name, str(image_root))
     return name
 

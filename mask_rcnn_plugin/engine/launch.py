@@ -10,6 +10,7 @@ import torch
 from detectron2.engine import launch
 from omegaconf import DictConfig
 
+from mask_rcnn_plugin.config_print import add_print_arguments, print_config
 from mask_rcnn_plugin.errors import UserError
 
 
@@ -17,7 +18,8 @@ def parse_training_args(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """Parse the command line: the parser's own arguments, `config`, `num_gpus`, `overrides`.
 
     Raises:
-        SystemExit: with exit code 2 and one line on standard error, if something is wrong.
+        SystemExit: with exit code 2 and one line on standard error, if something is wrong; with 0
+            if the config was only to be printed.
     """
     parser.add_argument(
         "--config-file",
@@ -28,7 +30,13 @@ def parse_training_args(parser: argparse.ArgumentParser) -> argparse.Namespace:
     )
     parser.add_argument("--num-gpus", type=int, default=1, help="GPUs of this machine to use")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
+    add_print_arguments(parser)
     args = parser.parse_intermixed_args()
+    try:
+        if print_config(args):
+            parser.exit()
+    except UserError as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
     visible = torch.cuda.device_count()
     if args.num_gpus < 1 or (args.num_gpus > 1 and args.num_gpus > visible):
         parser.error(f"--num-gpus is {args.num_gpus}, must be from 1 to the {visible} visible GPUs")
