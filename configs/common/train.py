@@ -26,6 +26,10 @@ train = OmegaConf.create(
         output_dir="",  # output/CONFIG
         init_checkpoint="detectron2://ImageNetPretrained/MSRA/R-50.pkl",
         max_iter=160_000,
+        accumulate_steps=1,  # batches whose gradients are added up for one step of the optimiser
+        # Batch that the learning rate and all periods are meant for: where another one is used,
+        # they are scaled to it. null: taken as they are.
+        reference_batch_size=None,
         eval_period=20_000,
         validation_period=0,  # iterations between losses on the test set; 0: none
         log_period=20,
@@ -39,5 +43,6 @@ train = OmegaConf.create(
         channels_last=_device == "cpu",
         ddp=dict(broadcast_buffers=False, find_unused_parameters=False, fp16_compression=False),
         cudnn_benchmark=False,
+        process_group_timeout=30,  # minutes that a process waits for the others
     )
 )

@@ -41,12 +41,13 @@ def setup_datasets(cfg: DictConfig, *, training: bool = True) -> None:
         raise DatasetError(f"{train.json} is given with two image folders: copy it for one of them")
     synthetic = cfg.dataset.get("synthetic")
     if synthetic and any(Path(split.json).is_relative_to(synthetic.root) for split in splits):
-        if comm.is_main_process():
-            try:
+        try:
+            if comm.is_main_process():
                 write_dataset(**synthetic)
-            except ValueError as error:
-                raise DatasetError(f"dataset.synthetic: {error}") from error
-        comm.synchronize()
+        except ValueError as error:
+            raise DatasetError(f"dataset.synthetic: {error}") from error
+        finally:
+            comm.synchronize()
     for split in splits:
         if split.json:
             split.names = [register_coco_dataset(split.json, split.images)]

@@ -42,7 +42,9 @@ def train(
     optimizer = instantiate(cfg.optimizer)
     del cfg.optimizer.params.model
 
-    model = create_ddp_model(model, **cfg.train.ddp)
+    # No device_ids: the model moves its input itself, and detectron2's default is wrong for a CPU
+    # and for a process that sees one GPU only.
+    model = create_ddp_model(model, device_ids=None, **cfg.train.ddp)
     loader = instantiate(cfg.dataloader.train)
     trainer = build_trainer(cfg, model, loader, optimizer)
     checkpointer = Checkpointer(model, cfg.train.output_dir, trainer=trainer)
