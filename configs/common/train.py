@@ -27,10 +27,13 @@ train = OmegaConf.create(
         init_checkpoint="detectron2://ImageNetPretrained/MSRA/R-50.pkl",
         max_iter=160_000,
         eval_period=20_000,
+        validation_period=0,  # iterations between losses on the test set; 0: none
         log_period=20,
         checkpointer=dict(period=5000, max_to_keep=5),
         device=_device,
         seed=-1,  # a negative one: another for each run
+        accumulate_steps=1,  # batches an iteration
+        max_skipped_steps=0,  # steps with a non-finite loss to leave out before stopping
         amp=dict(enabled=False, dtype="bf16"),
         # Layout of the weights: faster on CPUs (docs/benchmarks), not measured on CUDA.
         channels_last=_device == "cpu",
