@@ -33,10 +33,10 @@ train = OmegaConf.create(
         eval_period=20_000,
         validation_period=0,  # iterations between losses on the test set; 0: none
         log_period=20,
-        checkpointer=dict(period=5000, max_to_keep=5),
+        # Best model by a metric of the evaluation, e.g. segm/AP, in model_best.pth; null: none.
+        checkpointer=dict(period=5000, max_to_keep=5, best_metric=None),
         device=_device,
         seed=-1,  # a negative one: another for each run
-        accumulate_steps=1,  # batches an iteration
         max_skipped_steps=0,  # steps with a non-finite loss to leave out before stopping
         amp=dict(enabled=False, dtype="bf16"),
         # Layout of the weights: faster on CPUs (docs/benchmarks), not measured on CUDA.
