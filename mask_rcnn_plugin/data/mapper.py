@@ -5,6 +5,28 @@ from typing import Any
 from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
 
+from mask_rcnn_plugin.data.coco import DatasetError
+
+
+class ImageError(DatasetError):
+    """An image file that is missing, cannot be decoded or has another size than its dataset says.
+
+    Args:
+        file_name: of the image; an attribute too.
+        reason: None as torch's DataLoader calls it, which rebuilds what a worker raised from its
+            traceback as one text: `file_name` is then that text.
+    """
+
+    def __init__(self, file_name: str, reason: str | None = None) -> None:
+        if reason is None:
+            message = file_name.rpartition("ImageError: image ")[2].strip()
+            file_name, _, reason = message.partition(": ")
+        super().__init__(file_name, reason)
+        self.file_name = file_name
+
+    def __str__(self) -> str:
+        return "image {}: {}".format(*self.args)
+
 
 class MaskRCNNDatasetMapper(DatasetMapper):
     """detectron2's `DatasetMapper` for images whose instances are not all alike.
