@@ -122,7 +122,7 @@ def test_coco_keypoints_have_coco_sigmas(toy_dataset: Path) -> None:
         ([{"id": 1, "name": "a"}, {"id": 1, "name": "b"}], {}, "'categories' must be"),
         ([{"id": "1", "name": "a"}], {}, "'categories' must be"),
         ([{"id": 1, "name": None}], {}, "'categories' must be"),
-        ([{"id": 1, "name": "a"}], {"categories": 5}, "'categories' must be"),
+        (5, {}, "'categories' must be"),
         ([{"id": 1, "name": "a"}], {"images": None}, "no list 'images'"),
         *(
             ([{"id": 1, "name": "a", "keypoints": ["x", "y"], **fields}], {}, message)
@@ -152,7 +152,7 @@ def test_coco_keypoints_have_coco_sigmas(toy_dataset: Path) -> None:
     ],
 )
 def test_what_is_not_coco_format_is_refused(
-    tmp_path: Path, categories: list[dict[str, Any]], content: dict[str, Any], message: str
+    tmp_path: Path, categories: Any, content: dict[str, Any], message: str
 ) -> None:
     file = write(tmp_path, categories, **content)
     with pytest.raises(DatasetError, match=message):
