@@ -2,14 +2,11 @@
 
 import detectron2.data.transforms as T
 from detectron2.config import LazyCall as L
-from detectron2.data import (
-    build_detection_test_loader,
-    build_detection_train_loader,
-    get_detection_dataset_dicts,
-)
+from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
 from omegaconf import OmegaConf
 
 from mask_rcnn_plugin.data.coco import MINIVAL, TRAINVAL35K
+from mask_rcnn_plugin.data.loader import build_train_loader
 from mask_rcnn_plugin.data.mapper import MaskRCNNDatasetMapper
 from mask_rcnn_plugin.evaluation import MaskRCNNCOCOEvaluator
 
@@ -29,7 +26,7 @@ dataset = OmegaConf.create(
 _shorter_edge, _longest_edge = 800, 1333
 
 dataloader = OmegaConf.create({})
-dataloader.train = L(build_detection_train_loader)(
+dataloader.train = L(build_train_loader)(
     dataset=L(get_detection_dataset_dicts)(names="${dataset.train.names}", filter_empty=True),
     mapper=L(MaskRCNNDatasetMapper)(
         is_train=True,
@@ -47,6 +44,7 @@ dataloader.train = L(build_detection_train_loader)(
     ),
     total_batch_size=16,  # 2 images on each of 8 GPUs
     num_workers=4,
+    max_unreadable=100,  # images, which are left out; more are an error
 )
 dataloader.test = L(build_detection_test_loader)(
     dataset=L(get_detection_dataset_dicts)(names="${dataset.test.names}", filter_empty=False),
