@@ -4,6 +4,7 @@
     python eval.py --config-file table2a_backbone/r50_fpn --weights output/.../model_final.pth
     python eval.py --config-file table2a_backbone/r50_fpn \\
         --weights detectron2://COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x/137260431/model_final_a54504.pkl
+    python eval.py --config-file CFG --weights FILE --num-gpus 8
 
 Writes to --output: results.json (AP for each task and category), coco_instances_results.json (the
 predictions in COCO's format) and, with --visualize N, pictures/ of N images with their ground truth
@@ -11,25 +12,28 @@ and the predictions. The model is made faster for inference first, with the same
 --no-optimize leaves it as it is. AP is computed by the fastest of detectron2's compiled evaluation,
 faster-coco-eval and pycocotools that is installed, which results.json names; --official takes the
 last. For a row of the paper's tables, its numbers are printed beside. A test set without
-annotations, as COCO's test-dev, gives no AP but submission/, the files for COCO's server. A
-mistake in the arguments ends with exit code 2 and one line that says what is there instead, before
-anything is written.
+annotations, as COCO's test-dev, gives no AP but submission/, the files for COCO's server. Several
+processes share the images and give the numbers of one; docs/cluster.md: torchrun, srun. A mistake
+in the arguments ends with exit code 2 and one line that says what is there instead, before anything
+is written.
 """
 
 import argparse
 import json
-import sys
 from pathlib import Path
+from typing import Any
 
 # First: the plugin makes detectron2 importable on current Pillow and NumPy.
-from mask_rcnn_plugin import get_config, optimize_for_inference  # isort: split
+from mask_rcnn_plugin import optimize_for_inference  # isort: split
 
 from detectron2.config import instantiate
+from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
+from omegaconf import DictConfig
 
 from mask_rcnn_plugin.config import short_name
 from mask_rcnn_plugin.engine import Checkpointer, evaluate, resolve_weights, setup_datasets
-from mask_rcnn_plugin.errors import UserError
+from mask_rcnn_plugin.engine.launch import launch, log_processes, parse_launch_args
 from mask_rcnn_plugin.evaluation import PREDICTIONS_FILE, results_table
 from mask_rcnn_plugin.paper import row_of
 from mask_rcnn_plugin.visualization import draw_predictions
@@ -39,7 +43,6 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config-file", dest="config", required=True, metavar="CFG")
     parser.add_argument(
         "--weights",
         required=True,
@@ -60,29 +63,40 @@ def parse_args() -> argparse.Namespace:
         action="store_true",
         help="compute AP with pycocotools, whatever faster is installed",
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
-    args = parser.parse_intermixed_args()
+    args = parse_launch_args(parser)
     if args.visualize < 0:
         parser.error(f"--visualize is {args.visualize}, must be 0 or more")
     return args
 
 
-def run(args: argparse.Namespace) -> None:
-    cfg = get_config(args.config, args.overrides)
+def prepare(args: argparse.Namespace, cfg: DictConfig) -> None:
+    """Check and complete the config as far as possible without building anything."""
     cfg.train.output_dir = args.output or cfg.train.output_dir
     if args.official:
         cfg.dataloader.evaluator.official = True
-    weights = resolve_weights(args.weights)
+    resolve_weights(args.weights)
     setup_datasets(cfg, training=False)
+
+
+def run(args: argparse.Namespace, cfg: DictConfig) -> None:
+    """What each process does."""
     model = instantiate(cfg.model).to(cfg.train.device).eval()
-    Checkpointer(model).load_strictly(weights)
+    Checkpointer(model).load_strictly(resolve_weights(args.weights))
     if not args.no_optimize:
         model = optimize_for_inference(model)
 
     output = Path(cfg.train.output_dir)
     for name in ("detectron2", "mask_rcnn_plugin"):
-        setup_logger(str(output), name=name)
+        setup_logger(str(output), distributed_rank=comm.get_rank(), name=name)
+    log_processes(cfg)
     results = evaluate(cfg, model)
+    if comm.is_main_process():
+        report(args, cfg, results)
+
+
+def report(args: argparse.Namespace, cfg: DictConfig, results: dict[str, Any]) -> None:
+    """Print the results and what was written, and draw the pictures."""
+    output = Path(cfg.train.output_dir)
     if results:
         row = row_of(short_name(args.config))
         print(results_table(results, row and row.scores))
@@ -103,12 +117,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    args = parse_args()
-    try:
-        run(args)
-    except UserError as error:
-        print(f"eval.py: {error}", file=sys.stderr)
-        sys.exit(2)
+    launch(parse_args(), prepare, run)
 
 
 if __name__ == "__main__":

@@ -3,21 +3,26 @@
 
     python train.py --config-file table2a_backbone/r50_fpn --num-gpus 8
     python train.py --config-file table2a_backbone/r50_fpn --num-gpus 8 --resume
+    torchrun --nproc-per-node 8 train.py --config-file table2a_backbone/r50_fpn
     python train.py --config-file table4_keypoints/keypoint_and_mask+synthetic train.max_iter=100
     python train.py --config-file table2a_backbone/r50_fpn \\
         dataset.train.json=my/train.json dataset.train.images=my/images \\
         dataset.test.json=my/val.json dataset.test.images=my/images
 
+With --print-config or --diff BASE it prints the config, or what it has otherwise than another, and
+does nothing else.
+
 Checkpoints, metrics.json, TensorBoard events, results.json and the log land in train.output_dir,
 output/CONFIG by default. A mistake in the arguments ends with exit code 2 and one line that says
-what is there instead, before anything is written.
+what is there instead, before anything is written. For torchrun, srun and several machines see
+docs/cluster.md.
 """
 
 import argparse
 from pathlib import Path
 
 # First: the plugin makes detectron2 importable on current Pillow and NumPy.
-from mask_rcnn_plugin import get_config  # isort: split
+from mask_rcnn_plugin.engine import resolve_weights, setup_datasets, train  # isort: split
 
 from detectron2.data import MetadataCatalog
 from detectron2.engine import default_setup
@@ -26,8 +31,9 @@ from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 
 from mask_rcnn_plugin.config import ConfigError
-from mask_rcnn_plugin.engine import resolve_weights, setup_datasets, train
-from mask_rcnn_plugin.engine.launch import launch_training, parse_training_args
+from mask_rcnn_plugin.engine.batch_scaling import fit_batch
+from mask_rcnn_plugin.engine.launch import launch, log_processes, parse_launch_args
+from mask_rcnn_plugin.engine.preflight import check_datasets
 from mask_rcnn_plugin.engine.train_loop import check_precision
 
 
@@ -38,12 +44,14 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--resume", action="store_true", help="go on from the last checkpoint in train.output_dir"
     )
-    return parse_training_args(parser)
+    parser.add_argument(
+        "--no-check", action="store_true", help="start without checking the data sets"
+    )
+    return parse_launch_args(parser)
 
 
-def prepare(args: argparse.Namespace) -> DictConfig:
-    """The config, checked as far as possible without building anything."""
-    cfg = get_config(args.config, args.overrides)
+def prepare(args: argparse.Namespace, cfg: DictConfig) -> None:
+    """Check and complete the config as far as possible without building anything."""
     if not args.resume and (Path(cfg.train.output_dir) / "last_checkpoint").exists():
         raise ConfigError(
             f"{cfg.train.output_dir} holds a training already: add --resume to go on with it, or "
@@ -52,23 +60,26 @@ def prepare(args: argparse.Namespace) -> DictConfig:
     if cfg.train.init_checkpoint:
         resolve_weights(cfg.train.init_checkpoint)
     check_precision(cfg)
+    fit_batch(cfg)
     setup_datasets(cfg)
-    return cfg
 
 
 def run(args: argparse.Namespace, cfg: DictConfig) -> None:
     """What each process does."""
+    if not args.no_check:
+        check_datasets(cfg, args.config, args.overrides)
     default_setup(cfg, args)
     logger = setup_logger(
         cfg.train.output_dir, distributed_rank=comm.get_rank(), name="mask_rcnn_plugin"
     )
+    log_processes(cfg)
     classes = MetadataCatalog.get(cfg.dataset.train.names[0]).thing_classes
     logger.info("%d classes: %s", len(classes), ", ".join(classes))
     train(cfg, resume=args.resume)
 
 
 def main() -> None:
-    launch_training(parse_args(), prepare, run)
+    launch(parse_args(), prepare, run)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -341,9 +342,10 @@ def test_a_flat_config_is_plain_and_tells_configs_apart() -> None:
 
 
 def test_own_config_file_has_an_output_folder_of_its_name(tmp_path: Path) -> None:
-    file = tmp_path / "mine.py"
-    nodes = "model = dataset = dataloader = optimizer = lr_multiplier = dict(a=1)"
-    file.write_text(f"{nodes}\ntrain = dict(output_dir='', max_iter=3)\n")
+    file = tmp_path / "own" / "mine.py"
+    file.parent.mkdir()
+    file.write_text((CONFIG_DIR / "table2a_backbone" / "r50_fpn.py").read_text())
+    shutil.copytree(CONFIG_DIR / "common", tmp_path / "common")
     assert get_config(str(file)).train.output_dir == "output/mine"
 
 
@@ -357,7 +359,7 @@ def test_own_config_file_has_an_output_folder_of_its_name(tmp_path: Path) -> Non
         ("model.proposal_generator.nms_thresh=.5", "model.proposal_generator.nms_thresh", 0.5),
         ("dataset.train.names=[a, b]", "dataset.train.names", ["a", "b"]),
         ("train.init_checkpoint=", "train.init_checkpoint", None),
-        ("model.roi_heads.mask_pooler=null", "model.roi_heads.mask_pooler", None),
+        ("model.roi_heads.mask_head=null", "model.roi_heads.mask_head", None),
         (
             "dataloader.test.mapper.augmentations.0.max_size=9",
             "dataloader.test.mapper.augmentations[0].max_size",
@@ -410,12 +412,12 @@ def test_unknown_config_names_the_nearest() -> None:
 
 
 def test_unknown_overlay_names_those_there_are() -> None:
-    with pytest.raises(ConfigError, match=r"no overlay 'synth' .*\['ablation', 'synthetic'\]"):
+    with pytest.raises(ConfigError, match=r"no overlay 'synth'; there is \['ablation', "):
         get_config("table2a_backbone/r50_fpn+synth")
 
 
 def test_part_of_a_config_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"train.py is no whole config: it has no \['model'"):
+    with pytest.raises(ConfigError, match=r"train.py is no whole config: it has no \['dataset'"):
         get_config("common/train")
 
 
@@ -423,7 +425,7 @@ def test_plus_in_a_path_is_no_overlay(tmp_path: Path) -> None:
     file = tmp_path / "c++" / "mine.py"
     file.parent.mkdir()
     file.write_text((CONFIG_DIR / "table2a_backbone" / "r50_c4.py").read_text())
-    with pytest.raises(ImportError, match=r"common/data\.py"):
+    with pytest.raises(ConfigError, match=r"ImportError in .*common/data\.py"):
         get_config(str(file))
 
 

@@ -19,15 +19,15 @@ import argparse
 from pathlib import Path
 
 # First: the plugin makes detectron2 importable on current Pillow and NumPy.
-from mask_rcnn_plugin import get_config  # isort: split
+from mask_rcnn_plugin.engine import resolve_weights, setup_datasets, train_stages  # isort: split
 
 from detectron2.engine import default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 
-from mask_rcnn_plugin.engine import resolve_weights, setup_datasets, train_stages
-from mask_rcnn_plugin.engine.launch import launch_training, parse_training_args
+from mask_rcnn_plugin.engine.batch_scaling import fit_batch
+from mask_rcnn_plugin.engine.launch import launch, log_processes, parse_launch_args
 from mask_rcnn_plugin.engine.rpn_regimes import CHECKPOINT, REGIMES, check_stages
 from mask_rcnn_plugin.engine.train_loop import check_precision
 from mask_rcnn_plugin.evaluation import results_table
@@ -38,26 +38,26 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--regime", required=True, choices=REGIMES)
-    return parse_training_args(parser)
+    return parse_launch_args(parser)
 
 
-def prepare(args: argparse.Namespace) -> DictConfig:
-    """The config, checked as far as possible without building anything."""
-    cfg = get_config(args.config, args.overrides)
+def prepare(args: argparse.Namespace, cfg: DictConfig) -> None:
+    """Check and complete the config as far as possible without building anything."""
     if not any(override.startswith("train.output_dir=") for override in args.overrides):
         cfg.train.output_dir += f"-{args.regime}"
     if cfg.train.init_checkpoint:
         resolve_weights(cfg.train.init_checkpoint)
     check_precision(cfg)
+    fit_batch(cfg)
     setup_datasets(cfg)
     check_stages(cfg, args.regime)
-    return cfg
 
 
 def run(args: argparse.Namespace, cfg: DictConfig) -> None:
     """What each process does."""
     default_setup(cfg, args)
     setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="mask_rcnn_plugin")
+    log_processes(cfg)
     results = train_stages(cfg, args.regime)
     if not comm.is_main_process():
         return
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace, cfg: DictConfig) -> None:
 
 
 def main() -> None:
-    launch_training(parse_args(), prepare, run)
+    launch(parse_args(), prepare, run)
 
 
 if __name__ == "__main__":

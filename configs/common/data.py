@@ -14,7 +14,12 @@ from mask_rcnn_plugin.evaluation import MaskRCNNCOCOEvaluator
 dataset = OmegaConf.create(
     dict(
         train=dict(names=list(TRAINVAL35K), json="", images=""),
-        test=dict(names=list(MINIVAL), json="", images=""),
+        test=dict(
+            names=list(MINIVAL),
+            json="",
+            images="",
+            max_detections=100,  # an image; Sec. 3.1. More than 100 count in AP too
+        ),
     )
 )
 
@@ -56,5 +61,6 @@ dataloader.evaluator = L(MaskRCNNCOCOEvaluator)(
     dataset_name="${dataset.test.names[0]}",
     tasks=["bbox", "segm"],
     output_dir="${train.output_dir}",
+    max_detections="${dataset.test.max_detections}",
     official=False,  # True: pycocotools even where a faster backend is installed
 )

@@ -26,6 +26,10 @@ train = OmegaConf.create(
         output_dir="",  # output/CONFIG
         init_checkpoint="detectron2://ImageNetPretrained/MSRA/R-50.pkl",
         max_iter=160_000,
+        accumulate_steps=1,  # batches whose gradients are added up for one step of the optimiser
+        # Batch that the learning rate and all periods are meant for: where another one is used,
+        # they are scaled to it. null: taken as they are.
+        reference_batch_size=None,
         eval_period=20_000,
         validation_period=0,  # iterations between losses on the test set; 0: none
         log_period=20,
@@ -33,12 +37,12 @@ train = OmegaConf.create(
         checkpointer=dict(period=5000, max_to_keep=5, best_metric=None),
         device=_device,
         seed=-1,  # a negative one: another for each run
-        accumulate_steps=1,  # batches an iteration
         max_skipped_steps=0,  # steps with a non-finite loss to leave out before stopping
         amp=dict(enabled=False, dtype="bf16"),
         # Layout of the weights: faster on CPUs (docs/benchmarks), not measured on CUDA.
         channels_last=_device == "cpu",
         ddp=dict(broadcast_buffers=False, find_unused_parameters=False, fp16_compression=False),
         cudnn_benchmark=False,
+        process_group_timeout=30,  # minutes that a process waits for the others
     )
 )

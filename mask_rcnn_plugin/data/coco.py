@@ -5,14 +5,16 @@ DATASETS/coco/{train2014,val2014,train2017,val2017,test2017,annotations}.
 """
 
 import json
+from collections.abc import Container
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import load_coco_json, register_coco_instances
+from detectron2.data.datasets import load_coco_json
 from detectron2.data.datasets.builtin_meta import COCO_PERSON_KEYPOINT_NAMES
 
+from mask_rcnn_plugin.data.annotation_rules import shown
 from mask_rcnn_plugin.errors import UserError
 
 # Sec. 4: the 80k training images and 35k of validation (2014), the remaining 5k to validate. The
@@ -89,9 +91,33 @@ def register_coco_dataset(json_file: str, image_root: str) -> str:
     if name in DatasetCatalog.list():
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
-    metadata = {"thing_classes": [c["name"] for c in categories], **_keypoints(name, categories)}
-    register_coco_instances(name, metadata, name, str(image_root))
+    metadata = {
+        "thing_classes": [c["name"] for c in categories],
+        # Else set by the first loading, before which an evaluator would take classes for ids.
+        "thing_dataset_id_to_contiguous_id": {c["id"]: i for i, c in enumerate(categories)},
+        **_keypoints(name, categories),
+    }
+    DatasetCatalog.register(name, partial(_load, name, str(image_root)))
+    MetadataCatalog.get(name).set(
+        json_file=name, image_root=str(image_root), evaluator_type="coco", **metadata
+    )
     return name
+
+
+def _load(json_file: str, image_root: str) -> list[dict[str, Any]]:
+    """detectron2's `load_coco_json`, which on a broken file fails in many ways, with one error.
+
+    Raises:
+        DatasetError: naming the file, whatever is wrong with it.
+    """
+    try:
+        return load_coco_json(json_file, image_root, json_file, extra_annotation_keys=["id"])
+    except Exception as error:
+        raise DatasetError(
+            f"annotation file {json_file!r} cannot be loaded ({type(error).__name__}: {error}): "
+            f"`python tools/check_dataset.py --json {json_file} --images {image_root} "
+            "--fix OUT.json` lists what is wrong and writes a copy without it"
+        ) from error
 
 
 def _read_categories(json_file: str) -> list[dict[str, Any]]:
@@ -105,17 +131,20 @@ def _read_categories(json_file: str) -> list[dict[str, Any]]:
         )
     try:
         content = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DatasetError(f"annotation file {json_file!r} is not JSON: {error}") from error
     if not isinstance(content, dict) or not isinstance(content.get("images"), list):
         raise DatasetError(f"annotation file {json_file!r} is not COCO-format: no list 'images'")
     categories = content.get("categories")
-    if not categories or not all(
-        isinstance(c, dict) and {"id", "name"} <= c.keys() for c in categories
+    if (
+        not (categories and isinstance(categories, list))
+        or not all(isinstance(c, dict) and type(c.get("id")) is int for c in categories)
+        or not all(isinstance(c.get("name"), str) for c in categories)
+        or len({c["id"] for c in categories}) < len(categories)
     ):
         raise DatasetError(
             f"annotation file {json_file!r} is not COCO-format: 'categories' must be a list of "
-            "objects with 'id' and 'name', and not empty"
+            "objects with 'id', a different integer each, and 'name', and not empty"
         )
     return sorted(categories, key=lambda c: c["id"])
 
@@ -126,9 +155,10 @@ def _keypoints(name: str, categories: list[dict[str, Any]]) -> dict[str, Any]:
     if not with_keypoints:
         return {}
     category = with_keypoints[0]
-    names = list(category["keypoints"])
+    names = category["keypoints"]
+    _check_keypoints(name, category)
     for other in with_keypoints[1:]:
-        if list(other["keypoints"]) != names:
+        if other["keypoints"] != names:
             raise DatasetError(
                 f"{name}: categories {category['name']!r} and {other['name']!r} have different "
                 "keypoints; one keypoint branch predicts one list of keypoints"
@@ -148,13 +178,50 @@ def _keypoints(name: str, categories: list[dict[str, Any]]) -> dict[str, Any]:
     if sigmas is None and names == list(COCO_PERSON_KEYPOINT_NAMES):
         sigmas = COCO_KEYPOINT_OKS_SIGMAS
     if sigmas is not None:
-        if len(sigmas) != len(names):
-            raise DatasetError(
-                f"{name}: category {category['name']!r} has {len(sigmas)} keypoint_sigmas for "
-                f"{len(names)} keypoints"
-            )
         metadata["keypoint_oks_sigmas"] = [float(s) for s in sigmas]
     return metadata
+
+
+def _check_keypoints(name: str, category: dict[str, Any]) -> None:
+    """
+    Raises:
+        DatasetError: for a list that is not as COCO has it.
+    """
+
+    def check(key: str, sound: bool, expected: str) -> None:
+        if not sound:
+            raise DatasetError(
+                f"{name}: {key!r} of category {category['name']!r} must be {expected}, is "
+                f"{shown(category[key])}"
+            )
+
+    def are_pairs(key: str, kind: type, allowed: Container[Any]) -> bool:
+        return isinstance(category.get(key, []), list) and all(
+            isinstance(pair, list)
+            and len(pair) == 2
+            and all(type(end) is kind and end in allowed for end in pair)
+            for pair in category.get(key, [])
+        )
+
+    names = category["keypoints"]
+    check(
+        "keypoints",
+        isinstance(names, list)
+        and all(isinstance(n, str) for n in names)
+        and len(set(names)) == len(names),
+        "a list of different names",
+    )
+    check("skeleton", are_pairs("skeleton", int, range(1, len(names) + 1)), "pairs, counted from 1")
+    check("keypoint_flip_map", are_pairs("keypoint_flip_map", str, names), "pairs of keypoints")
+    sigmas = category.get("keypoint_sigmas")
+    if sigmas is not None:
+        check(
+            "keypoint_sigmas",
+            isinstance(sigmas, list)
+            and all(type(s) in (int, float) and 0 < s <= 1 for s in sigmas)
+            and len(sigmas) == len(names),
+            f"{len(names)} numbers, above 0 and at most 1, one a keypoint",
+        )
 
 
 def _left_right_pairs(names: list[str]) -> list[tuple[str, str]]:

@@ -9,11 +9,13 @@ from statistics import median
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from detectron2.config import instantiate
 from detectron2.evaluation import inference_on_dataset
 from detectron2.utils import comm
 from omegaconf import DictConfig
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from mask_rcnn_plugin.evaluation import (
     PREDICTIONS_FILE,
@@ -42,6 +44,10 @@ def evaluate(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
     """
     evaluator: MaskRCNNCOCOEvaluator = instantiate(cfg.dataloader.evaluator)
     loader = instantiate(cfg.dataloader.test)
+    if isinstance(model, DistributedDataParallel):
+        # Running statistics differ between the ranks: the first one's are saved, so they count.
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)
     with _timed(model) as seconds:
         results = inference_on_dataset(model, loader, evaluator) or {}
     if comm.is_main_process():
@@ -62,6 +68,7 @@ def evaluate(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
             results,
             evaluator.backend if results else f"none: {dataset} has no annotations",
             ms_per_image=1000 * median(seconds),
+            max_detections=evaluator.max_detections,
         )
     return results
 

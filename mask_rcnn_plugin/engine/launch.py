@@ -1,23 +1,58 @@
-"""The command line of the programs that train a config, on one or more GPUs."""
+"""One entry point for the programs that run a config: alone, spawned, under torchrun, under srun.
+
+Each process of a run goes through `launch` alike. They meet at torch's key-value store first, so
+that a mistake that only one of them finds ends all, and is told once.
+"""
 
 import argparse
+import logging
+import multiprocessing
 import os
+import signal
+import socket
 import sys
+import threading
 from collections.abc import Callable
+from contextlib import nullcontext, redirect_stderr
+from datetime import timedelta
+from functools import partial
+from io import StringIO
+from itertools import groupby
+from multiprocessing.connection import wait
 from pathlib import Path
+from typing import TypeVar
 
 import torch
-from detectron2.engine import launch
+import torch.distributed as dist
+from detectron2.utils import comm
 from omegaconf import DictConfig
+from torch.distributed.rendezvous import rendezvous
 
+from mask_rcnn_plugin.config import ConfigError, get_config
+from mask_rcnn_plugin.config_print import add_print_arguments, print_config
+from mask_rcnn_plugin.engine.placement import ALONE, Placement, placement_from
 from mask_rcnn_plugin.errors import UserError
 
+T = TypeVar("T")
+Prepare = Callable[[argparse.Namespace, DictConfig], None]
+Run = Callable[[argparse.Namespace, DictConfig], None]
 
-def parse_training_args(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """Parse the command line: the parser's own arguments, `config`, `num_gpus`, `overrides`.
+# What spawned processes have to end, once one of them has; a checkpoint may be half written.
+_GRACE_SECONDS = 60
+
+logger = logging.getLogger(__name__)
+
+
+def parse_launch_args(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Parse the command line, and the variables of torchrun and srun.
+
+    Returns:
+        The parser's own arguments, and what `launch` reads: `config`, `num_gpus`, `overrides`,
+        `placement`.
 
     Raises:
-        SystemExit: with exit code 2 and one line on standard error, if something is wrong.
+        SystemExit: with exit code 2 and one line on standard error, if something is wrong; with 0
+            if the config was only to be printed. Of several processes the first one writes.
     """
     parser.add_argument(
         "--config-file",
@@ -26,51 +61,241 @@ def parse_training_args(parser: argparse.ArgumentParser) -> argparse.Namespace:
         metavar="CFG",
         help="short name or path of a config, with overlays behind a plus: NAME+synthetic",
     )
-    parser.add_argument("--num-gpus", type=int, default=1, help="GPUs of this machine to use")
+    parser.add_argument(
+        "--num-gpus",
+        type=int,
+        metavar="N",
+        help="processes to start on this machine, each with a GPU (1); not with torchrun or srun, "
+        "which start them",
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
-    args = parser.parse_intermixed_args()
-    visible = torch.cuda.device_count()
-    if args.num_gpus < 1 or (args.num_gpus > 1 and args.num_gpus > visible):
-        parser.error(f"--num-gpus is {args.num_gpus}, must be from 1 to the {visible} visible GPUs")
-    for variable in ("WORLD_SIZE", "SLURM_NTASKS"):
-        if int(os.environ.get(variable, 1)) > 1:
+    add_print_arguments(parser)
+    try:
+        placement = placement_from(os.environ)
+    except ConfigError as error:
+        parser.error(str(error))
+    with redirect_stderr(StringIO()) if placement and placement.rank else nullcontext():
+        args = parser.parse_intermixed_args()
+        if args.num_gpus is not None and args.num_gpus < 1:
+            parser.error(f"--num-gpus is {args.num_gpus}, must be 1 or more")
+        if args.num_gpus is not None and placement:
             parser.error(
-                f"{variable} is {os.environ[variable]}: this starts its processes itself, "
-                "use --num-gpus, not torchrun or srun with several tasks"
+                f"--num-gpus is {args.num_gpus}, but this is one of {placement.world_size} "
+                "processes that torchrun or srun has started: leave it out"
             )
+        try:
+            if print_config(args):
+                parser.exit()
+        except UserError as error:
+            parser.exit(2, f"{parser.prog}: {error}\n")
+    args.placement = placement
     return args
 
 
-def launch_training(
-    args: argparse.Namespace,
-    prepare: Callable[[argparse.Namespace], DictConfig],
-    run: Callable[[argparse.Namespace, DictConfig], None],
-) -> None:
-    """Run a prepared config in one process for each GPU.
+def launch(args: argparse.Namespace, prepare: Prepare, run: Run) -> None:
+    """Load the config and run it: in this process or, with `--num-gpus`, in several.
+
+    Processes talk over NCCL if `train.device` is CUDA, over gloo if not. Each has its own GPU.
 
     Args:
-        args: from `parse_training_args`.
-        prepare: gives the config, checked as far as possible without building anything; each
-            process calls it, for its catalogs.
-        run: what each process does.
+        args: from `parse_launch_args`.
+        prepare: checks and completes the config, in place, as far as possible without building or
+            writing anything; each process calls it.
+        run: what each process does, after all have prepared.
 
     Raises:
-        SystemExit: with exit code 2 and one line on standard error, for a `UserError`.
+        SystemExit: with exit code 2 for a `UserError`, which one process prints as one line,
+            whichever of them it comes from; what `run` raises, as it is.
     """
+    if args.placement:
+        store, *_ = next(rendezvous(args.placement.url, *args.placement[:2]))
+        _run(args.placement, store, args, prepare, run)
+        return
+    if args.num_gpus in (None, 1):
+        _run(ALONE, dist.HashStore(), args, prepare, run)
+        return
     try:
-        cfg = prepare(args)
-        # Spawned processes have catalogs of their own and prepare themselves.
-        alone = cfg if args.num_gpus == 1 else None
-        launch(_run, args.num_gpus, dist_url="auto", args=(args, prepare, run, alone))
+        _load(args, args.num_gpus, args.num_gpus)
     except UserError as error:
-        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        _print(error)
         sys.exit(2)
+    _spawn(args, prepare, run)
+
+
+def log_processes(cfg: DictConfig) -> None:
+    """Log, on the main process, which processes run this and how they talk. All must call it."""
+    ranks = enumerate(comm.all_gather(socket.gethostname()))
+    hosts = []
+    for host, group in groupby(ranks, key=lambda rank_and_host: rank_and_host[1]):
+        numbers = [rank for rank, _ in group]
+        hosts.append(f"{numbers[0]} to {numbers[-1]} on {host}")
+    if comm.get_world_size() == 1:
+        logger.info("1 process, on %s, device %s", socket.gethostname(), cfg.train.device)
+        return
+    logger.info(
+        "%d processes over %s, time-out %g minutes (train.process_group_timeout), device %s: "
+        "ranks %s; this is rank %d, local rank %d",
+        comm.get_world_size(),
+        dist.get_backend(),
+        cfg.train.process_group_timeout,
+        cfg.train.device,
+        ", ".join(hosts),
+        comm.get_rank(),
+        comm.get_local_rank(),
+    )
+
+
+def _spawn(args: argparse.Namespace, prepare: Prepare, run: Run) -> None:
+    """Run in processes of this machine; their highest exit code becomes this one's."""
+    # Here, so that it outlives every rank.
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    context = multiprocessing.get_context("spawn")
+    processes = []
+    for rank in range(args.num_gpus):
+        placement = Placement(rank, args.num_gpus, rank, args.num_gpus, "")
+        given = (placement, store.port, args, prepare, run)
+        processes.append(context.Process(target=_spawned, args=given))
+        processes[-1].start()
+
+    def forward(number: int, _: object) -> None:
+        for process in processes:
+            if process.pid and process.is_alive():
+                os.kill(process.pid, number)
+
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, forward)
+    while not any(p.exitcode for p in processes) and any(p.exitcode is None for p in processes):
+        wait([process.sentinel for process in processes if process.exitcode is None])
+    for process in processes:
+        process.join(_GRACE_SECONDS)
+    for rank, process in enumerate(processes):
+        if process.exitcode is None:
+            process.kill()
+        elif process.exitcode < 0:
+            print(f"rank {rank}: {signal.Signals(-process.exitcode).name}", file=sys.stderr)
+    codes = [process.exitcode or 0 for process in processes]
+    if any(codes):
+        sys.exit(max(*codes, 1))
+
+
+def _spawned(
+    placement: Placement, port: int, args: argparse.Namespace, prepare: Prepare, run: Run
+) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _run(placement, dist.TCPStore("127.0.0.1", port), args, prepare, run)
+
+
+def _end_with_parent() -> None:
+    """Else a rank whose parent is killed would go on, and keep its GPU."""
+    parent = multiprocessing.parent_process()
+    assert parent
+    parent.join()
+    os._exit(1)
 
 
 def _run(
-    args: argparse.Namespace,
-    prepare: Callable[[argparse.Namespace], DictConfig],
-    run: Callable[[argparse.Namespace, DictConfig], None],
-    cfg: DictConfig | None,
+    placement: Placement, store: dist.Store, args: argparse.Namespace, prepare: Prepare, run: Run
 ) -> None:
-    run(args, cfg or prepare(args))
+    """What each process goes through."""
+    try:
+        load = partial(_load, args, placement.world_size, placement.local_size)
+        cfg = _on_all_ranks(store, placement, "load", load)
+        if placement.world_size > 1:
+            _create_process_group(store, placement, cfg)
+        _on_all_ranks(store, placement, "prepare", partial(prepare, args, cfg))
+        run(args, cfg)
+        if placement.world_size > 1:
+            comm.synchronize()  # the store may be the first rank's, which must not go first
+            dist.destroy_process_group()
+    except UserError as error:
+        _tell(store, error)
+        sys.exit(2)
+    except Exception as error:
+        _end_if_another_has(store)
+        if dist.is_initialized() and "timed out" in str(error).lower():
+            raise RuntimeError(
+                "a rank waited for the others longer than train.process_group_timeout, "
+                f"{cfg.train.process_group_timeout:g} minutes: look for one that has stopped, or "
+                "give it more"
+            ) from error
+        raise
+
+
+def _on_all_ranks(store: dist.Store, placement: Placement, name: str, step: Callable[[], T]) -> T:
+    """Do a step on every rank; a mistake on one of them ends them all."""
+    try:
+        result = step()
+    except UserError as error:
+        _tell(store, error)
+    if store.add(name, 1) == placement.world_size:
+        store.set(f"{name}: all", "")
+    store.wait([f"{name}: all"])
+    _end_if_another_has(store)
+    return result
+
+
+def _tell(store: dist.Store, error: UserError) -> None:
+    """Print a mistake, unless another rank has printed its own."""
+    if store.add("mistakes", 1) == 1:
+        _print(error)
+
+
+def _print(error: UserError) -> None:
+    print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+
+
+def _end_if_another_has(store: dist.Store) -> None:
+    """End in silence if a rank has told a mistake: whatever goes wrong here comes from that."""
+    try:
+        mistakes = store.add("mistakes", 0)
+    except RuntimeError:  # under srun the first rank's: it has ended, and has said why
+        sys.exit(1)
+    if mistakes:
+        sys.exit(2)
+
+
+def _load(args: argparse.Namespace, world_size: int, local_size: int) -> DictConfig:
+    """
+    Raises:
+        ConfigError: for a mistake in the config, or if it cannot run in so many processes.
+    """
+    cfg = get_config(args.config, args.overrides)
+    device = cfg.train.device
+    if world_size > 1 and device not in ("cuda", "cpu"):
+        raise ConfigError(
+            f"train.device is {device!r}, must be 'cuda', for each process its own GPU, or 'cpu' "
+            f"for {world_size} processes"
+        )
+    visible = torch.cuda.device_count()
+    own = visible == 1 and not args.num_gpus  # srun may show each task a GPU of its own
+    if device.startswith("cuda") and local_size > visible and not own:
+        raise ConfigError(
+            f"{local_size} processes on this machine (--num-gpus, or as torchrun or srun starts "
+            f"them), but it has {visible} visible GPUs: give at most that many, or train.device=cpu"
+        )
+    return cfg
+
+
+def _create_process_group(store: dist.Store, placement: Placement, cfg: DictConfig) -> None:
+    """
+    Raises:
+        ConfigError: if the ranks of a machine are not consecutive, or as many as on each other one.
+    """
+    rank, world_size, local_rank, local_size, _ = placement
+    timeout = timedelta(minutes=cfg.train.process_group_timeout)
+    cuda = cfg.train.device == "cuda"
+    if cuda:
+        torch.cuda.set_device(local_rank % torch.cuda.device_count())
+    store.set_timeout(timeout)
+    dist.init_process_group(
+        "nccl" if cuda else "gloo", store=store, rank=rank, world_size=world_size, timeout=timeout
+    )
+    places = comm.all_gather((local_rank, local_size))
+    equal = places == [(r % local_size, local_size) for r in range(world_size)]
+    if not equal or world_size % local_size:
+        raise ConfigError(
+            f"(local rank, local size) of the ranks are {places}: each machine must run the same "
+            "number of processes, ranks in order (srun --distribution=block)"
+        )
+    # What detectron2's launch sets up: who shares a machine.
+    comm._LOCAL_PROCESS_GROUP, _ = dist.new_subgroups(local_size, timeout=timeout)

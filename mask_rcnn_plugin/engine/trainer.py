@@ -21,6 +21,8 @@ from mask_rcnn_plugin.engine.periodic_checkpointer import PeriodicCheckpointer
 from mask_rcnn_plugin.engine.preemption import Preemption
 from mask_rcnn_plugin.engine.random_states import RandomStates, random_states_kept
 from mask_rcnn_plugin.engine.train_loop import build_trainer
+from mask_rcnn_plugin.engine.validation_loss import build_validation_loader, validation_losses
+from mask_rcnn_plugin.engine.zero_loss import ZeroLossWarning
 
 
 def train(
@@ -52,7 +54,9 @@ def train(
     optimizer = instantiate(cfg.optimizer)
     del cfg.optimizer.params.model
 
-    model = create_ddp_model(model, **cfg.train.ddp)
+    # No device_ids: the model moves its input itself, and detectron2's default is wrong for a CPU
+    # and for a process that sees one GPU only.
+    model = create_ddp_model(model, device_ids=None, **cfg.train.ddp)
     try:
         loader = instantiate(cfg.dataloader.train)
     except AssertionError as error:  # detectron2's, of a dataset with no image that is trained on
@@ -76,6 +80,16 @@ def train(
             best.update(results)
         return results
 
+    validation = None
+    if cfg.train.validation_period:
+        validation_loader = build_validation_loader(cfg)
+
+        def validate() -> dict[str, Any]:
+            with preemption.at_once(), random_states_kept():
+                return {"validation": validation_losses(model, validation_loader)}
+
+        validation = EvaluationHook(cfg.train.validation_period, validate, saving)
+
     main = comm.is_main_process()
     writers = default_writers(cfg.train.output_dir, cfg.train.max_iter) if main else []
     trainer.register_hooks(
@@ -85,7 +99,9 @@ def train(
             saving,
             preemption,
             best,
+            validation,
             EvaluationHook(cfg.train.eval_period, test, saving),
+            ZeroLossWarning() if main else None,
             hooks.PeriodicWriter(writers, period=cfg.train.log_period) if main else None,
             *extra_hooks,
         ]

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from detectron2.config import instantiate
 from detectron2.data import build_detection_test_loader
-from detectron2.engine import HookBase
 from detectron2.utils import comm
 from omegaconf import DictConfig
 from torch import nn
@@ -40,52 +39,39 @@ def build_validation_loader(cfg: DictConfig) -> DataLoader:
     )
 
 
-class ValidationLoss(HookBase):
-    """Compute the losses on another set every so many iterations and after the last one.
+def validation_losses(model: nn.Module, loader: DataLoader) -> dict[str, float]:
+    """Compute a model's losses on another set, without a trace in the training.
 
-    They are in the metrics as validation/total_loss, validation/loss_mask, ...: means over the
-    images, in float32, always with the same sampled RoIs. Training is not affected: batch
-    normalisation uses its running statistics and leaves them as they are, as it does random states.
+    Batch normalisation uses its running statistics and leaves them as they are; the same RoIs are
+    sampled at each call. Random states are the caller's to keep.
 
     Args:
-        period: in iterations.
-        model: the one that is trained; may be wrapped for DDP.
+        model: in training mode; may be wrapped for DDP.
         loader: yields batches with ground truth; each process its share of the images.
+
+    Returns:
+        Means over all images, on all ranks the same: "total_loss", "loss_mask", ...
     """
-
-    def __init__(self, period: int, model: nn.Module, loader: DataLoader) -> None:
-        self._period = period
-        self._model = model.module if isinstance(model, DistributedDataParallel) else model
-        self._loader = loader
-
-    def after_step(self) -> None:
-        iteration = self.trainer.iter + 1
-        if iteration % self._period == 0 or iteration == self.trainer.max_iter:
-            losses = self.compute()
-            if comm.is_main_process():
-                names = {f"validation/{name}": value for name, value in losses.items()}
-                self.trainer.storage.put_scalars(**names, smoothing_hint=False)
-
-    def compute(self) -> dict[str, float]:
-        """Mean of each loss and of their sum over all images, on all ranks the same."""
-        norms = [m for m in self._model.modules() if isinstance(m, _BatchNorm) and m.training]
+    if isinstance(model, DistributedDataParallel):
+        model = model.module
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training]
+    for norm in norms:
+        norm.eval()
+    sums: Counter[str] = Counter()
+    torch.manual_seed(0)
+    try:
+        with torch.no_grad():
+            for batch in loader:
+                for name, loss in model(batch).items():
+                    sums[name] += loss.item() * len(batch)
+                sums["images"] += len(batch)
+    finally:
         for norm in norms:
-            norm.eval()
-        sums: Counter[str] = Counter()
-        try:
-            with torch.no_grad(), torch.random.fork_rng():
-                torch.manual_seed(0)
-                for batch in self._loader:
-                    for name, loss in self._model(batch).items():
-                        sums[name] += loss.item() * len(batch)
-                    sums["images"] += len(batch)
-        finally:
-            for norm in norms:
-                norm.train()
-        totals: Counter[str] = Counter()
-        for part in comm.all_gather(dict(sums)):
-            for name, value in part.items():
-                totals[name] += value
-        images: Any = totals.pop("images")
-        losses = {name: value / images for name, value in totals.items()}
-        return {"total_loss": sum(losses.values()), **losses}
+            norm.train()
+    totals: Counter[str] = Counter()
+    for part in comm.all_gather(dict(sums)):
+        for name, value in part.items():
+            totals[name] += value
+    images: Any = totals.pop("images")
+    losses = {name: value / images for name, value in totals.items()}
+    return {"total_loss": sum(losses.values()), **losses}

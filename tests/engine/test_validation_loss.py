@@ -1,16 +1,18 @@
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from detectron2.config import instantiate
-from detectron2.engine import TrainerBase
+from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from mask_rcnn_plugin import get_config
 from mask_rcnn_plugin.config import ConfigError
-from mask_rcnn_plugin.engine import setup_datasets
-from mask_rcnn_plugin.engine.validation_loss import ValidationLoss, build_validation_loader
+from mask_rcnn_plugin.engine import setup_datasets, train
+from mask_rcnn_plugin.engine.validation_loss import build_validation_loader, validation_losses
 
 CONFIG = "table4_keypoints/keypoint_and_mask+synthetic"
 
@@ -29,38 +31,37 @@ class Model(nn.Module):
         return {"loss_a": values.mean(), "loss_b": torch.rand(())}
 
 
-class Iterations(TrainerBase):
-    def run_step(self) -> None:
-        torch.rand(())
-
-
-def run(max_iter: int, period: int) -> dict[int, float]:
-    hook = ValidationLoss(period, Model(), [[1.0, 3.0], [7.0, 1.0], [3.0]])
-    trainer = Iterations()
-    trainer.register_hooks([hook])
-    trainer.train(0, max_iter)
-    history = trainer.storage.history("validation/loss_a").values()
-    return {iteration: value for value, iteration in history}
-
-
 def test_mean_over_the_images() -> None:
     """(1 + 3 + 7 + 1 + 3) / 5 images; batches are of unequal size."""
-    assert run(4, 2) == {1: 3.0, 3: 3.0}
-    assert run(5, 2) == {1: 3.0, 3: 3.0, 4: 3.0}
+    losses = validation_losses(Model(), [[1.0, 3.0], [7.0, 1.0], [3.0]])
+    assert losses["loss_a"] == pytest.approx(3.0)
+    assert losses["total_loss"] == pytest.approx(losses["loss_a"] + losses["loss_b"])
 
 
-def test_the_training_is_not_affected() -> None:
+def test_the_same_each_time_and_no_trace_in_batch_normalisation() -> None:
     model = Model()
-    hook = ValidationLoss(1, model, [[1.0, 3.0]])
-    torch.manual_seed(5)
-    first = hook.compute()
-    drawn = torch.rand(())
-    assert first == hook.compute()
-    assert first["total_loss"] == pytest.approx(first["loss_a"] + first["loss_b"])
-    torch.manual_seed(5)
-    assert torch.equal(drawn, torch.rand(()))
+    assert validation_losses(model, [[1.0, 3.0]]) == validation_losses(model, [[1.0, 3.0]])
     assert model.norm.training
     assert model.norm.num_batches_tracked == 0
+
+
+def test_a_training_goes_as_without_and_reports_them(toy_overrides: list[str]) -> None:
+    """Same losses, with BatchNorm and drawn RoIs, as a training without validation."""
+    metrics = []
+    for period in (0, 1):
+        overrides = [*toy_overrides, f"train.validation_period={period}", "train.log_period=1"]
+        folder = f"{toy_overrides[-1]}_{period}"
+        cfg = get_config(CONFIG, [*overrides, folder])
+        setup_datasets(cfg)
+        seed_all_rng(0)
+        train(cfg)
+        lines = (Path(cfg.train.output_dir) / "metrics.json").read_text().splitlines()
+        metrics.append({m["iteration"]: m for m in map(json.loads, lines)})
+    without, validated = metrics
+    for iteration in (0, 1):
+        assert validated[iteration]["total_loss"] == without[iteration]["total_loss"]
+    assert "validation/loss_mask" in validated[0]
+    assert "validation/loss_mask" not in without[0]
 
 
 def test_losses_of_the_test_set(toy_overrides: list[str]) -> None:
@@ -77,7 +78,7 @@ def test_losses_of_the_test_set(toy_overrides: list[str]) -> None:
     sizes = {tuple(i["image"].shape[1:]) for i in seen}
     assert sizes == {(128, 128)}  # as for testing: the training draws from 102 to 128
     with EventStorage():
-        losses = ValidationLoss(1, model, loader).compute()
+        losses = validation_losses(model, loader)
     assert {"total_loss", "loss_mask", "loss_keypoint", "loss_rpn_cls"} <= losses.keys()
 
 

@@ -1,0 +1,77 @@
+"""A schedule for another batch than the one that it was made for: the linear rule."""
+
+from detectron2.utils import comm
+from omegaconf import DictConfig, OmegaConf
+
+from mask_rcnn_plugin.config import ConfigError
+
+# Milestones are fractions of train.max_iter, as is another schedule's warm-up, and go along.
+_ITERATIONS = (
+    "train.max_iter",
+    "train.eval_period",
+    "train.checkpointer.period",
+    "lr_multiplier.warmup_iters",
+)
+
+
+def fit_batch(cfg: DictConfig) -> None:
+    """Check that the processes can share the batch, and scale the schedule to it, in place.
+
+    The main process prints what is changed.
+
+    Raises:
+        ConfigError: if the batch cannot be divided among the processes; see `scale_to_batch`.
+    """
+    batch, processes = cfg.dataloader.train.total_batch_size, comm.get_world_size()
+    if batch < 1 or batch % processes:
+        raise ConfigError(
+            f"dataloader.train.total_batch_size is {batch}, must be a multiple of the {processes} "
+            "processes"
+        )
+    changes = scale_to_batch(cfg)
+    if changes and comm.is_main_process():
+        print(f"scaled to a batch of {cfg.train.reference_batch_size}: {'; '.join(changes)}")
+
+
+def scale_to_batch(cfg: DictConfig) -> list[str]:
+    """Scale the schedule from `train.reference_batch_size` to the batch of an iteration, in place.
+
+    That batch is `dataloader.train.total_batch_size` x `train.accumulate_steps`. The learning rate
+    is multiplied by batch / reference; iterations, warm-up and periods by reference / batch,
+    rounded, so that as many images are seen and learnt from as before. Interpolations stay, as does
+    0, which switches a period off. `train.reference_batch_size` becomes the batch, for which the
+    schedule now is.
+
+    Args:
+        cfg: from `get_config`.
+
+    Returns:
+        What was changed, "key old -> new" each; [] without a reference.
+
+    Raises:
+        ConfigError: if the reference is no batch, or there is no `optimizer.lr` to scale.
+    """
+    reference = cfg.train.reference_batch_size
+    if reference is None:
+        return []
+    batch = cfg.dataloader.train.total_batch_size * cfg.train.accumulate_steps
+    if reference < 1:
+        raise ConfigError(f"train.reference_batch_size is {reference}, must be 1 or more, or null")
+    if "lr" not in cfg.optimizer:
+        raise ConfigError("train.reference_batch_size is set, but no optimizer.lr to scale")
+    changes = []
+
+    def change(key: str, new: float) -> None:
+        old = OmegaConf.select(cfg, key)
+        if new != old:
+            changes.append(f"{key} {old:g} -> {new:g}")
+            OmegaConf.update(cfg, key, new)
+
+    change("optimizer.lr", cfg.optimizer.lr * batch / reference)
+    for key in _ITERATIONS:
+        node, _, name = key.rpartition(".")
+        old = OmegaConf.select(cfg, key)
+        if old and not OmegaConf.is_interpolation(OmegaConf.select(cfg, node), name):
+            change(key, max(1, round(old * reference / batch)))
+    cfg.train.reference_batch_size = batch
+    return changes

@@ -1,0 +1,427 @@
+"""Two processes over gloo, started in each of the ways; and what is refused before they start."""
+
+import argparse
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+from omegaconf import DictConfig
+
+from mask_rcnn_plugin.config import ConfigError, get_config
+from mask_rcnn_plugin.engine import launch
+from mask_rcnn_plugin.engine.placement import ALONE, Placement, first_host, placement_from
+from mask_rcnn_plugin.errors import UserError
+
+HERE = Path(__file__).parent
+REPOSITORY = HERE.parent.parent
+CONFIG = ["--config-file", "table4_keypoints/keypoint_and_mask+synthetic"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+STEP = {
+    "SLURM_JOB_ID": "20123",
+    "SLURM_STEP_ID": "0",
+    "SLURM_STEP_NUM_TASKS": "2",
+    "SLURM_STEP_TASKS_PER_NODE": "2",
+    "SLURM_STEP_NODELIST": "localhost",
+    "SLURM_PROCID": "1",
+    "SLURM_LOCALID": "1",
+}
+ELASTIC = {
+    "RANK": "3",
+    "WORLD_SIZE": "4",
+    "LOCAL_RANK": "1",
+    "LOCAL_WORLD_SIZE": "2",
+    "MASTER_ADDR": "a",
+    "MASTER_PORT": "1234",
+}
+
+
+def run_together(*commands: list[str], env: list[dict[str, str]] | None = None) -> list[str]:
+    """Run programs at the same time, to a good end; their standard output."""
+    processes = [
+        subprocess.Popen(
+            command,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **more},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for command, more in zip(commands, env or [{}] * len(commands))
+    ]
+    outputs = [process.communicate(timeout=240) for process in processes]
+    for process, (_, errors) in zip(processes, outputs):
+        assert process.returncode == 0, errors
+    return [output for output, _ in outputs]
+
+
+def first_images(toy_dataset: Path, folder: Path, images: int) -> list[str]:
+    """Overrides that test on the first images of the toy dataset."""
+    content = json.loads((toy_dataset / "person_keypoints_val.json").read_text())
+    content["images"] = content["images"][:images]
+    ids = [image["id"] for image in content["images"]]
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] in ids]
+    file = folder / f"first_{images}.json"
+    file.write_text(json.dumps(content))
+    return [f"dataset.test.json={file}", f"dataset.test.images={toy_dataset / 'val'}"]
+
+
+def spawn_twice(args: list[str]) -> list[str]:
+    return [sys.executable, str(HERE / "launched.py"), *args, "--num-gpus", "2"]
+
+
+@pytest.fixture(scope="module")
+def toy(toy_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """A training of two steps, tested on 3 images, which 2 processes cannot share equally."""
+    return [
+        *(*CONFIG, f"dataset.synthetic.root={toy_dataset}", "train.device=cpu", "train.max_iter=2"),
+        *("dataset.synthetic.train=12", "dataset.synthetic.val=6", "dataset.synthetic.size=64"),
+        *("dataloader.train.total_batch_size=2", "train.channels_last=false"),
+        "model.roi_heads.box_predictor.test_score_thresh=0",  # after 2 iterations
+        *first_images(toy_dataset, tmp_path_factory.mktemp("three"), 3),
+    ]
+
+
+@pytest.fixture(scope="module")
+def spawned(toy: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Output folder and standard output of the training in two spawned processes."""
+    folder = tmp_path_factory.mktemp("spawned")
+    [output] = run_together(spawn_twice([*toy, f"train.output_dir={folder}"]))
+    return folder, output
+
+
+def ranks(folder: Path) -> list[list[Any]]:
+    return json.loads((folder / "ranks.json").read_text())
+
+
+def test_spawned_processes_end_with_equal_weights(spawned: tuple[Path, str]) -> None:
+    folder, output = spawned
+    (first, machine, digest), (second, other_machine, other_digest) = ranks(folder)
+    assert (first, second, machine, other_machine) == (0, 1, 0, 0)
+    assert digest == other_digest
+    lines = [line for line in output.splitlines() if "processes over" in line]
+    assert len(lines) == 1
+    assert "2 processes over gloo, time-out 30 minutes (train.process_group_timeout)" in lines[0]
+    assert "ranks 0 to 1 on " in lines[0]
+    assert "this is rank 0, local rank 0" in lines[0]
+
+
+def test_torchrun_trains_as_spawned_processes_do(
+    spawned: tuple[Path, str], toy: list[str], tmp_path: Path
+) -> None:
+    script = [str(HERE / "launched.py"), *toy, f"train.output_dir={tmp_path}"]
+    run_together([*TORCHRUN, "--standalone", "--nproc-per-node", "2", *script])
+    assert ranks(tmp_path) == ranks(spawned[0])
+
+
+def test_two_nodes_train_as_spawned_processes_do(
+    spawned: tuple[Path, str], toy: list[str], tmp_path: Path
+) -> None:
+    """Two agents of torchrun with a process each, and one rendezvous."""
+    store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    agent = [
+        *(*TORCHRUN, "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-id", "test"),
+        *("--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{store.port}"),
+        *("--rdzv-conf", "is_host=false"),
+        *(str(HERE / "launched.py"), *toy, f"train.output_dir={tmp_path}"),
+    ]
+    run_together(agent, agent)
+    digest = ranks(spawned[0])[0][2]
+    assert ranks(tmp_path) == [[0, 0, digest], [0, 1, digest]]
+
+
+def test_srun_trains_as_spawned_processes_do(
+    spawned: tuple[Path, str], toy: list[str], tmp_path: Path
+) -> None:
+    with_port = {**STEP, "MASTER_PORT": str(free_port())}
+    tasks = [{**with_port, "SLURM_PROCID": n, "SLURM_LOCALID": n} for n in ("0", "1")]
+    script = [sys.executable, str(HERE / "launched.py"), *toy, f"train.output_dir={tmp_path}"]
+    run_together(script, script, env=tasks)
+    assert ranks(tmp_path) == ranks(spawned[0])
+
+
+def free_port() -> int:
+    return dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False).port
+
+
+def results(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Numbers and predictions of an evaluation, but for the time that it took."""
+    numbers = json.loads((folder / "results.json").read_text())
+    del numbers["ms_per_image"]
+    predictions = json.loads((folder / "coco_instances_results.json").read_text())
+    assert predictions
+    return numbers, predictions
+
+
+def evaluate_alone(monkeypatch: pytest.MonkeyPatch, args: list[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["eval.py", *args])
+    runpy.run_path(str(REPOSITORY / "eval.py"), run_name="__main__")
+
+
+def test_evaluation_while_training_is_that_of_one_process(
+    spawned: tuple[Path, str], toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the weights saved: batch norm's running statistics are the first rank's for all."""
+    weights = ["--weights", str(spawned[0] / "model_final.pth"), "--no-optimize"]
+    evaluate_alone(monkeypatch, [*toy, *weights, "--output", str(tmp_path)])
+    assert results(tmp_path) == results(spawned[0])
+
+
+def test_evaluation_of_fewer_images_than_processes_is_that_of_one_process(
+    spawned: tuple[Path, str],
+    toy: list[str],
+    toy_dataset: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    args = [
+        *(*toy, "--weights", str(spawned[0] / "model_final.pth"), "--visualize", "1"),
+        *first_images(toy_dataset, tmp_path, 1),
+    ]
+    script = [sys.executable, str(REPOSITORY / "eval.py")]
+    [output] = run_together([*script, *args, "--num-gpus", "2", "--output", str(tmp_path / "two")])
+    assert output.count("computed by ") == 1
+    evaluate_alone(monkeypatch, [*args, "--output", str(tmp_path / "one")])
+    assert results(tmp_path / "two") == results(tmp_path / "one")
+    assert len(list((tmp_path / "two" / "pictures").iterdir())) == 1
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """launched.py as a module that spawned processes can import too."""
+    monkeypatch.syspath_prepend(str(HERE))
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    yield __import__("launched")
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def spawn(prepare: launch.Prepare, run: launch.Run) -> int | str | None:
+    """The exit code."""
+    args = argparse.Namespace(
+        config=CONFIG[1], overrides=["train.device=cpu"], num_gpus=2, placement=None
+    )
+    with pytest.raises(SystemExit) as end:
+        launch.launch(args, prepare, run)
+    return end.value.code
+
+
+def test_a_mistake_of_one_rank_ends_all_and_is_told_once(
+    launched: ModuleType, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Rank 1 waits for it in a barrier."""
+    assert spawn(launched.prepare_nothing, launched.mistake_of_rank_0) == 2
+    assert capfd.readouterr().err.splitlines()[-1].endswith(": rank 0 cannot go on")
+
+
+def test_a_signal_reaches_the_spawned_processes_and_their_exit_code_comes_back(
+    launched: ModuleType,
+) -> None:
+    assert spawn(launched.prepare_nothing, launched.end_with_75_at_sigterm) == 75
+
+
+def test_a_mistake_of_one_rank_in_preparation_keeps_all_from_running(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Two ranks as threads; the second one's mistake comes after the first has prepared."""
+    store = dist.HashStore()
+    codes: dict[int, Any] = {}
+
+    def prepare(rank: int) -> None:
+        if rank == 1:
+            store.wait(["prepared"])
+            raise UserError("no data here")
+        store.set("prepared", "")
+
+    def go(rank: int) -> None:
+        try:
+            place = Placement(rank, 2, rank, 2, "")
+            launch._on_all_ranks(store, place, "prepare", lambda: prepare(rank))
+        except SystemExit as end:
+            codes[rank] = end.code
+
+    threads = [threading.Thread(target=go, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert codes == {0: 2, 1: 2}
+    assert capsys.readouterr().err.endswith(": no data here\n")
+
+
+def test_a_mistake_is_told_once_though_all_ranks_make_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    store = dist.HashStore()
+    for _ in range(2):
+        launch._tell(store, UserError("the same"))
+    assert capsys.readouterr().err.count("the same") == 1
+
+
+def run_alone(run: Callable[..., None], store: dist.Store) -> None:
+    args = argparse.Namespace(config=CONFIG[1], overrides=["train.device=cpu"], num_gpus=None)
+    launch._run(ALONE, store, args, lambda args, cfg: None, run)
+
+
+def raising(error: Exception) -> Callable[..., None]:
+    def run(args: argparse.Namespace, cfg: DictConfig) -> None:
+        raise error
+
+    return run
+
+
+def test_what_fails_because_another_rank_has_ended_ends_in_silence(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    store = dist.HashStore()
+
+    def run(args: argparse.Namespace, cfg: DictConfig) -> None:
+        store.add("mistakes", 1)
+        raise RuntimeError("connection closed by peer")
+
+    with pytest.raises(SystemExit, match="2"):
+        run_alone(run, store)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_bug_keeps_its_traceback() -> None:
+    with pytest.raises(ZeroDivisionError):
+        run_alone(raising(ZeroDivisionError()), dist.HashStore())
+
+
+def test_a_time_out_names_the_key_to_raise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda group=None: 1)
+    gloo = RuntimeError("Timed out waiting 1800000ms for recv operation to complete")
+    with pytest.raises(RuntimeError, match="longer than train.process_group_timeout, 30 minutes"):
+        run_alone(raising(gloo), dist.HashStore())
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, None),
+        (ELASTIC, Placement(3, 4, 1, 2, "env://")),
+        (STEP, Placement(1, 2, 1, 2, "tcp://localhost:10123")),
+        ({**STEP, "MASTER_ADDR": "b", "MASTER_PORT": "9"}, Placement(1, 2, 1, 2, "tcp://b:9")),
+        (
+            {
+                **STEP,
+                "SLURM_STEP_NUM_TASKS": "16",
+                "SLURM_STEP_TASKS_PER_NODE": "8(x2)",
+                "SLURM_STEP_NODELIST": "gpu[07-08]",
+                "SLURM_PROCID": "9",
+            },
+            Placement(9, 16, 1, 8, "tcp://gpu07:10123"),
+        ),
+        ({**STEP, **ELASTIC}, Placement(3, 4, 1, 2, "env://")),
+        # A batch script's or salloc's own shell, and one that is itself a step of one task.
+        ({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "8", "SLURM_PROCID": "0"}, None),
+        ({**STEP, "SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "1"}, None),
+    ],
+)
+def test_placement(environment: dict[str, str], expected: Placement | None) -> None:
+    assert placement_from(environment) == expected
+
+
+@pytest.mark.parametrize(
+    ("nodelist", "host"),
+    [
+        ("localhost", "localhost"),
+        ("gpu5,gpu6", "gpu5"),
+        ("gpu[07-09,12],login", "gpu07"),
+        ("gpu[3,5]", "gpu3"),
+        ("rack[2-3]n[01-04]-ib,other", "rack2n01-ib"),
+        ("a-1.cluster.example", "a-1.cluster.example"),
+    ],
+)
+def test_first_host(nodelist: str, host: str) -> None:
+    assert first_host(nodelist) == host
+
+
+def parse(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], *args: str) -> None:
+    """Parse a command line that is refused."""
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", ["train.py", *CONFIG, *args])
+    with pytest.raises(SystemExit, match="2"):
+        launch.parse_launch_args(argparse.ArgumentParser())
+
+
+@pytest.mark.parametrize(
+    ("environment", "args", "message"),
+    [
+        ({"WORLD_SIZE": "8"}, [], "WORLD_SIZE is set, RANK, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER"),
+        ({"RANK": "0"}, [], "RANK is set, WORLD_SIZE, LOCAL_RANK"),
+        ({**ELASTIC, "RANK": "one"}, [], "RANK is 'one', must be a whole number"),
+        ({**ELASTIC, "MASTER_PORT": ""}, [], "MASTER_PORT is '', must be a whole number"),
+        ({**STEP, "SLURM_PROCID": "-1"}, [], "SLURM_PROCID is '-1', must be a whole number"),
+        ({**STEP, "SLURM_STEP_TASKS_PER_NODE": "8,4"}, [], "is '8,4', must be the same number"),
+        ({"SLURM_STEP_NUM_TASKS": "2"}, [], "SLURM_STEP_TASKS_PER_NODE is not set, though srun"),
+        ({}, ["--num-gpus", "0"], "--num-gpus is 0, must be 1 or more"),
+        (
+            {**ELASTIC, "RANK": "0"},
+            ["--num-gpus", "2"],
+            "--num-gpus is 2, but this is one of 4 processes that torchrun or srun has started",
+        ),
+    ],
+)
+def test_wrong_starts_are_refused(
+    environment: dict[str, str],
+    args: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    parse(monkeypatch, environment, *args)
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_of_several_processes_the_first_one_tells_of_wrong_arguments(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parse(monkeypatch, ELASTIC, "--no-such-flag")
+    assert capsys.readouterr().err == ""
+    parse(monkeypatch, {**ELASTIC, "RANK": "0"}, "--no-such-flag")
+    assert "--no-such-flag" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("override", "processes", "message"),
+    [
+        ("train.process_group_timeout=0", 1, "train.process_group_timeout is 0, must be"),
+        ("train.device=cuda:1", 2, "train.device is 'cuda:1', must be 'cuda'"),
+        ("train.device=cuda", 99, "99 processes on this machine .*has 1 visible GPUs"),
+    ],
+)
+def test_what_cannot_run_in_so_many_processes_is_refused(
+    override: str, processes: int, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    args = argparse.Namespace(config=CONFIG[1], overrides=[override], num_gpus=processes)
+    with pytest.raises(ConfigError, match=message):
+        launch._load(args, processes, processes)
+
+
+def test_a_task_that_sees_its_own_gpu_only_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    args = argparse.Namespace(config=CONFIG[1], overrides=["train.device=cuda"], num_gpus=None)
+    assert launch._load(args, 16, 8).train.device == "cuda"
+
+
+@pytest.mark.parametrize("placement", [Placement(0, 1, 0, 2, ""), Placement(0, 1, 1, 1, "")])
+def test_unequal_machines_are_refused(placement: Placement) -> None:
+    cfg = get_config(CONFIG[1], ["train.device=cpu"])
+    try:
+        with pytest.raises(ConfigError, match="each machine must run the same number"):
+            launch._create_process_group(dist.HashStore(), placement, cfg)
+    finally:
+        dist.destroy_process_group()
