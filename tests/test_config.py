@@ -449,3 +449,21 @@ def test_yaml_keys_are_added_once_and_keep_their_values() -> None:
     cfg.MODEL.ROI_MASK_HEAD.LOSS_TYPE = "softmax"
     add_mask_rcnn_config(cfg)
     assert cfg.MODEL.ROI_MASK_HEAD.LOSS_TYPE == "softmax"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "!!python/object/apply:os.mkdir [{marker}]",
+        "[!!python/object/apply:os.mkdir [{marker}]]",
+        "!!python/object/new:os.mkdir [{marker}]",
+        "!!python/name:os.mkdir",
+        "!!python/module:os",
+    ],
+)
+def test_an_override_cannot_make_objects(code: str, tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    override = f"dataset.train.json={code.format(marker=marker)}"
+    with pytest.raises(ConfigError, match="cannot be read as YAML"):
+        get_config("table2a_backbone/r50_fpn", [override])
+    assert not marker.exists()

@@ -43,22 +43,6 @@ class ImageError(DatasetError):
         return "image {}: {}".format(*self.args)
 
 
-from mask_rcnn_plugin.data.coco import DatasetError
-
-
-class ImageError(DatasetError):
-    """An image that cannot be read.
-
-    Args:
-        file_name: of the image.
-        reason: what is wrong with it.
-    """
-
-    def __init__(self, file_name: str, reason: str) -> None:
-        super().__init__(f"image {file_name} cannot be read: {reason}")
-        self.file_name = file_name
-
-
 class MaskRCNNDatasetMapper(DatasetMapper):
     """detectron2's `DatasetMapper` for images whose instances are not all alike, or not all sound.
 
