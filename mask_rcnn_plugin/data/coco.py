@@ -13,6 +13,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json, register_coco_instances
 from detectron2.data.datasets.builtin_meta import COCO_PERSON_KEYPOINT_NAMES
 
+from mask_rcnn_plugin.data.annotation_rules import category_error, shown
 from mask_rcnn_plugin.errors import UserError
 
 # Sec. 4: the 80k training images and 35k of validation (2014), the remaining 5k to validate. The
@@ -105,18 +106,20 @@ def _read_categories(json_file: str) -> list[dict[str, Any]]:
         )
     try:
         content = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DatasetError(f"annotation file {json_file!r} is not JSON: {error}") from error
     if not isinstance(content, dict) or not isinstance(content.get("images"), list):
         raise DatasetError(f"annotation file {json_file!r} is not COCO-format: no list 'images'")
     categories = content.get("categories")
-    if not categories or not all(
-        isinstance(c, dict) and {"id", "name"} <= c.keys() for c in categories
-    ):
+    if not isinstance(categories, list) or not categories:
         raise DatasetError(
             f"annotation file {json_file!r} is not COCO-format: 'categories' must be a list of "
             "objects with 'id' and 'name', and not empty"
         )
+    for category in categories:
+        wrong = category_error(category)
+        if wrong:
+            raise DatasetError(f"annotation file {json_file!r}, {shown(category)}: {wrong}")
     return sorted(categories, key=lambda c: c["id"])
 
 
@@ -148,11 +151,6 @@ def _keypoints(name: str, categories: list[dict[str, Any]]) -> dict[str, Any]:
     if sigmas is None and names == list(COCO_PERSON_KEYPOINT_NAMES):
         sigmas = COCO_KEYPOINT_OKS_SIGMAS
     if sigmas is not None:
-        if len(sigmas) != len(names):
-            raise DatasetError(
-                f"{name}: category {category['name']!r} has {len(sigmas)} keypoint_sigmas for "
-                f"{len(names)} keypoints"
-            )
         metadata["keypoint_oks_sigmas"] = [float(s) for s in sigmas]
     return metadata
 

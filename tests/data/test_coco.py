@@ -118,7 +118,13 @@ def test_coco_keypoints_have_coco_sigmas(toy_dataset: Path) -> None:
     ("categories", "content", "message"),
     [
         ([], {}, "'categories' must be"),
-        ([{"name": "no id"}], {}, "'categories' must be"),
+        ([{"name": "no id"}], {}, "id is None, must be an integer"),
+        ([{"id": 1, "name": "a"}, {"id": "2", "name": "b"}], {}, "id is '2', must be an integer"),
+        ([{"id": 1, "name": "a", "keypoints": {"x": 1}}], {}, "must be a list of names"),
+        ([{"id": 1, "name": "a", "keypoints": ["x"], "skeleton": [[1, 2]]}], {}, "skeleton is"),
+        ([{"id": 1, "name": "a", "keypoint_sigmas": "0.1"}], {}, "must be a list of numbers"),
+        ([{"id": 1, "name": "a", "keypoint_flip_map": 3}], {}, "keypoint_flip_map is 3"),
+        (5, {}, "'categories' must be"),
         ([{"id": 1, "name": "a"}], {"images": None}, "no list 'images'"),
         (
             [
@@ -136,7 +142,7 @@ def test_coco_keypoints_have_coco_sigmas(toy_dataset: Path) -> None:
     ],
 )
 def test_what_is_not_coco_format_is_refused(
-    tmp_path: Path, categories: list[dict[str, Any]], content: dict[str, Any], message: str
+    tmp_path: Path, categories: Any, content: dict[str, Any], message: str
 ) -> None:
     file = write(tmp_path, categories, **content)
     with pytest.raises(DatasetError, match=message):
