@@ -219,7 +219,8 @@ def test_a_mistake_of_one_rank_ends_all_and_is_told_once(
 ) -> None:
     """Rank 1 waits for it in a barrier."""
     assert spawn(launched.prepare_nothing, launched.mistake_of_rank_0) == 2
-    assert capfd.readouterr().err.splitlines()[-1].endswith(": rank 0 cannot go on")
+    [line] = capfd.readouterr().err.splitlines()
+    assert line.endswith(": rank 0 cannot go on")
 
 
 def test_a_signal_reaches_the_spawned_processes_and_their_exit_code_comes_back(
