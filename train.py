@@ -9,6 +9,9 @@
         dataset.train.json=my/train.json dataset.train.images=my/images \\
         dataset.test.json=my/val.json dataset.test.images=my/images
 
+With --print-config or --diff BASE it prints the config, or what it has otherwise than another, and
+does nothing else.
+
 Checkpoints, metrics.json, TensorBoard events, results.json and the log land in train.output_dir,
 output/CONFIG by default. A mistake in the arguments ends with exit code 2 and one line that says
 what is there instead, before anything is written. For torchrun, srun and several machines see
@@ -30,6 +33,7 @@ from omegaconf import DictConfig
 from mask_rcnn_plugin.config import ConfigError
 from mask_rcnn_plugin.engine.batch_scaling import fit_batch
 from mask_rcnn_plugin.engine.launch import launch, log_processes, parse_launch_args
+from mask_rcnn_plugin.engine.preflight import check_datasets
 from mask_rcnn_plugin.engine.train_loop import check_precision
 
 
@@ -39,6 +43,9 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         "--resume", action="store_true", help="go on from the last checkpoint in train.output_dir"
+    )
+    parser.add_argument(
+        "--no-check", action="store_true", help="start without checking the data sets"
     )
     return parse_launch_args(parser)
 
@@ -59,6 +66,8 @@ def prepare(args: argparse.Namespace, cfg: DictConfig) -> None:
 
 def run(args: argparse.Namespace, cfg: DictConfig) -> None:
     """What each process does."""
+    if not args.no_check:
+        check_datasets(cfg, args.config, args.overrides)
     default_setup(cfg, args)
     logger = setup_logger(
         cfg.train.output_dir, distributed_rank=comm.get_rank(), name="mask_rcnn_plugin"

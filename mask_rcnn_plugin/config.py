@@ -5,9 +5,11 @@ other LazyConfig file, and applies overrides; a key that does not exist is refus
 YAML: `add_mask_rcnn_config` adds the keys that the plugin's heads read.
 """
 
+import copy
 import difflib
-import inspect
+import functools
 import re
+import traceback
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,18 +18,21 @@ from detectron2.config import CfgNode, LazyConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mask_rcnn_plugin.errors import UserError
+from mask_rcnn_plugin.config_check import (
+    NODES,
+    check_config,
+    kind,
+    no_such_key,
+    same_kind,
+    settable,
+)
+from mask_rcnn_plugin.errors import ConfigError as ConfigError
 
 _PACKAGE = Path(__file__).parent
 # Inside the package when installed, beside it in a clone.
 CONFIG_DIR = next(d for d in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if d.is_dir())
 # Folders of CONFIG_DIR that hold parts of configs.
 _PARTS = ("common", "overlays")
-_NODES = ("model", "dataset", "dataloader", "optimizer", "lr_multiplier", "train")
-
-
-class ConfigError(UserError):
-    """A config, overlay or override that does not exist or does not fit; the message says which."""
 
 
 def list_configs() -> list[str]:
@@ -48,43 +53,49 @@ def get_config(name: str, overrides: Iterable[str] = ()) -> DictConfig:
         name: short name, e.g. "table2a_backbone/r50_fpn", or path of a LazyConfig file; either may
             be followed by overlays: "table2a_backbone/r50_fpn+synthetic".
         overrides: "key=value" strings, applied in order after the overlays. Values are read as
-            YAML: numbers, true/false, null, [lists]; anything else is a string.
+            YAML: numbers, true/false, null, [lists]; anything else is a string. "+key=value" sets
+            a key that is not there yet, for code of your own to read.
 
     Returns:
         The config, with `model`, `dataset`, `dataloader`, `optimizer`, `lr_multiplier` and
         `train`. An empty `train.output_dir` becomes output/NAME.
 
     Raises:
-        ConfigError: if there is no such file, overlay or key, or a value has the wrong type.
+        ConfigError: if there is no such file, overlay or key, the file cannot be run, or a value
+            has the wrong type or is out of range; see `check_config`.
     """
     base, *overlays = _split(name)
     path, short = _find(base)
-    cfg = LazyConfig.load(str(path))
-    missing = [n for n in _NODES if n not in cfg]
+    cfg = _load(path)
+    missing = [n for n in NODES if n not in cfg]
     if missing:
         raise ConfigError(f"{path} is no whole config: it has no {missing}")
     for overlay in overlays:
-        file = CONFIG_DIR / "overlays" / f"{overlay}.py"
-        if not file.is_file():
-            raise ConfigError(f"no overlay {overlay!r} (in {name!r}); there is {list_overlays()}")
-        LazyConfig.load(str(file), "overlay")(cfg)
-    for override in overrides:
-        apply_override(cfg, override)
-    if OmegaConf.select(cfg, "train.output_dir") == "":
+        _apply_overlay(cfg, overlay)
+    added = [key for override in overrides if (key := apply_override(cfg, override))]
+    if not OmegaConf.select(cfg, "train.output_dir"):
         cfg.train.output_dir = f"output/{'+'.join([short, *overlays])}"
+    try:
+        check_config(cfg, _shipped(), added)
+    except ConfigError as error:
+        raise ConfigError(f"config {name}: {error}") from error
     return cfg
 
 
-def apply_override(cfg: DictConfig, override: str) -> None:
+def apply_override(cfg: DictConfig, override: str) -> str | None:
     """Apply one "key=value" in place.
 
     A key must exist already or, under a node that calls a class or function, be one of its
     arguments; a number is an index: dataloader.test.mapper.augmentations.0.max_size=1000.
 
+    Returns:
+        The key of a "+key=value".
+
     Raises:
         ConfigError: see `get_config`.
     """
     key, equals, text = override.partition("=")
+    key = key.removeprefix("+")
     if not equals or not key:
         raise ConfigError(f"override {override!r} is not of the form key=value")
     try:
@@ -93,30 +104,26 @@ def apply_override(cfg: DictConfig, override: str) -> None:
         value = value["value"]
     except Exception as error:
         raise ConfigError(f"override {override!r}: {text!r} cannot be read as YAML") from error
+    if override.startswith("+"):
+        OmegaConf.update(cfg, key, value)
+        return key
 
     node, parts = cfg, key.split(".")
     for i, part in enumerate(parts):
-        keys = _keys(node)
-        if part not in keys:
-            prefix = ".".join(parts[:i])
-            # The whole key first: a slip in the first part would else only find top-level names.
-            close = difflib.get_close_matches(key, _all_keys(cfg), n=1) or [
-                f"{prefix}.{k}".lstrip(".") for k in difflib.get_close_matches(part, keys, n=1)
-            ]
-            hint = f"did you mean {close[0]!r}? " if close else ""
-            where = f"{prefix!r}" if prefix else "the config"
-            raise ConfigError(f"no key {key!r}; {hint}{where} has {sorted(keys)}")
+        siblings = settable(node)
+        if part not in siblings:
+            raise ConfigError(no_such_key(key, siblings, _all_keys(cfg), i))
         if i < len(parts) - 1:
             node = _get(node, part)
     current = _get(node, parts[-1])
-    kind = _kind(current)
-    null_means_none = value is None and kind not in ("bool", "number")
-    if kind is not None and _kind(value) != kind and not null_means_none:
+    null_means_none = value is None and kind(current) not in ("bool", "number")
+    if not same_kind(value, current) and not null_means_none:
         raise ConfigError(
-            f"override {override!r}: {value!r} is a {_kind(value) or type(value).__name__}, "
-            f"{key} is a {kind} ({current!r})"
+            f"override {override!r}: {value!r} is a {kind(value) or type(value).__name__}, "
+            f"{key} is a {kind(current)} ({current!r})"
         )
     OmegaConf.update(node, parts[-1], value, merge=True)
+    return None
 
 
 def short_name(name: str) -> str:
@@ -131,25 +138,39 @@ def short_name(name: str) -> str:
     return _find(_split(name)[0])[1]
 
 
-def flatten(cfg: DictConfig) -> dict[str, Any]:
-    """A config as {"train.max_iter": 160000, ...}, its values plain enough for JSON.
+def plain(cfg: DictConfig, *, resolve: bool = False) -> Any:
+    """A config as dicts and lists of values plain enough for YAML and JSON.
 
-    Interpolations stay as they are written; a class or function becomes its full name.
+    A class or function becomes its full name; interpolations stay as they are written unless they
+    are to be resolved.
     """
+
+    def visit(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {str(k): visit(v) for k, v in node.items()}
+        if isinstance(node, (list, tuple)):
+            return [visit(v) for v in node]
+        if hasattr(node, "__qualname__"):
+            return f"{node.__module__}.{node.__qualname__}"
+        if node is None or isinstance(node, (bool, int, float, str)):
+            return node
+        return re.sub(" at 0x[0-9a-f]+", "", repr(node))
+
+    return visit(OmegaConf.to_container(cfg, resolve=resolve))
+
+
+def flatten(cfg: DictConfig, *, resolve: bool = False) -> dict[str, Any]:
+    """A config as {"train.max_iter": 160000, ...}, its values as `plain` has them."""
     flat: dict[str, Any] = {}
 
     def visit(node: Any, key: str) -> None:
-        if isinstance(node, (dict, list, tuple)) and node:
+        if isinstance(node, (dict, list)) and node:
             for k, v in node.items() if isinstance(node, dict) else enumerate(node):
                 visit(v, f"{key}.{k}" if key else str(k))
-        elif hasattr(node, "__qualname__"):
-            flat[key] = f"{node.__module__}.{node.__qualname__}"
-        elif node is None or isinstance(node, (bool, int, float, str, dict, list)):
-            flat[key] = node
         else:
-            flat[key] = re.sub(" at 0x[0-9a-f]+", "", repr(node))
+            flat[key] = node
 
-    visit(OmegaConf.to_container(cfg, resolve=False), "")
+    visit(plain(cfg, resolve=resolve), "")
     return flat
 
 
@@ -237,50 +258,45 @@ def _get(node: Any, key: str) -> Any:
         return None
 
 
-def _keys(node: Any) -> set[str]:
-    """What may be set below a node: its keys or indices, and the arguments of what it calls."""
-    if isinstance(node, ListConfig):
-        return {str(i) for i in range(len(node))}
-    if not isinstance(node, DictConfig):
-        return set()
-    keys = {str(k) for k in node if k != "_target_"}
-    if "_target_" in node:
-        keys |= _arguments(node["_target_"])
-    return keys
-
-
-def _arguments(target: Any) -> set[str]:
-    """Names of a callable's keyword arguments; those of base classes too while it passes on **."""
-    if not callable(target):
-        return set()
-    constructors = [target]
-    if inspect.isclass(target):
-        constructors = [vars(c)["__init__"] for c in target.__mro__[:-1] if "__init__" in vars(c)]
-    names: set[str] = set()
-    for constructor in constructors:
-        parameters = inspect.signature(constructor).parameters.values()
-        names |= {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-        if not any(p.kind == p.VAR_KEYWORD for p in parameters):
-            break
-    return names - {"self"}
-
-
 def _all_keys(node: Any, prefix: str = "") -> list[str]:
     keys = []
-    for key in sorted(_keys(node)):
+    for key in sorted(settable(node)):
         keys.append(prefix + key)
         keys += _all_keys(_get(node, key), f"{prefix}{key}.")
     return keys
 
 
-def _kind(value: Any) -> str | None:
-    """Coarse type of a config value; None where anything may follow (None, objects)."""
-    if isinstance(value, bool):
-        return "bool"
-    if isinstance(value, (int, float)):
-        return "number"
-    if isinstance(value, str):
-        return "string"
-    if isinstance(value, (list, tuple, ListConfig)):
-        return "list"
-    return "dict" if isinstance(value, (dict, DictConfig)) else None
+def _load(path: Path) -> DictConfig:
+    """
+    Raises:
+        ConfigError: if the file cannot be run; the message says where.
+    """
+    try:
+        return LazyConfig.load(str(path))
+    except SyntaxError as error:  # detectron2 raises one from the one that knows the line
+        detail = error.__cause__ if isinstance(error.__cause__, SyntaxError) else error
+        raise ConfigError(f"config {path}: {error} Line {detail.lineno}: {detail.msg}") from error
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [f"{f.filename}, line {f.lineno}" for f in frames if f.name == "<module>"]
+        what = " ".join(str(error).split())
+        raise ConfigError(
+            f"config {path}: {type(error).__name__} in {(lines or [str(path)])[-1]}: {what}"
+        ) from error
+
+
+def _apply_overlay(cfg: DictConfig, overlay: str) -> None:
+    file = CONFIG_DIR / "overlays" / f"{overlay}.py"
+    if not file.is_file():
+        raise ConfigError(f"no overlay {overlay!r}; there is {list_overlays()}")
+    LazyConfig.load(str(file), "overlay")(cfg)
+
+
+@functools.cache
+def _shipped() -> DictConfig:
+    """A config with every key that `train` and `dataset` may have."""
+    cfg = _load(CONFIG_DIR / "table2a_backbone" / "r50_fpn.py")
+    drawn = copy.deepcopy(cfg)
+    _apply_overlay(drawn, "synthetic")
+    cfg.dataset.synthetic = drawn.dataset.synthetic
+    return cfg

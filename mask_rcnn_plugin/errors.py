@@ -7,3 +7,7 @@ class UserError(ValueError):
     The message names the thing, the value and what would be right. The scripts print it as one line
     and end with exit code 2.
     """
+
+
+class ConfigError(UserError):
+    """A config, overlay or override that does not exist or does not fit; the message says which."""

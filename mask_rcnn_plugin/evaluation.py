@@ -1,17 +1,21 @@
 """COCO evaluation of the plugin's predictions."""
 
+import copy
 import itertools
 import json
 import math
+import tempfile
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import detectron2
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.builtin_meta import COCO_PERSON_KEYPOINT_NAMES
+from detectron2.data.datasets.coco import convert_to_coco_dict
 from detectron2.evaluation import COCOEvaluator
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
@@ -30,6 +34,7 @@ from mask_rcnn_plugin.data.coco import COCO_KEYPOINT_OKS_SIGMAS
 from mask_rcnn_plugin.modeling.mask_rle import RLEMasks
 
 PREDICTIONS_FILE = "coco_instances_results.json"
+_COCO_LIMIT = 100  # detections of an image and category
 
 
 class MaskRCNNCOCOEvaluator(COCOEvaluator):
@@ -39,7 +44,9 @@ class MaskRCNNCOCOEvaluator(COCOEvaluator):
     * data in which some categories have keypoints and others do not. Instances without keypoints
       count as unlabelled, so keypoint AP is that of the categories that have them;
     * OKS sigmas from the dataset's metadata (`keypoint_oks_sigmas`);
-    * annotations that do not say whether they are crowds: they are none.
+    * annotations that do not say whether they are crowds: they are none;
+    * data sets that are not COCO files, as they are now. detectron2 keeps such a one in a file in
+      `output_dir`, from which it is scored for ever after, whatever has changed since.
 
     What it keeps of an image is one compressed string, about 12 kB for a hundred masks. Numbers
     come from the fastest implementation of COCO's API that is installed (`find_backend`), named by
@@ -51,6 +58,9 @@ class MaskRCNNCOCOEvaluator(COCOEvaluator):
             an RPN's boxes.
         output_dir: where `coco_instances_results.json`, the predictions in COCO's format, is
             written; none if None.
+        max_detections: what counts of an image and category, highest scores first, in the AP of
+            boxes and masks. COCO's limit is 100, which stays for fewer: AP is then the same. COCO
+            scores 20 keypoint detections an image, whatever is given here.
         official: pycocotools, COCO's own implementation, whatever else is installed.
         **kwargs: detectron2's; `use_fast_impl=False` means `official=True`.
 
@@ -65,6 +75,7 @@ class MaskRCNNCOCOEvaluator(COCOEvaluator):
         tasks: tuple[str, ...],
         output_dir: str | None = None,
         *,
+        max_detections: int = _COCO_LIMIT,
         official: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -80,10 +91,12 @@ class MaskRCNNCOCOEvaluator(COCOEvaluator):
                     f"{len(names)} keypoints: give one for each"
                 )
             kwargs["kpt_oks_sigmas"] = sigmas
+        kwargs.setdefault("max_dets_per_image", max(_COCO_LIMIT, max_detections))
         official = official or not kwargs.pop("use_fast_impl", True)
-        super().__init__(
-            dataset_name, tuple(tasks), output_dir=output_dir, use_fast_impl=False, **kwargs
-        )
+        with _in_coco_format(dataset_name) as name:
+            super().__init__(
+                name, tuple(tasks), output_dir=output_dir, use_fast_impl=False, **kwargs
+            )
         for annotation in self._coco_api.anns.values():
             annotation.setdefault("iscrowd", 0)
         self._backend = find_backend(self._coco_api.dataset, official)
@@ -98,6 +111,11 @@ class MaskRCNNCOCOEvaluator(COCOEvaluator):
         if "box_proposals" in self._tasks:
             return f"detectron2 {detectron2.__version__} box proposal recall"
         return self._backend.name
+
+    @property
+    def max_detections(self) -> int:
+        """How many detections of an image and category count in AP."""
+        return self._max_dets_per_image[-1]
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         """Keep the predictions of some images, packed in COCO's format; proposals as they are.
@@ -189,6 +207,32 @@ class MaskRCNNCOCOEvaluator(COCOEvaluator):
         return results
 
 
+@contextmanager
+def _in_coco_format(dataset_name: str) -> Iterator[str]:
+    """A name in the catalogs under which a data set is a COCO file, inside the block.
+
+    The file is not kept: whether it were still right, only reading the data set again could tell,
+    and converting 5,000 images takes no more than seconds.
+    """
+    metadata = MetadataCatalog.get(dataset_name)
+    if hasattr(metadata, "json_file"):
+        yield dataset_name
+        return
+    name = f"{dataset_name} in COCO's format"
+    # A copy, as the conversion moves keypoints in place, which may be the data set's own.
+    DatasetCatalog.register(name, lambda: copy.deepcopy(DatasetCatalog.get(dataset_name)))
+    fields = {k: v for k, v in metadata.as_dict().items() if k != "name"}
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "annotations.json"
+            MetadataCatalog.get(name).set(**fields, json_file=str(file))
+            file.write_text(json.dumps(convert_to_coco_dict(name)))
+            yield name
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.pop(name, None)
+
+
 def coco_results(instances: Instances, image_id: int) -> list[dict[str, Any]]:
     """One image's predictions in COCO's format, but with the model's classes as categories.
 
@@ -234,16 +278,20 @@ def write_results(
     results: Mapping[str, Mapping[str, float]],
     evaluator: str,
     ms_per_image: float,
+    max_detections: int = _COCO_LIMIT,
 ) -> None:
     """Write results.json: {"dataset", "bbox": {"AP": ...}, "segm", "keypoints", "evaluator", ...}.
 
     AP is in points (0 to 100); a metric that could not be computed is null. `ms_per_image` is the
-    time of the model's call, post-processing included.
+    time of the model's call, post-processing included. `max_detections`, how many detections of an
+    image and category count, is there where it is not COCO's 100.
     """
     content: dict[str, Any] = {"dataset": dataset_name}
     for task, metrics in results.items():
         content[task] = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
     content["evaluator"] = evaluator
+    if max_detections != _COCO_LIMIT:
+        content["max_detections"] = max_detections
     content["ms_per_image"] = round(ms_per_image, 2)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2) + "\n")

@@ -124,6 +124,69 @@ def test_numbers_and_file_are_those_of_the_stock_evaluator(
     assert [f.name for f in ours.iterdir()] == [PREDICTIONS_FILE]
 
 
+@pytest.mark.parametrize(("limit", "ap"), [(None, 66.3), (150, 100), (300, 100), (10, 66.3)])
+@pytest.mark.parametrize("backend", ["fastest", "official"])
+def test_more_than_100_objects_count_if_asked_for(
+    backend: str, limit: int | None, ap: float, tmp_path: Path
+) -> None:
+    boxes = [[20.0 * (i % 15), 20.0 * (i // 15), 10.0, 10.0] for i in range(150)]
+    annotation = {"image_id": 1, "category_id": 1, "iscrowd": 0, "area": 100.0}
+    content = {
+        "images": [{"id": 1, "height": 300, "width": 300, "file_name": "1.png"}],
+        "categories": [{"id": 1, "name": "cell"}],
+        "annotations": [{**annotation, "id": i + 1, "bbox": b} for i, b in enumerate(boxes)],
+    }
+    file = tmp_path / "cells.json"
+    file.write_text(json.dumps(content))
+    dataset = register_coco_dataset(str(file), str(tmp_path))
+    instances = Instances((300, 300))
+    instances.pred_boxes = Boxes(BoxMode.convert(torch.tensor(boxes), 1, 0))
+    instances.scores = torch.linspace(1, 0.5, 150)
+    instances.pred_classes = torch.zeros(150, dtype=torch.long)
+    given = {} if limit is None else {"max_detections": limit}
+    evaluator = MaskRCNNCOCOEvaluator(dataset, ("bbox",), official=backend == "official", **given)
+    evaluator.reset()
+    evaluator.process([{"image_id": 1}], [{"instances": instances}])
+    # Of the 101 recalls at which COCO reads the precision, 100 / 150 reach the first 67.
+    assert evaluator.evaluate()["bbox"]["AP"] == pytest.approx(ap, abs=0.05)
+    assert evaluator.max_detections == max(100, limit or 0)
+
+
+def test_a_data_set_that_is_no_file_is_scored_as_it_is_now(tmp_path: Path) -> None:
+    def image(i: int) -> dict[str, Any]:
+        box = {"bbox": [1.0, 2.0, 30.0, 40.0], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
+        box["keypoints"] = [10.5, 20.5, 2.0] * 17
+        return {"image_id": i, "height": 64, "width": 64, "file_name": "", "annotations": [box]}
+
+    name, images = "changing", [image(0)]
+    DatasetCatalog.register(name, lambda: images)
+    MetadataCatalog.get(name).thing_classes = ["ball"]
+    catalogs = DatasetCatalog.list(), MetadataCatalog.list()
+    try:
+        for n in (1, 5):
+            images[:] = [image(i) for i in range(n)]
+            evaluator = MaskRCNNCOCOEvaluator(name, ("bbox",), str(tmp_path))
+            assert len(evaluator._coco_api.imgs) == n
+            assert evaluator._coco_api.anns[1]["bbox"] == [1, 2, 30, 40]
+        assert images[0]["annotations"][0]["keypoints"][0] == 10.5
+        assert (DatasetCatalog.list(), MetadataCatalog.list()) == catalogs
+        assert not hasattr(MetadataCatalog.get(name), "json_file")
+        assert not list(tmp_path.iterdir())
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def test_a_file_registered_again_is_scored_as_it_is_now(toy_dataset: Path, tmp_path: Path) -> None:
+    content = json.loads((toy_dataset / "val.json").read_text())
+    file = tmp_path / "val.json"
+    for n in (1, 5):
+        file.write_text(json.dumps({**content, "images": content["images"][:n]}))
+        dataset = register_coco_dataset(str(file), str(toy_dataset / "val"))
+        assert len(MaskRCNNCOCOEvaluator(dataset, ("bbox",))._coco_api.imgs) == n
+        assert len(DatasetCatalog.get(dataset)) == n
+
+
 def test_official_is_pycocotools(dataset: str, monkeypatch: pytest.MonkeyPatch) -> None:
     faster = SimpleNamespace(__version__="1.8.0", COCO=COCO, COCOeval_faster=COCOeval)
     monkeypatch.setattr(average_precision, "COCOeval_opt", COCOeval)
@@ -230,6 +293,11 @@ def test_results_file_has_null_for_what_could_not_be_computed(tmp_path: Path) ->
         "evaluator": "pycocotools 2",
         "ms_per_image": 3.14,
     }
+
+
+def test_results_file_names_another_limit_than_cocos(tmp_path: Path) -> None:
+    write_results(tmp_path / "results.json", "set", {}, "pycocotools 2", 1.0, max_detections=300)
+    assert json.loads((tmp_path / "results.json").read_text())["max_detections"] == 300
 
 
 def cells(line: str) -> list[str]:

@@ -2,14 +2,11 @@
 
 import detectron2.data.transforms as T
 from detectron2.config import LazyCall as L
-from detectron2.data import (
-    build_detection_test_loader,
-    build_detection_train_loader,
-    get_detection_dataset_dicts,
-)
+from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
 from omegaconf import OmegaConf
 
 from mask_rcnn_plugin.data.coco import MINIVAL, TRAINVAL35K
+from mask_rcnn_plugin.data.loader import build_train_loader
 from mask_rcnn_plugin.data.mapper import MaskRCNNDatasetMapper
 from mask_rcnn_plugin.evaluation import MaskRCNNCOCOEvaluator
 
@@ -17,14 +14,19 @@ from mask_rcnn_plugin.evaluation import MaskRCNNCOCOEvaluator
 dataset = OmegaConf.create(
     dict(
         train=dict(names=list(TRAINVAL35K), json="", images=""),
-        test=dict(names=list(MINIVAL), json="", images=""),
+        test=dict(
+            names=list(MINIVAL),
+            json="",
+            images="",
+            max_detections=100,  # an image; Sec. 3.1. More than 100 count in AP too
+        ),
     )
 )
 
 _shorter_edge, _longest_edge = 800, 1333
 
 dataloader = OmegaConf.create({})
-dataloader.train = L(build_detection_train_loader)(
+dataloader.train = L(build_train_loader)(
     dataset=L(get_detection_dataset_dicts)(names="${dataset.train.names}", filter_empty=True),
     mapper=L(MaskRCNNDatasetMapper)(
         is_train=True,
@@ -42,6 +44,7 @@ dataloader.train = L(build_detection_train_loader)(
     ),
     total_batch_size=16,  # 2 images on each of 8 GPUs
     num_workers=4,
+    max_unreadable=100,  # images, which are left out; more are an error
 )
 dataloader.test = L(build_detection_test_loader)(
     dataset=L(get_detection_dataset_dicts)(names="${dataset.test.names}", filter_empty=False),
@@ -58,5 +61,6 @@ dataloader.evaluator = L(MaskRCNNCOCOEvaluator)(
     dataset_name="${dataset.test.names[0]}",
     tasks=["bbox", "segm"],
     output_dir="${train.output_dir}",
+    max_detections="${dataset.test.max_detections}",
     official=False,  # True: pycocotools even where a faster backend is installed
 )

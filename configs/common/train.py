@@ -31,15 +31,18 @@ train = OmegaConf.create(
         # they are scaled to it. null: taken as they are.
         reference_batch_size=None,
         eval_period=20_000,
+        validation_period=0,  # iterations between losses on the test set; 0: none
         log_period=20,
-        checkpointer=dict(period=5000, max_to_keep=5),
+        # Best model by a metric of the evaluation, e.g. segm/AP, in model_best.pth; null: none.
+        checkpointer=dict(period=5000, max_to_keep=5, best_metric=None),
         device=_device,
         seed=-1,  # a negative one: another for each run
+        max_skipped_steps=0,  # steps with a non-finite loss to leave out before stopping
         amp=dict(enabled=False, dtype="bf16"),
         # Layout of the weights: faster on CPUs (docs/benchmarks), not measured on CUDA.
         channels_last=_device == "cpu",
         ddp=dict(broadcast_buffers=False, find_unused_parameters=False, fp16_compression=False),
         cudnn_benchmark=False,
-        process_group_timeout=30,  # minutes that a process waits for the others
+        process_group_timeout=30.0,  # minutes that a process waits for the others
     )
 )

@@ -32,7 +32,7 @@ def overlay(cfg: DictConfig) -> None:
     heads = cfg.model.roi_heads
     heads.batch_size_per_image = 16
     heads.positive_fraction = 0.5
-    heads.box_predictor.test_topk_per_image = 10
+    cfg.dataset.test.max_detections = 10
 
     cfg.optimizer.lr = 3e-3
     # One coarse level of features is learnt more slowly than an FPN, at less for a step.

@@ -64,7 +64,7 @@ def overlay(cfg: DictConfig, size: int = 128) -> None:
 
     heads = cfg.model.roi_heads
     heads.batch_size_per_image = 32
-    heads.box_predictor.test_topk_per_image = 20  # at most 5 objects an image
+    cfg.dataset.test.max_detections = 20  # at most 5 objects an image
     set_widths(cfg.model, convolutions=64, fully_connected=256)
     if "keypoint_head" in heads:
         # A cross-entropy over 3136 cells starts at 8: on a short schedule it drowns the others.

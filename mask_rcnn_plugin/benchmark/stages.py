@@ -33,7 +33,7 @@ from mask_rcnn_plugin import get_config
 from mask_rcnn_plugin.benchmark import made_up_detections as made_up
 from mask_rcnn_plugin.benchmark.peers import stock_detectron2, torchvision_twin
 from mask_rcnn_plugin.benchmark.weights import draw_like_trained
-from mask_rcnn_plugin.engine.train_loop import BFloat16Trainer
+from mask_rcnn_plugin.engine.train_loop import Trainer
 from mask_rcnn_plugin.evaluation import coco_results
 from mask_rcnn_plugin.modeling import MaskRCNNFCNHead, MaskRCNNKeypointHead, encode_masks
 from mask_rcnn_plugin.modeling.keypoint_decoding import decode_keypoints
@@ -484,20 +484,25 @@ def training(p: Peers) -> Iterator[Row]:
     ]
 
     def step(model: nn.Module, half: bool) -> Callable[[], float]:
+        stock = model is p.stock
         model = copy.deepcopy(model).train()
         # A rate of 0 does the same work and leaves both models what they are.
         optimizer = torch.optim.SGD(
             [q for q in model.parameters() if q.requires_grad], lr=0.0, momentum=0.9
         )
         arguments = (model, itertools.repeat(batch), optimizer)
-        trainer = BFloat16Trainer(p.device, *arguments) if half else SimpleTrainer(*arguments)
+        if half or not stock:
+            dtype = torch.bfloat16 if half else None
+            trainer = Trainer(*arguments, device=p.device, dtype=dtype)
+        else:
+            trainer = SimpleTrainer(*arguments)
         trainer.iter = 0
 
         def run() -> float:
             torch.manual_seed(0)  # the same RoIs are sampled
-            with EventStorage() as storage:
+            with EventStorage() as trainer.storage:
                 trainer.run_step()
-                return storage.latest()["total_loss"][0]
+                return trainer.storage.latest()["total_loss"][0]
 
         return run
 

@@ -5,14 +5,16 @@ DATASETS/coco/{train2014,val2014,train2017,val2017,test2017,annotations}.
 """
 
 import json
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import load_coco_json, register_coco_instances
+from detectron2.data.datasets import load_coco_json
 from detectron2.data.datasets.builtin_meta import COCO_PERSON_KEYPOINT_NAMES
 
+from mask_rcnn_plugin.data.annotation_rules import category_error, shown
 from mask_rcnn_plugin.errors import UserError
 
 # Sec. 4: the 80k training images and 35k of validation (2014), the remaining 5k to validate. The
@@ -89,9 +91,33 @@ def register_coco_dataset(json_file: str, image_root: str) -> str:
     if name in DatasetCatalog.list():
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
-    metadata = {"thing_classes": [c["name"] for c in categories], **_keypoints(name, categories)}
-    register_coco_instances(name, metadata, name, str(image_root))
+    metadata = {
+        "thing_classes": [c["name"] for c in categories],
+        # Else set by the first loading, before which an evaluator would take classes for ids.
+        "thing_dataset_id_to_contiguous_id": {c["id"]: i for i, c in enumerate(categories)},
+        **_keypoints(name, categories),
+    }
+    DatasetCatalog.register(name, partial(_load, name, str(image_root)))
+    MetadataCatalog.get(name).set(
+        json_file=name, image_root=str(image_root), evaluator_type="coco", **metadata
+    )
     return name
+
+
+def _load(json_file: str, image_root: str) -> list[dict[str, Any]]:
+    """detectron2's `load_coco_json`, which on a broken file fails in many ways, with one error.
+
+    Raises:
+        DatasetError: naming the file, whatever is wrong with it.
+    """
+    try:
+        return load_coco_json(json_file, image_root, json_file, extra_annotation_keys=["id"])
+    except Exception as error:
+        raise DatasetError(
+            f"annotation file {json_file!r} cannot be loaded ({type(error).__name__}: {error}): "
+            f"`python tools/check_dataset.py --json {json_file} --images {image_root} "
+            "--fix OUT.json` lists what is wrong and writes a copy without it"
+        ) from error
 
 
 def _read_categories(json_file: str) -> list[dict[str, Any]]:
@@ -105,18 +131,23 @@ def _read_categories(json_file: str) -> list[dict[str, Any]]:
         )
     try:
         content = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DatasetError(f"annotation file {json_file!r} is not JSON: {error}") from error
     if not isinstance(content, dict) or not isinstance(content.get("images"), list):
         raise DatasetError(f"annotation file {json_file!r} is not COCO-format: no list 'images'")
     categories = content.get("categories")
-    if not categories or not all(
-        isinstance(c, dict) and {"id", "name"} <= c.keys() for c in categories
-    ):
+    if not isinstance(categories, list) or not categories:
         raise DatasetError(
             f"annotation file {json_file!r} is not COCO-format: 'categories' must be a list of "
             "objects with 'id' and 'name', and not empty"
         )
+    for category in categories:
+        wrong = category_error(category)
+        if wrong:
+            raise DatasetError(f"annotation file {json_file!r}, {shown(category)}: {wrong}")
+    ((most, count),) = Counter(category["id"] for category in categories).most_common(1)
+    if count > 1:
+        raise DatasetError(f"annotation file {json_file!r}: {count} categories have the id {most}")
     return sorted(categories, key=lambda c: c["id"])
 
 
@@ -126,9 +157,9 @@ def _keypoints(name: str, categories: list[dict[str, Any]]) -> dict[str, Any]:
     if not with_keypoints:
         return {}
     category = with_keypoints[0]
-    names = list(category["keypoints"])
+    names = category["keypoints"]
     for other in with_keypoints[1:]:
-        if list(other["keypoints"]) != names:
+        if other["keypoints"] != names:
             raise DatasetError(
                 f"{name}: categories {category['name']!r} and {other['name']!r} have different "
                 "keypoints; one keypoint branch predicts one list of keypoints"
@@ -148,11 +179,6 @@ def _keypoints(name: str, categories: list[dict[str, Any]]) -> dict[str, Any]:
     if sigmas is None and names == list(COCO_PERSON_KEYPOINT_NAMES):
         sigmas = COCO_KEYPOINT_OKS_SIGMAS
     if sigmas is not None:
-        if len(sigmas) != len(names):
-            raise DatasetError(
-                f"{name}: category {category['name']!r} has {len(sigmas)} keypoint_sigmas for "
-                f"{len(names)} keypoints"
-            )
         metadata["keypoint_oks_sigmas"] = [float(s) for s in sigmas]
     return metadata
 

@@ -1,40 +1,209 @@
 """From a dataset dict to the model's input."""
 
+import copy
+import functools
+import logging
 from typing import Any
 
+import numpy as np
+import torch
 from detectron2.data import DatasetMapper
+from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
+from detectron2.structures import BoxMode
+from detectron2.utils.file_io import PathManager
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from mask_rcnn_plugin.data.annotation_rules import annotation_error
+from mask_rcnn_plugin.data.coco import DatasetError
+
+logger = logging.getLogger(__name__)
+
+_WARNINGS = 10
+
+
+class ImageError(DatasetError):
+    """An image file that is missing, cannot be decoded or has another size than its dataset says.
+
+    Args:
+        file_name: of the image; an attribute too.
+        reason: None as torch's DataLoader calls it, which rebuilds what a worker raised from its
+            traceback as one text: `file_name` is then that text.
+    """
+
+    def __init__(self, file_name: str, reason: str | None = None) -> None:
+        if reason is None:
+            message = file_name.rpartition("ImageError: image ")[2].strip()
+            file_name, _, reason = message.partition(": ")
+        super().__init__(file_name, reason)
+        self.file_name = file_name
+
+    def __str__(self) -> str:
+        return "image {}: {}".format(*self.args)
 
 
 class MaskRCNNDatasetMapper(DatasetMapper):
-    """detectron2's `DatasetMapper` for images whose instances are not all alike.
+    """detectron2's `DatasetMapper` for images whose instances are not all alike, or not all sound.
 
     detectron2 decides from the first instance what all of an image's instances have. Here
 
     * an instance without keypoints among others with keypoints has none labelled (visibility 0),
       e.g. a ball beside a person;
     * polygons and run-length encodings may stand side by side: the masks of an image are kept as
-      polygons if all are, else as bitmaps.
+      polygons if all are, else as bitmaps;
+    * an instance that cannot be trained on (`annotation_error`) is left out. A warning names the
+      first 10 in each process, then one at each doubling of their number. An image that loses all
+      its instances is background.
+
+    Images of 16 bits a channel are read as the upper 8 of them. Semantic segmentation is not read.
 
     Arguments as `DatasetMapper`; `keypoint_hflip_indices` also tells the number of keypoints, and
     `instance_mask_format` is not taken.
     """
 
+    # Configs are checked against the signature.
+    @functools.wraps(DatasetMapper.__init__)  # type: ignore[misc]
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._dropped: set[tuple[str, int]] = set()
+
+    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+        """
+        Args:
+            dataset_dict: of one image, in detectron2's format; not changed.
+
+        Returns:
+            The same with "image", a (C, H, W) uint8 tensor after augmentation, and in training
+            "instances" in place of "annotations".
+
+        Raises:
+            ImageError: if the image cannot be read or has another size than stated, in training
+                and evaluation alike.
+        """
+        dataset_dict = copy.deepcopy(dataset_dict)
+        image = _read_image(dataset_dict["file_name"], self.image_format)
+        _check_size(dataset_dict, image)
+        augmented = T.AugInput(image)
+        transforms = self.augmentations(augmented)
+        image_shape = augmented.image.shape[:2]
+        pixels = np.ascontiguousarray(augmented.image.transpose(2, 0, 1))
+        dataset_dict["image"] = torch.as_tensor(pixels)
+        if self.proposal_topk is not None:
+            utils.transform_proposals(
+                dataset_dict, image_shape, transforms, proposal_topk=self.proposal_topk
+            )
+        if not self.is_train:
+            dataset_dict.pop("annotations", None)
+        elif "annotations" in dataset_dict:
+            self._transform_annotations(dataset_dict, transforms, image_shape)
+        return dataset_dict
+
     def _transform_annotations(
         self, dataset_dict: dict[str, Any], transforms: T.Transform, image_shape: tuple[int, int]
     ) -> None:
-        annotations = dataset_dict["annotations"]
-        if self.use_keypoint:
-            for annotation in annotations:
-                annotation.setdefault("keypoints", [0.0] * 3 * len(self.keypoint_hflip_indices))
+        annotations = []
+        for index, annotation in enumerate(dataset_dict["annotations"]):
+            if annotation.get("iscrowd", 0) == 1:
+                continue
+            reason = self._prepare(annotation, dataset_dict["width"], dataset_dict["height"])
+            if reason is None:
+                annotations.append(annotation)
+            else:
+                self._warn(dataset_dict, index, reason)
+        dataset_dict["annotations"] = annotations
+        if not annotations:  # detectron2's recompute_boxes would look for their masks
+            del dataset_dict["annotations"]
+            dataset_dict["instances"] = utils.annotations_to_instances([], image_shape)
+            return
         if self.use_instance_mask:
-            kept = [a for a in annotations if not a.get("iscrowd", 0)]
-            for annotation in kept:
-                if "segmentation" not in annotation:
-                    raise ValueError(
-                        f"{dataset_dict['file_name']}: an instance at {annotation['bbox']} has no "
-                        "'segmentation', which training a mask branch needs for every instance"
-                    )
-            all_polygons = all(isinstance(a["segmentation"], list) for a in kept)
+            all_polygons = all(isinstance(a["segmentation"], list) for a in annotations)
             self.instance_mask_format = "polygon" if all_polygons else "bitmask"
         super()._transform_annotations(dataset_dict, transforms, image_shape)
+
+    def _prepare(self, annotation: dict[str, Any], width: int, height: int) -> str | None:
+        """Bring one instance into the form that detectron2 expects of all; what is wrong, if so."""
+        num_keypoints = len(self.keypoint_hflip_indices) if self.use_keypoint else None
+        if not self.use_instance_mask:
+            annotation.pop("segmentation", None)
+        if num_keypoints is None:
+            annotation.pop("keypoints", None)
+        elif not annotation.get("keypoints"):
+            annotation["keypoints"] = [0.0] * 3 * num_keypoints
+        reason = annotation_error(
+            {**annotation, "bbox": _xywh(annotation.get("bbox"), annotation["bbox_mode"])},
+            *(width, height, num_keypoints),
+            needs_mask=self.use_instance_mask,
+        )
+        rle = annotation.get("segmentation")
+        if reason is None and isinstance(rle, dict) and isinstance(rle["counts"], list):
+            annotation["segmentation"] = coco_mask.frPyObjects(rle, height, width)
+        return reason
+
+    def _warn(self, dataset_dict: dict[str, Any], index: int, reason: str) -> None:
+        file_name, annotation = dataset_dict["file_name"], dataset_dict["annotations"][index]
+        if (file_name, index) in self._dropped:
+            return
+        self._dropped.add((file_name, index))
+        count = len(self._dropped)
+        if count <= _WARNINGS or count & (count - 1) == 0:
+            which = f"id {annotation['id']}" if "id" in annotation else f"index {index}"
+            logger.warning(
+                "image %s: left out the annotation with %s: %s (%d left out so far)",
+                *(file_name, which, reason, count),
+            )
+
+
+def _xywh(box: Any, mode: BoxMode) -> Any:
+    if mode == BoxMode.XYWH_ABS:
+        return box
+    try:
+        return BoxMode.convert(
+            BoxMode.convert(box, mode, BoxMode.XYXY_ABS), BoxMode.XYXY_ABS, BoxMode.XYWH_ABS
+        )
+    except (AssertionError, TypeError, ValueError, OverflowError, RuntimeError):
+        return box  # no four numbers, as `annotation_error` will say
+
+
+def _read_image(file_name: str, image_format: str) -> np.ndarray:
+    """As detectron2's `read_image`, (H, W, C), but 16 bits are not clipped to 8, nor PNGs mended.
+
+    Raises:
+        ImageError: whatever is wrong with the file.
+    """
+    try:
+        with PathManager.open(file_name, "rb") as file:
+            image: Image.Image = Image.open(file)
+            # Here, not in detectron2's look at the EXIF data, which decodes a PNG and then takes
+            # what is broken for pixels of 0.
+            image.load()
+        kind, mode = image.format, image.mode
+        image = utils._apply_exif_orientation(image)
+        # PNG has no more than 16 bits; older Pillow gives them as "I".
+        if mode.startswith("I;16") or (mode == "I" and kind == "PNG"):
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        if image.mode not in ("I", "F"):
+            return utils.convert_PIL_to_numpy(image, image_format)
+    except FileNotFoundError as error:
+        raise ImageError(file_name, "it does not exist") from error
+    except Exception as error:  # Pillow raises many kinds on broken files
+        raise ImageError(
+            file_name, f"it cannot be decoded ({type(error).__name__}: {error})"
+        ) from error
+    raise ImageError(
+        file_name,
+        f"its pixels ({kind}, mode {mode!r}) have no known range: convert it to 8 bits a channel",
+    )
+
+
+def _check_size(dataset_dict: dict[str, Any], image: np.ndarray) -> None:
+    try:
+        utils.check_image_size(dataset_dict, image)
+    except utils.SizeMismatchError as error:
+        height, width = image.shape[:2]
+        raise ImageError(
+            dataset_dict["file_name"],
+            f"it is {width} x {height} pixels (turned as its EXIF data says), but its dataset says "
+            f"{dataset_dict['width']} x {dataset_dict['height']}: correct 'width' and 'height' in "
+            "the annotation file, and the annotations if they were made for another size",
+        ) from error

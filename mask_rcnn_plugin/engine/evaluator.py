@@ -68,6 +68,7 @@ def evaluate(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
             results,
             evaluator.backend if results else f"none: {dataset} has no annotations",
             ms_per_image=1000 * median(seconds),
+            max_detections=evaluator.max_detections,
         )
     return results
 

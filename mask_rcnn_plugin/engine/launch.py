@@ -31,6 +31,7 @@ from omegaconf import DictConfig
 from torch.distributed.rendezvous import rendezvous
 
 from mask_rcnn_plugin.config import ConfigError, get_config
+from mask_rcnn_plugin.config_print import add_print_arguments, print_config
 from mask_rcnn_plugin.engine.placement import ALONE, Placement, placement_from
 from mask_rcnn_plugin.errors import UserError
 
@@ -52,8 +53,8 @@ def parse_launch_args(parser: argparse.ArgumentParser) -> argparse.Namespace:
         `placement`.
 
     Raises:
-        SystemExit: with exit code 2 and one line on standard error, if something is wrong. Of
-            several processes the first one writes it.
+        SystemExit: with exit code 2 and one line on standard error, if something is wrong; with 0
+            if the config was only to be printed. Of several processes the first one writes.
     """
     parser.add_argument(
         "--config-file",
@@ -70,6 +71,7 @@ def parse_launch_args(parser: argparse.ArgumentParser) -> argparse.Namespace:
         "which start them",
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
+    add_print_arguments(parser)
     try:
         placement = placement_from(os.environ)
     except ConfigError as error:
@@ -83,6 +85,11 @@ def parse_launch_args(parser: argparse.ArgumentParser) -> argparse.Namespace:
                 f"--num-gpus is {args.num_gpus}, but this is one of {placement.world_size} "
                 "processes that torchrun or srun has started: leave it out"
             )
+        try:
+            if print_config(args):
+                parser.exit()
+        except UserError as error:
+            parser.exit(2, f"{parser.prog}: {error}\n")
     args.placement = placement
     return args
 
@@ -258,11 +265,7 @@ def _load(args: argparse.Namespace, world_size: int, local_size: int) -> DictCon
         ConfigError: for a mistake in the config, or if it cannot run in so many processes.
     """
     cfg = get_config(args.config, args.overrides)
-    device, minutes = cfg.train.device, cfg.train.process_group_timeout
-    if minutes <= 0:
-        raise ConfigError(
-            f"train.process_group_timeout is {minutes}, must be a number of minutes above 0"
-        )
+    device = cfg.train.device
     if world_size > 1 and device not in ("cuda", "cpu"):
         raise ConfigError(
             f"train.device is {device!r}, must be 'cuda', for each process its own GPU, or 'cpu' "

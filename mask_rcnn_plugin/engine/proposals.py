@@ -2,7 +2,6 @@
 
 import copy
 import logging
-import os
 import pickle
 from itertools import chain
 from pathlib import Path
@@ -17,6 +16,7 @@ from detectron2.utils import comm
 from omegaconf import DictConfig
 from torch import nn
 
+from mask_rcnn_plugin.engine.atomic_write import atomic_write
 from mask_rcnn_plugin.engine.checkpoint import Checkpointer
 
 logger = logging.getLogger(__name__)
@@ -65,10 +65,8 @@ class ProposalWriter(DatasetEvaluator):
                 "bbox_mode": BoxMode.XYXY_ABS.value,
             }
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = self._path.with_suffix(".tmp")
-            with temporary.open("wb") as file:
+            with atomic_write(self._path) as file:
                 pickle.dump(content, file, protocol=pickle.HIGHEST_PROTOCOL)
-            os.replace(temporary, self._path)
         comm.synchronize()  # the next stage reads it in every process
 
 

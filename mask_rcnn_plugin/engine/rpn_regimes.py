@@ -13,7 +13,6 @@ runs in a folder of its own below the row's `train.output_dir`.
 import copy
 import json
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from mask_rcnn_plugin.config import ConfigError, deciding
-from mask_rcnn_plugin.engine.checkpoint import Checkpointer, WeightsError
+from mask_rcnn_plugin.engine.atomic_write import atomic_write
+from mask_rcnn_plugin.engine.checkpoint import Checkpointer, WeightsError, write_checkpoint
 from mask_rcnn_plugin.engine.evaluator import evaluate
 from mask_rcnn_plugin.engine.proposals import ProposalFiles, write_proposals
 from mask_rcnn_plugin.engine.trainer import train
@@ -129,6 +129,7 @@ def train_stages(cfg: DictConfig, regime: str) -> dict[str, Any]:
     Raises:
         ConfigError: see `check_stages`.
         WeightsError: as `train`, or if stages that should have one backbone have not.
+        SaveError: as `train`.
     """
     check_stages(cfg, regime)
     if comm.is_main_process():
@@ -277,9 +278,7 @@ def _unite(cfg: DictConfig) -> dict[str, Any]:
     logger.info("%s: one model of 3_rpn's RPN and 4_detector's backbone and heads", checkpoint)
     stages = [root / stage / CHECKPOINT for stage in ("2_detector", "3_rpn", "4_detector")]
     if comm.is_main_process():
-        temporary = checkpoint.with_suffix(".tmp")
-        torch.save({"model": unite_weights(*stages)}, temporary)
-        os.replace(temporary, checkpoint)
+        write_checkpoint(checkpoint, {"model": unite_weights(*stages)})
     comm.synchronize()
     model = instantiate(cfg.model).to(cfg.train.device)
     Checkpointer(model).load_strictly(str(checkpoint))
@@ -297,6 +296,5 @@ def _read_record(cfg: DictConfig) -> dict[str, Any]:
 def _write_record(cfg: DictConfig, record: Mapping[str, Any]) -> None:
     path = Path(cfg.train.output_dir) / RECORD
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(record, indent=2) + "\n")
-    os.replace(temporary, path)
+    with atomic_write(path) as file:
+        file.write(json.dumps(record, indent=2).encode() + b"\n")

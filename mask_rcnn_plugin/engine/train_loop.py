@@ -1,24 +1,255 @@
-"""One step of a training: detectron2's trainers, in the precision that a config asks for."""
+"""One step of a training: detectron2's trainer, with what days on many GPUs need besides."""
 
-from typing import Any
+import contextlib
+import logging
+import math
+import time
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
-from detectron2.engine import AMPTrainer, SimpleTrainer
+from detectron2.engine import SimpleTrainer
+from detectron2.utils import comm
 from omegaconf import DictConfig
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from mask_rcnn_plugin.config import ConfigError
+from mask_rcnn_plugin.engine.nonfinite import (
+    NonFiniteLossError,
+    random_state,
+    write_batch,
+)
+
+logger = logging.getLogger(__name__)
+
+Batch = list[dict[str, Any]]
 
 
-class BFloat16Trainer(SimpleTrainer):
-    """Mixed precision in bfloat16, on CUDA or a CPU. Its range is float32's: no loss scaling."""
+class Trainer(SimpleTrainer):
+    """detectron2's `SimpleTrainer` with three things more:
 
-    def __init__(self, device: str, *args: Any) -> None:
-        super().__init__(*args)
+    * gradients over several batches a step, of which the processes exchange the sum once;
+    * mixed precision in bfloat16, on CUDA or a CPU, or in float16 with loss scaling, on CUDA;
+    * no step is taken on a loss or gradient that is not finite. All processes learn in the one
+      exchange of the metrics whether any of them has such, so they stop, or skip, together; those
+      that have write what is needed to repeat the step (`write_batch`).
+
+    Hooks are called once a step of the optimizer. Losses and rates in the metrics are those of the
+    step; `grad_norm` is the L2 norm of all gradients together (not in float16, where they are
+    scaled).
+
+    Args:
+        model: takes a batch, returns a dict of scalar losses; may be wrapped for DDP.
+        data_loader: iterable of batches, lists of detectron2's dicts.
+        optimizer: of the model's parameters.
+        device: where the model is.
+        dtype: None, torch.bfloat16 or torch.float16.
+        accumulate_steps: batches a step. Their losses are averaged: where a loss is a mean over
+            images the gradient is that of one batch of all of them.
+        max_skipped_steps: how many steps with a non-finite loss or gradient are left out before
+            the training stops, resumes counted together.
+        output_dir: where such steps are written.
+
+    Raises:
+        NonFiniteLossError: from `run_step`.
+    """
+
+    # A file holds the weights, hundreds of megabytes: more of them tell no more.
+    _MAX_FILES: ClassVar[int] = 5
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data_loader: Any,
+        optimizer: torch.optim.Optimizer,
+        *,
+        device: str = "cpu",
+        dtype: torch.dtype | None = None,
+        accumulate_steps: int = 1,
+        max_skipped_steps: int = 0,
+        output_dir: str = ".",
+    ) -> None:
+        super().__init__(model, data_loader, optimizer)
         self._device_type = torch.device(device).type
+        self._dtype = dtype
+        self._scaler = torch.amp.GradScaler(self._device_type, enabled=dtype == torch.float16)
+        self._accumulate_steps = accumulate_steps
+        self._max_skipped_steps = max_skipped_steps
+        self._skipped_steps = 0
+        self._output_dir = output_dir
 
     def run_step(self) -> None:
-        with torch.autocast(self._device_type, torch.bfloat16):
-            super().run_step()
+        self.optimizer.zero_grad()
+        batches: list[tuple[Batch, dict[str, Tensor]]] = []
+        losses: list[dict[str, Tensor]] = []
+        data_time = 0.0
+        for remaining in reversed(range(self._accumulate_steps)):
+            start = time.perf_counter()
+            batch = next(self._data_loader_iter)
+            data_time += time.perf_counter() - start
+            batches.append((batch, random_state()))
+            ddp = isinstance(self.model, DistributedDataParallel)
+            with self.model.no_sync() if ddp and remaining else contextlib.nullcontext():
+                losses.append(self.backward(batch))
+
+        # One transfer from the device, not one for each loss.
+        values = iter(torch.stack([v for part in losses for v in part.values()]).tolist())
+        parts = [{name: next(values) for name in part} for part in losses]
+        broken = [{k for k, v in part.items() if not math.isfinite(v)} for part in parts]
+        mine = {
+            "losses": {k: sum(part.get(k, 0.0) for part in parts) / len(parts) for k in parts[0]},
+            "grad_norm": self._gradient_norm(),
+            "data_time": data_time,
+            "broken": sorted(set().union(*broken)),
+        }
+        every = comm.all_gather(mine)
+        if any(rank["broken"] or not math.isfinite(rank["grad_norm"] or 0) for rank in every):
+            self._skip(every, [batch for batch, names in zip(batches, broken) if names], batches)
+            return
+        self._put_metrics(every)
+        self._scaler.step(self.optimizer)
+        self._scaler.update()
+
+    def backward(self, batch: Batch) -> dict[str, Tensor]:
+        """Add a batch's share to the gradients.
+
+        Returns:
+            The model's losses, detached scalars.
+        """
+        with (
+            torch.autocast(self._device_type, self._dtype, enabled=self._dtype is not None),
+            _divergence_as_loss(self.model),
+        ):
+            losses = self.model(batch)
+        self._scaler.scale(sum(losses.values()) / self._accumulate_steps).backward()
+        return {name: loss.detach().float() for name, loss in losses.items()}
+
+    def _gradient_norm(self) -> float | None:
+        if self._scaler.is_enabled():  # which looks for itself, and skips what is not finite
+            return None
+        norms = [
+            torch.linalg.vector_norm(parameter.grad)
+            for group in self.optimizer.param_groups
+            for parameter in group["params"]
+            if parameter.grad is not None
+        ]
+        return torch.linalg.vector_norm(torch.stack(norms)).item() if norms else 0.0
+
+    def _put_metrics(self, every: list[dict[str, Any]]) -> None:
+        """As detectron2's: the mean of each loss over the processes, the longest wait for data."""
+        if not comm.is_main_process():
+            return
+        losses = {
+            name: sum(rank["losses"][name] for rank in every) / len(every)
+            for name in every[0]["losses"]
+        }
+        self.storage.put_scalar("data_time", max(rank["data_time"] for rank in every))
+        self.storage.put_scalar("total_loss", sum(losses.values()))
+        self.storage.put_scalars(**losses)
+        if every[0]["grad_norm"] is not None:
+            self.storage.put_scalar("grad_norm", every[0]["grad_norm"])
+
+    def _skip(
+        self,
+        every: list[dict[str, Any]],
+        broken: list[tuple[Batch, dict[str, Tensor]]],
+        batches: list[tuple[Batch, dict[str, Tensor]]],
+    ) -> None:
+        """Leave a step out or stop, all ranks the same: they have the same `every`."""
+        # Of a gradient alone it is not known whose share broke it.
+        suspects = broken if any(rank["broken"] for rank in every) else batches
+        mine = {
+            "images": [image["file_name"] for batch, _ in suspects for image in batch],
+            "files": self._write(suspects, every[comm.get_rank()]),
+        }
+        where = "; ".join(
+            f"rank {rank}: {', '.join(metrics['broken']) or 'gradient'} of {who['images']}"
+            + (f", written to {who['files']}" if who["files"] else "")
+            for rank, (metrics, who) in enumerate(zip(every, comm.all_gather(mine)))
+            if who["images"]
+        )
+        what = f"loss or gradient not finite at iteration {self.iter}: {where}"
+        self._skipped_steps += 1
+        if self._skipped_steps > self._max_skipped_steps:
+            raise NonFiniteLossError(
+                f"{what}. `python tools/replay.py FILE --config-file CFG ...` repeats the step. "
+                f"A lower optimizer.lr (it is {self._lr():.3g}), a longer warm-up or "
+                "train.amp.enabled=False may help; train.max_skipped_steps="
+                f"{self._max_skipped_steps} steps may be left out"
+            )
+        buffers = [k for k, b in self.model.named_buffers() if not b.isfinite().all()]
+        buffers = sorted(set(chain.from_iterable(comm.all_gather(buffers))))
+        if buffers:
+            raise NonFiniteLossError(
+                f"{what}. The step cannot be left out, as it has changed running statistics, "
+                f"which are not finite now: {buffers[:3]} of {len(buffers)}"
+            )
+        logger.warning(
+            "%s. Step left out, %d of at most %d",
+            what,
+            self._skipped_steps,
+            self._max_skipped_steps,
+        )
+
+    def _write(
+        self, batches: list[tuple[Batch, dict[str, Tensor]]], metrics: dict[str, Any]
+    ) -> list[str]:
+        if self._skipped_steps >= self._MAX_FILES:
+            return []
+        files = []
+        for number, (batch, random) in enumerate(batches):
+            name = f"iteration_{self.iter:07d}_rank{comm.get_rank()}_{number}.pth"
+            path = Path(self._output_dir) / "nonfinite" / name
+            content = {"batch": batch, "random": random, "iteration": self.iter, "lr": self._lr()}
+            try:
+                write_batch(path, self.model, {**content, "losses": metrics["losses"]})
+            except OSError as error:  # e.g. disk full: the report without the file is worth more
+                logger.error("%s could not be written: %s", path, error)
+                continue
+            files.append(str(path))
+        return files
+
+    def _lr(self) -> float:
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def state_dict(self) -> dict[str, Any]:
+        state = super().state_dict() | {"skipped_steps": self._skipped_steps}
+        if self._scaler.is_enabled():
+            state["grad_scaler"] = self._scaler.state_dict()
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._skipped_steps = state_dict.get("skipped_steps", 0)
+        if self._scaler.is_enabled() and "grad_scaler" in state_dict:
+            self._scaler.load_state_dict(state_dict["grad_scaler"])
+
+
+@contextlib.contextmanager
+def _divergence_as_loss(model: nn.Module) -> Iterator[None]:
+    """Make a NaN loss of the error by which detectron2's RPN says that its boxes are not finite.
+
+    Under DDP the other processes wait for this one's gradients: it must have some.
+    """
+    inner = model.module if isinstance(model, DistributedDataParallel) else model
+    forward = inner.forward
+
+    def rescued(batch: Batch) -> dict[str, Tensor]:
+        try:
+            return forward(batch)
+        except FloatingPointError as error:
+            logger.warning("%s", error)
+            every = [p.sum() for p in inner.parameters() if p.requires_grad]
+            return {"forward pass": torch.stack(every).sum() * float("nan")}
+
+    inner.forward = rescued
+    try:
+        yield
+    finally:
+        del inner.forward
 
 
 def check_precision(cfg: DictConfig) -> None:
@@ -33,20 +264,23 @@ def check_precision(cfg: DictConfig) -> None:
         )
 
 
-def build_trainer(cfg: DictConfig, *args: Any) -> SimpleTrainer:
-    """The trainer for `train.amp`.
-
-    Args:
-        cfg: `train.amp.enabled`, `train.amp.dtype` ("bf16", or "fp16" on CUDA) and `train.device`
-            are read.
-        args: model, data loader, optimizer.
+def build_trainer(
+    cfg: DictConfig, model: nn.Module, data_loader: Any, optimizer: torch.optim.Optimizer
+) -> Trainer:
+    """The trainer for a config's `train`; see `Trainer` for the other arguments.
 
     Raises:
         ConfigError: see `check_precision`.
     """
     check_precision(cfg)
-    if not cfg.train.amp.enabled:
-        return SimpleTrainer(*args)
-    if cfg.train.amp.dtype == "bf16":
-        return BFloat16Trainer(cfg.train.device, *args)
-    return AMPTrainer(*args)
+    dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    return Trainer(
+        model,
+        data_loader,
+        optimizer,
+        device=cfg.train.device,
+        dtype=dtypes[cfg.train.amp.dtype] if cfg.train.amp.enabled else None,
+        accumulate_steps=cfg.train.accumulate_steps,
+        max_skipped_steps=cfg.train.max_skipped_steps,
+        output_dir=cfg.train.output_dir,
+    )

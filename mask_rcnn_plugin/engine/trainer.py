@@ -1,5 +1,6 @@
 """A training: model, data, trainer and hooks, put together from a config."""
 
+import errno
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,9 +12,17 @@ from detectron2.utils import comm
 from omegaconf import DictConfig
 from torch import nn
 
-from mask_rcnn_plugin.engine.checkpoint import Checkpointer, resolve_weights
+from mask_rcnn_plugin.data.coco import DatasetError
+from mask_rcnn_plugin.engine.best_checkpointer import BestCheckpointer
+from mask_rcnn_plugin.engine.checkpoint import Checkpointer, SaveError, resolve_weights
+from mask_rcnn_plugin.engine.evaluation_hook import EvaluationHook
 from mask_rcnn_plugin.engine.evaluator import evaluate
+from mask_rcnn_plugin.engine.periodic_checkpointer import PeriodicCheckpointer
+from mask_rcnn_plugin.engine.preemption import Preemption
+from mask_rcnn_plugin.engine.random_states import RandomStates, random_states_kept
 from mask_rcnn_plugin.engine.train_loop import build_trainer
+from mask_rcnn_plugin.engine.validation_loss import build_validation_loader, validation_losses
+from mask_rcnn_plugin.engine.zero_loss import ZeroLossWarning
 
 
 def train(
@@ -23,16 +32,19 @@ def train(
 
     Args:
         cfg: from `get_config`, its datasets set up by `setup_datasets`.
-        resume: go on from the last checkpoint in `train.output_dir`, if there is one.
+        resume: go on from the newest checkpoint in `train.output_dir` that can be read, if there
+            is one: with its random states, and with the images that its epoch has left.
         extra_hooks: run after the others.
 
     Returns:
         Results of the last evaluation, as `evaluate` returns them; {} without one.
 
     Raises:
-        WeightsError: if `train.init_checkpoint` does not exist, or the checkpoint to resume from is
-            of another model.
-        ConfigError: see `check_precision`.
+        WeightsError: see `resolve_weights` and `Checkpointer.resume_or_load`.
+        SaveError: if there is no room for the final checkpoint, or for metrics.
+        ConfigError: see `check_precision` and `build_train_loader`.
+        DatasetError: see `build_train_loader` and `TrainLoader`.
+        SystemExit: with `preemption.EXIT_CODE`, after SIGTERM or SIGUSR1.
     """
     weights = resolve_weights(cfg.train.init_checkpoint) if cfg.train.init_checkpoint else ""
     model: nn.Module = instantiate(cfg.model).to(cfg.train.device)
@@ -45,15 +57,38 @@ def train(
     # No device_ids: the model moves its input itself, and detectron2's default is wrong for a CPU
     # and for a process that sees one GPU only.
     model = create_ddp_model(model, device_ids=None, **cfg.train.ddp)
-    loader = instantiate(cfg.dataloader.train)
+    try:
+        loader = instantiate(cfg.dataloader.train)
+    except AssertionError as error:  # detectron2's, of a dataset with no image that is trained on
+        raise DatasetError(f"training set {list(cfg.dataset.train.names)}: {error}") from error
     trainer = build_trainer(cfg, model, loader, optimizer)
-    checkpointer = Checkpointer(model, cfg.train.output_dir, trainer=trainer)
+    checkpointer = Checkpointer(
+        model, cfg.train.output_dir, trainer=trainer, loader=loader, random=RandomStates()
+    )
+    settings = dict(cfg.train.checkpointer)
+    metric = settings.pop("best_metric")
+    best = BestCheckpointer(checkpointer, metric) if metric else None
+    saving = PeriodicCheckpointer(checkpointer, **settings)
+    preemption = Preemption(saving)
 
     results: dict[str, Any] = {}
 
     def test() -> dict[str, Any]:
-        results.update(evaluate(cfg, model))
+        with preemption.at_once(), random_states_kept():
+            results.update(evaluate(cfg, model))
+        if best:
+            best.update(results)
         return results
+
+    validation = None
+    if cfg.train.validation_period:
+        validation_loader = build_validation_loader(cfg)
+
+        def validate() -> dict[str, Any]:
+            with preemption.at_once(), random_states_kept():
+                return {"validation": validation_losses(model, validation_loader)}
+
+        validation = EvaluationHook(cfg.train.validation_period, validate, saving)
 
     main = comm.is_main_process()
     writers = default_writers(cfg.train.output_dir, cfg.train.max_iter) if main else []
@@ -61,8 +96,12 @@ def train(
         [
             hooks.IterationTimer(),
             hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
-            hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer) if main else None,
-            hooks.EvalHook(cfg.train.eval_period, test),
+            saving,
+            preemption,
+            best,
+            validation,
+            EvaluationHook(cfg.train.eval_period, test, saving),
+            ZeroLossWarning() if main else None,
             hooks.PeriodicWriter(writers, period=cfg.train.log_period) if main else None,
             *extra_hooks,
         ]
@@ -71,5 +110,14 @@ def train(
     checkpointer.resume_or_load(weights, resume=resume)
     if resume and checkpointer.has_checkpoint():
         start = trainer.iter + 1
-    trainer.train(start, cfg.train.max_iter)
+    try:
+        with preemption:
+            trainer.train(start, cfg.train.max_iter)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise SaveError(
+            f"no room to write in {cfg.train.output_dir}: {error}. --resume goes on from the last "
+            "checkpoint"
+        ) from error
     return results

@@ -118,8 +118,24 @@ def test_coco_keypoints_have_coco_sigmas(toy_dataset: Path) -> None:
     ("categories", "content", "message"),
     [
         ([], {}, "'categories' must be"),
-        ([{"name": "no id"}], {}, "'categories' must be"),
+        ([{"name": "no id"}], {}, "id is None, must be an integer"),
+        ([{"id": 1, "name": "a"}, {"id": 1, "name": "b"}], {}, "2 categories have the id 1"),
+        ([{"id": "1", "name": "a"}], {}, "id is '1', must be an integer"),
+        ([{"id": 1, "name": None}], {}, "name is None, must be a text"),
+        (5, {}, "'categories' must be"),
         ([{"id": 1, "name": "a"}], {"images": None}, "no list 'images'"),
+        *(
+            ([{"id": 1, "name": "a", "keypoints": ["x", "y"], **fields}], {}, message)
+            for fields, message in (
+                ({"keypoints": 5}, "keypoints are 5, must be a list of names"),
+                ({"keypoints": ["x", "x"]}, "must be different from each other"),
+                ({"skeleton": [[1, 3]]}, "skeleton is"),
+                ({"skeleton": [[1.0, 2]]}, "skeleton is"),
+                ({"keypoint_flip_map": [["x", "z"]]}, "keypoint_flip_map is"),
+                ({"keypoint_sigmas": [0.1, "b"]}, "keypoint_sigmas are"),
+                ({"keypoint_sigmas": [0.1, 0]}, "must be above 0 and at most 1"),
+            )
+        ),
         (
             [
                 {"id": 1, "name": "a", "keypoints": ["x"]},
@@ -131,12 +147,12 @@ def test_coco_keypoints_have_coco_sigmas(toy_dataset: Path) -> None:
         (
             [{"id": 1, "name": "a", "keypoints": ["x"], "keypoint_sigmas": [0.1, 0.2]}],
             {},
-            "2 keypoint_sigmas for 1 keypoints",
+            "it has 2 keypoint_sigmas for 1 keypoints",
         ),
     ],
 )
 def test_what_is_not_coco_format_is_refused(
-    tmp_path: Path, categories: list[dict[str, Any]], content: dict[str, Any], message: str
+    tmp_path: Path, categories: Any, content: dict[str, Any], message: str
 ) -> None:
     file = write(tmp_path, categories, **content)
     with pytest.raises(DatasetError, match=message):
@@ -158,3 +174,38 @@ def test_missing_image_folder_and_broken_json_are_named(tmp_path: Path) -> None:
     (tmp_path / "broken.json").write_text("{")
     with pytest.raises(DatasetError, match="is not JSON"):
         register_coco_dataset(str(tmp_path / "broken.json"), str(tmp_path))
+
+
+SOUND = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 4, 4], "area": 16, "iscrowd": 0}
+
+
+@pytest.mark.parametrize(
+    ("annotations", "cause"),
+    [
+        ([SOUND, SOUND], "AssertionError: Annotation ids .* not unique"),
+        ([SOUND | {"category_id": 9}], "category_id=9"),
+        ([{k: v for k, v in SOUND.items() if k != "image_id"}], "KeyError: 'image_id'"),
+        ([SOUND | {"segmentation": {"size": [8, 8], "counts": [-1]}}], "OverflowError"),
+        ([SOUND | {"segmentation": {"size": 8, "counts": [64]}}], "TypeError"),
+        ([SOUND | {"segmentation": 5}], "TypeError"),
+        ([5], "TypeError"),
+        (5, "TypeError"),
+    ],
+)
+def test_broken_annotations_are_one_error_with_advice(
+    tmp_path: Path, annotations: Any, cause: str
+) -> None:
+    image = {"id": 1, "file_name": "a.png", "width": 8, "height": 8}
+    file = write(tmp_path, [{"id": 1, "name": "a"}], images=[image], annotations=annotations)
+    name = register_coco_dataset(file, str(tmp_path))
+    with pytest.raises(DatasetError, match=cause) as info:
+        DatasetCatalog.get(name)
+    assert str(info.value).startswith(f"annotation file {file!r} cannot be loaded")
+    assert f"check_dataset.py --json {file} --images {tmp_path} --fix OUT.json" in str(info.value)
+
+
+def test_annotations_keep_their_ids(toy_dataset: Path) -> None:
+    name = register_coco_dataset(str(toy_dataset / "val.json"), str(toy_dataset / "val"))
+    ids = [a["id"] for image in DatasetCatalog.get(name) for a in image["annotations"]]
+    content = json.loads((toy_dataset / "val.json").read_text())
+    assert sorted(ids) == sorted(a["id"] for a in content["annotations"])

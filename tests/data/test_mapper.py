@@ -1,5 +1,10 @@
-"""The mapper on images whose instances are not all alike."""
+"""The mapper on images whose instances are not all alike, and on what it cannot use."""
 
+import math
+import pickle
+import re
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +12,13 @@ import cv2
 import detectron2.data.transforms as T
 import numpy as np
 import pytest
+import torch
+from detectron2.data import build_detection_test_loader
 from detectron2.structures import BitMasks, BoxMode, PolygonMasks
+from PIL import Image
 from pycocotools import mask as coco_mask
 
-from mask_rcnn_plugin.data.mapper import MaskRCNNDatasetMapper
+from mask_rcnn_plugin.data.mapper import ImageError, MaskRCNNDatasetMapper
 
 SQUARE = [[10.0, 10.0, 30.0, 10.0, 30.0, 30.0, 10.0, 30.0]]
 FLIP = [0, 2, 1]  # nose, left, right
@@ -109,10 +117,230 @@ def test_crowds_are_left_out(tmp_path: Path) -> None:
     assert isinstance(instances.gt_masks, PolygonMasks)
 
 
-def test_instance_without_mask_is_named(tmp_path: Path) -> None:
-    annotations = [annotation(10, segmentation=SQUARE), annotation(30)]
-    with pytest.raises(ValueError, match=r"image\.png: an instance at \[30.* no 'segmentation'"):
-        mapped(tmp_path, annotations, use_instance_mask=True)
+BAD_INSTANCES = [
+    ({}, "no segmentation"),
+    ({"segmentation": []}, "no segmentation"),
+    ({"segmentation": [[10.0, 10.0, 30.0, 10.0]]}, "polygon has 2 points"),
+    ({"segmentation": [[10.0, 10.0, 30.0, 10.0, 30.0]]}, "polygon has 5 coordinates"),
+    ({"segmentation": [[10.0, 10.0, 30.0, math.nan, 30.0, 30.0]]}, "not finite"),
+    ({"segmentation": [[1e300, 10.0, 30.0, 10.0, 30.0, 30.0]]}, "far off"),
+    ({"segmentation": rle() | {"size": [60, 50]}}, "RLE is of size"),
+    # Each of these made pycocotools end the interpreter or read memory that is not its own.
+    ({"segmentation": {"size": [50, 60], "counts": b"\xff" * 40}}, "RLE counts"),
+    ({"segmentation": {"size": [50, 60], "counts": rle()["counts"] * 50}}, "RLE counts"),
+    ({"segmentation": {"size": [50, 60], "counts": [100]}}, "RLE counts sum to 100"),
+    ({"segmentation": {"size": [50, 60]}}, "RLE counts"),
+    ({"segmentation": 5}, "segmentation is 5"),
+    ({"segmentation": SQUARE, "bbox": [30.0, 10.0, 0.0, 20.0]}, "side of 0"),
+    ({"segmentation": SQUARE, "bbox": [30.0, 10.0, -5.0, 20.0]}, "negative"),
+    ({"segmentation": SQUARE, "bbox": [30.0, math.inf, 5.0, 20.0]}, "not finite"),
+    ({"segmentation": SQUARE, "bbox": [30.0, 10.0, 5.0]}, "must be 4 numbers"),
+    ({"segmentation": SQUARE, "bbox": "box"}, "must be 4 numbers"),
+    (
+        {"segmentation": SQUARE, "bbox": [30, 10, 20, 30], "bbox_mode": BoxMode.XYXY_ABS},
+        "negative side",
+    ),
+    (
+        {"segmentation": SQUARE, "bbox": [30, "10", 2, 3], "bbox_mode": BoxMode.XYXY_ABS},
+        "must be 4 numbers",
+    ),
+    ({"segmentation": SQUARE, "keypoints": [1.0, 2.0, 2]}, "must be 3 x 3"),
+    ({"segmentation": SQUARE, "keypoints": [math.nan, 2.0, 2] * 3}, "not finite"),
+]
+
+
+@pytest.mark.parametrize(("fields", "reason"), BAD_INSTANCES)
+def test_bad_instance_is_left_out_and_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, fields: dict[str, Any], reason: str
+) -> None:
+    good = annotation(10, segmentation=SQUARE)
+    instances = mapped(
+        tmp_path,
+        [annotation(30) | {"id": 77} | fields, good],
+        use_instance_mask=True,
+        use_keypoint=True,
+        keypoint_hflip_indices=FLIP,
+    )
+    assert instances.gt_boxes.tensor.tolist() == [[10, 10, 30, 30]]
+    assert len(instances.gt_masks) == len(instances.gt_keypoints) == 1
+    (record,) = caplog.records
+    assert re.search(rf"image\.png: .* id 77: .*{re.escape(reason)}", record.message)
+
+
+def test_what_no_branch_needs_is_not_looked_at(tmp_path: Path) -> None:
+    assert len(mapped(tmp_path, [annotation(10, segmentation=5, keypoints=[1])])) == 1
+
+
+def test_boxes_of_two_corners_are_judged_as_such(tmp_path: Path) -> None:
+    corners = annotation(10) | {"bbox": [55, 45, 60, 50], "bbox_mode": BoxMode.XYXY_ABS}
+    assert mapped(tmp_path, [corners]).gt_boxes.tensor.tolist() == [[55, 45, 60, 50]]
+
+
+def test_uncompressed_rle_is_taken(tmp_path: Path) -> None:
+    runs = {"size": [50, 60], "counts": [50 * 10 + 7, 3, 50 * 50 - 10]}
+    instances = mapped(tmp_path, [annotation(10, segmentation=runs)], use_instance_mask=True)
+    assert instances.gt_masks.tensor[0].nonzero().tolist() == [[7, 10], [8, 10], [9, 10]]
+
+
+def test_image_that_loses_all_instances_is_background(tmp_path: Path) -> None:
+    instances = mapped(
+        tmp_path,
+        [annotation(10), annotation(30)],
+        use_instance_mask=True,
+        recompute_boxes=True,
+    )
+    assert len(instances) == 0
+    assert instances.gt_boxes.tensor.shape == (0, 4)
+    assert instances.gt_classes.dtype == torch.int64
+
+
+def test_a_warning_is_given_once_and_seldom(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cv2.imwrite(str(tmp_path / "image.png"), np.zeros((50, 60, 3), dtype=np.uint8))
+    mapper = MaskRCNNDatasetMapper(
+        is_train=True, augmentations=[], image_format="BGR", use_instance_mask=True
+    )
+    image = {"file_name": str(tmp_path / "image.png"), "height": 50, "width": 60}
+    for count, warnings in ((3, 3), (3, 3), (10, 10), (15, 10), (16, 11), (31, 11), (100, 13)):
+        mapper(image | {"annotations": [annotation(10)] * count})
+        assert len(caplog.records) == warnings
+    assert "index 63: no segmentation (64 left out so far)" in caplog.records[-1].message
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> dict[str, Path]:
+    """Files of 64 x 48 pixels; `good` has the same noise as the others, as far as they can."""
+    noise = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    good = Image.fromarray(noise)
+    exif = Image.Exif()
+    exif[274] = 6  # to be turned by a quarter
+    good.save(tmp_path / "good.png")
+    good.save(tmp_path / "jpeg.jpg")
+    good.save(tmp_path / "rotated.jpg", exif=exif)
+    for mode, suffix in (("L", "png"), ("1", "png"), ("P", "png"), ("CMYK", "jpg")):
+        good.convert(mode).save(tmp_path / f"{mode}.{suffix}")
+    good.convert("RGBA").save(tmp_path / "RGBA.png")
+    good.convert("LA").save(tmp_path / "LA.png")
+    deep = noise[:, :, 0].astype(np.uint16) * 256 + 17
+    Image.fromarray(deep).save(tmp_path / "16-bit.png")
+    Image.fromarray(deep).save(tmp_path / "16-bit.tif")
+    Image.fromarray(deep.astype(np.float32)).save(tmp_path / "float.tif")
+    whole = (tmp_path / "jpeg.jpg").read_bytes()
+    (tmp_path / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
+    png = bytearray((tmp_path / "good.png").read_bytes())
+    (tmp_path / "truncated.png").write_bytes(png[:4000])
+    start = png.index(b"IDAT") + 4
+    png[start : start + 30] = bytes(30)
+    (tmp_path / "damaged.png").write_bytes(png)
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "text.jpg").write_text("not an image")
+    # A header of 30,000 x 30,000 pixels, and none of them.
+    header = b"IHDR" + struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
+    chunks = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunks + bytes(4) + b"IDAT")
+    return {file.name: file for file in tmp_path.iterdir()}
+
+
+def image_mapper(is_train: bool) -> MaskRCNNDatasetMapper:
+    return MaskRCNNDatasetMapper(is_train=is_train, augmentations=[], image_format="BGR")
+
+
+def record(file: Path | str, **fields: Any) -> dict[str, Any]:
+    return {
+        "file_name": str(file),
+        "height": 48,
+        "width": 64,
+        "image_id": 1,
+        "annotations": [annotation(10)],
+        **fields,
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "mean"),
+    [
+        *(("jpeg.jpg", 127), ("L.png", 127), ("1.png", 127), ("P.png", 127), ("CMYK.jpg", 127)),
+        *(("RGBA.png", 127), ("LA.png", 127), ("16-bit.png", 127), ("16-bit.tif", 127)),
+    ],
+)
+def test_every_kind_of_image_becomes_8_bit_bgr(
+    images: dict[str, Path], name: str, mean: float
+) -> None:
+    mapped_image = image_mapper(is_train=True)(record(images[name]))
+    assert mapped_image["image"].dtype == torch.uint8
+    assert mapped_image["image"].shape == (3, 48, 64)
+    assert mapped_image["image"].float().mean() == pytest.approx(mean, abs=2)
+    assert len(mapped_image["instances"]) == 1
+
+
+def test_16_bits_are_halved_not_clipped(images: dict[str, Path]) -> None:
+    red = cv2.imread(str(images["good.png"]))[:, :, 2]
+    for name in ("16-bit.png", "16-bit.tif"):
+        image = image_mapper(is_train=False)(record(images[name]))["image"]
+        assert (image.numpy() == red).all()
+
+
+def test_exif_rotation_is_applied(images: dict[str, Path]) -> None:
+    image = image_mapper(True)(record(images["rotated.jpg"], height=64, width=48))["image"]
+    unturned = image_mapper(True)(record(images["jpeg.jpg"]))["image"]
+    assert torch.equal(image, torch.rot90(unturned, -1, (1, 2)))
+    with pytest.raises(ImageError, match="is 48 x 64 pixels .* says 64 x 48: correct 'width'"):
+        image_mapper(True)(record(images["rotated.jpg"]))
+
+
+BAD_IMAGES = {
+    "missing.png": "does not exist",
+    "truncated.jpg": "truncated",
+    "truncated.png": "truncated",
+    "damaged.png": "broken data stream",
+    "empty.png": "cannot be decoded",
+    "text.jpg": "cannot identify image file",
+    "bomb.png": "decompression bomb",
+    "float.tif": "no known range",
+}
+
+
+@pytest.mark.parametrize("is_train", [True, False])
+@pytest.mark.parametrize(("name", "reason"), BAD_IMAGES.items())
+def test_unreadable_image_is_named(
+    images: dict[str, Path], tmp_path: Path, name: str, reason: str, is_train: bool
+) -> None:
+    with pytest.raises(ImageError, match=reason) as info:
+        image_mapper(is_train)(record(tmp_path / name))
+    assert info.value.file_name == str(tmp_path / name)
+    assert str(info.value).startswith(f"image {tmp_path / name}: ")
+
+
+def test_another_size_than_stated_is_an_error(images: dict[str, Path]) -> None:
+    for is_train in (True, False):
+        with pytest.raises(ImageError, match=r"good\.png: it is 64 x 48 .* says 65 x 48"):
+            image_mapper(is_train)(record(images["good.png"], width=65))
+
+
+def test_image_error_travels_between_processes() -> None:
+    error = pickle.loads(pickle.dumps(ImageError("a: b.jpg", "it is: bad")))
+    assert (error.file_name, str(error)) == ("a: b.jpg", "image a: b.jpg: it is: bad")
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_evaluation_stops_at_an_unreadable_image_and_scores_no_other(
+    images: dict[str, Path], num_workers: int
+) -> None:
+    files = ["good.png", "jpeg.jpg", "truncated.jpg", "L.png"]
+    loader = build_detection_test_loader(
+        dataset=[record(images[name], image_id=i) for i, name in enumerate(files)],
+        mapper=image_mapper(is_train=False),
+        num_workers=num_workers,
+    )
+    scored: list[int] = []
+    with pytest.raises(ImageError) as info:
+        scored.extend(image["image_id"] for batch in loader for image in batch)
+    assert scored == [0, 1]
+    assert info.value.file_name == str(images["truncated.jpg"])
+    message = str(info.value)
+    assert message.startswith(f"image {images['truncated.jpg']}: it cannot be decoded (OSError")
+    assert "\n" not in message
 
 
 def test_image_without_instances(tmp_path: Path) -> None:

@@ -1,12 +1,18 @@
+import errno
+import os
 import pickle
+import resource
+import signal
 from pathlib import Path
+from typing import IO, Any
 
 import pytest
 import torch
 from torch import nn
 
 from mask_rcnn_plugin.engine import Checkpointer, resolve_weights
-from mask_rcnn_plugin.engine.checkpoint import WeightsError
+from mask_rcnn_plugin.engine import checkpoint as checkpoint_module
+from mask_rcnn_plugin.engine.checkpoint import SaveError, WeightsError, check_readable
 
 
 def model(width: int = 3) -> nn.Module:
@@ -85,3 +91,225 @@ def test_zoo_name_resolves_or_says_why_not() -> None:
         assert address.endswith("model_final_f10217.pkl")
         with pytest.raises(WeightsError, match="mask_rcnn_R_51"):
             resolve_weights("COCO-InstanceSegmentation/mask_rcnn_R_51")
+
+
+class Runs:
+    """Pickled, a call that makes a folder."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.marker),)
+
+
+@pytest.mark.parametrize("name", ["a.pkl", "a.pth", "a.pyth", "old.pth", "bare.pth"])
+def test_a_file_that_would_run_code_is_refused(name: str, tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    key = "model_state" if name == "a.pyth" else "model"
+    content = {key: {"weight": Runs(marker)}, "__author__": "someone"}
+    file = tmp_path / name
+    if name == "bare.pth":
+        file.write_bytes(pickle.dumps(content, 2))
+    elif name == "a.pkl":
+        file.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, file, _use_new_zipfile_serialization=name != "old.pth")
+    target = Checkpointer(model())
+    with pytest.raises(WeightsError, match=rf"{name} cannot be loaded: .*asks for posix\.mkdir"):
+        target.load_strictly(str(file))
+    with pytest.raises(WeightsError, match="asks for posix.mkdir"):
+        target.resume_or_load(str(file))
+    assert not marker.exists()
+
+
+def test_pycls_and_caffe2_files_load(tmp_path: Path) -> None:
+    weights = {k: v + 1 for k, v in model().state_dict().items()}
+    torch.save({"model_state": weights | {"x.num_batches_tracked": 1}}, tmp_path / "a.pyth")
+    blobs = {k: v.numpy() for k, v in weights.items()}
+    blobs["0.weight_momentum"] = blobs["0.weight"]
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps({"blobs": blobs, "cfg": "x: 1"}, 2))
+    for name in ("a.pyth", "a.pkl"):
+        target = model()
+        Checkpointer(target).load_strictly(str(tmp_path / name))
+        assert torch.equal(target[1].bias, weights["1.bias"]), name
+
+
+class Counter:
+    """A part of a training with a state."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"count": self.count}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.count = state["count"]
+
+
+def checkpoints(folder: Path, *names: str) -> Checkpointer:
+    """A training's folder with a checkpoint at each of the names, in this order."""
+    writer = Checkpointer(model(), str(folder), counter=Counter())
+    for name in names:
+        count = int(name) if name.isdigit() else 99
+        writer.checkpointables["counter"].count = count
+        writer.save(f"model_{name}", iteration=count)
+    return writer
+
+
+def resumed(folder: Path) -> int:
+    reader = Checkpointer(model(), str(folder), counter=Counter())
+    loaded = reader.resume_or_load("", resume=True)
+    assert reader.has_checkpoint() == bool(loaded)
+    return reader.checkpointables["counter"].count
+
+
+def test_what_is_saved_is_resumed_from_and_left_alone(tmp_path: Path) -> None:
+    writer = checkpoints(tmp_path, "0000001", "0000003")
+    assert writer.saved_iteration == 3
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000003.pth"
+    assert resumed(tmp_path) == 3
+    files = ["last_checkpoint", "model_0000001.pth", "model_0000003.pth"]
+    assert sorted(f.name for f in tmp_path.iterdir()) == files
+
+
+def damage(file: Path, how: str) -> None:
+    content = file.read_bytes()
+    if how == "missing":
+        file.unlink()
+    else:
+        middle = len(content) // 2
+        damaged = {
+            "truncated": content[:middle],
+            "empty": b"",
+            "garbage": b"\xaa" * len(content),
+            "zeroed tail": content[:middle] + bytes(len(content) - middle),
+            # the values of a weight, which torch.load reads without a word
+            "a bit flipped": content.replace(TAG, TAG[:-1] + b"\x00"),
+            "no checkpoint": b"",
+        }[how]
+        assert damaged != content
+        file.write_bytes(damaged)
+        if how == "no checkpoint":
+            torch.save([1, 2], file)
+
+
+TAG = torch.tensor([1234.5, 6789.25]).numpy().tobytes()
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        *("missing", "truncated", "empty", "garbage", "zeroed tail"),
+        *("a bit flipped", "no checkpoint"),
+    ],
+)
+def test_a_damaged_checkpoint_is_named_and_passed_over(
+    how: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    writer = checkpoints(tmp_path, "0000001", "0000003")
+    writer.model[1].weight.data[0, :2] = torch.tensor([1234.5, 6789.25])
+    writer.save("model_0000005", iteration=5)
+    damage(tmp_path / "model_0000005.pth", how)
+    assert resumed(tmp_path) == 3
+    (warning,) = [r.message for r in caplog.records if "Not resumed from" in r.message]
+    assert str(tmp_path / "model_0000005.pth") in warning
+
+
+def test_the_next_in_line_is_the_latest_iteration_final_or_not(tmp_path: Path) -> None:
+    checkpoints(tmp_path, "0000050", "final", "0000150", "0000200")
+    damage(tmp_path / "model_0000200.pth", "empty")
+    assert resumed(tmp_path) == 150
+    damage(tmp_path / "model_0000150.pth", "empty")
+    assert resumed(tmp_path) == 99
+    damage(tmp_path / "model_final.pth", "empty")
+    assert resumed(tmp_path) == 50
+
+
+def test_the_best_model_is_no_checkpoint_to_go_on_from(tmp_path: Path) -> None:
+    torch.save({"model": model().state_dict()}, tmp_path / "model_best.pth")
+    assert resumed(tmp_path) == 0
+
+
+@pytest.mark.parametrize("tag", ["", "model_0000009.pth", "\x00\x00", None])
+def test_a_tag_that_names_nothing_is_no_loss(tag: str | None, tmp_path: Path) -> None:
+    checkpoints(tmp_path, "0000001", "0000003")
+    if tag is None:  # killed between the file and its tag
+        (tmp_path / "last_checkpoint").unlink()
+    else:
+        (tmp_path / "last_checkpoint").write_text(tag)
+    assert resumed(tmp_path) == 3
+
+
+def test_never_silently_from_the_start(tmp_path: Path) -> None:
+    checkpoints(tmp_path, "0000001", "0000003")
+    damage(tmp_path / "model_0000001.pth", "truncated")
+    damage(tmp_path / "model_0000003.pth", "empty")
+    with pytest.raises(WeightsError, match=r"none of .* model_0000003\.pth, model_0000001\.pth\."):
+        resumed(tmp_path)
+
+
+def test_a_checkpoint_of_another_model_is_not_passed_over(tmp_path: Path) -> None:
+    checkpoints(tmp_path, "0000001")
+    other = Checkpointer(model(4), str(tmp_path))
+    with pytest.raises(WeightsError, match="do not fit the model"):
+        other.resume_or_load("", resume=True)
+
+
+def test_what_a_kill_left_half_written_is_removed(tmp_path: Path) -> None:
+    checkpoints(tmp_path, "0000001")
+    (tmp_path / "model_0000003.pth.tmp").write_bytes(b"half")
+    assert resumed(tmp_path) == 1
+    assert not (tmp_path / "model_0000003.pth.tmp").exists()
+
+
+class Full:
+    """Stands for a file on a disk that has room for some bytes."""
+
+    def __init__(self, file: IO[bytes], room: int, code: int) -> None:
+        self.file, self.room, self.code = file, room, code
+
+    def write(self, data: bytes) -> int:
+        self.room -= len(data)
+        if self.room < 0:
+            raise OSError(self.code, os.strerror(self.code))
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+@pytest.mark.parametrize("room", [0, 100, 1500])
+def test_a_full_disk_is_an_error_that_leaves_the_last_checkpoint(
+    room: int, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = checkpoints(tmp_path, "0000001")
+    save = torch.save
+
+    def full(data: Any, file: Any) -> None:
+        save(data, Full(file, room, code) if hasattr(file, "fileno") else file)
+
+    monkeypatch.setattr(checkpoint_module.torch, "save", full)
+    message = rf"model_0000003\.pth cannot be written: .*{os.strerror(code)}; it needs 0\.0 MiB, "
+    with pytest.raises(SaveError, match=message):
+        writer.save("model_0000003", iteration=3)
+    assert writer.saved_iteration == 1
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["last_checkpoint", "model_0000001.pth"]
+    assert resumed(tmp_path) == 1
+
+
+def test_a_file_size_limit_is_met_by_the_system_itself(tmp_path: Path) -> None:
+    writer = checkpoints(tmp_path, "0000001")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, before[1]))
+    try:
+        with pytest.raises(SaveError, match="File too large; it needs"):
+            writer.save("model_0000003", iteration=3)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    check_readable(tmp_path / "model_0000001.pth")
+    assert resumed(tmp_path) == 1

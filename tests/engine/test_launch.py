@@ -401,7 +401,7 @@ def test_of_several_processes_the_first_one_tells_of_wrong_arguments(
     ("override", "processes", "message"),
     [
         ("train.process_group_timeout=0", 1, "train.process_group_timeout is 0, must be"),
-        ("train.device=cuda:1", 2, "train.device is 'cuda:1', must be 'cuda'"),
+        ("train.device=cuda:0", 2, "train.device is 'cuda:0', must be 'cuda'"),
         ("train.device=cuda", 99, "99 processes on this machine .*has 1 visible GPUs"),
     ],
 )

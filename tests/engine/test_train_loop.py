@@ -1,58 +1,316 @@
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from detectron2.engine import AMPTrainer, SimpleTrainer
-from detectron2.utils.events import EventStorage
+
+import mask_rcnn_plugin  # noqa: F401  first, as a spawned process imports nothing before
+
+# isort: split
+from detectron2.engine import HookBase
+from detectron2.structures import BitMasks, Boxes, Instances, Keypoints, PolygonMasks
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from mask_rcnn_plugin.config import ConfigError
-from mask_rcnn_plugin.engine.train_loop import BFloat16Trainer, build_trainer
+from mask_rcnn_plugin.engine.nonfinite import NonFiniteLossError, read_batch, set_random_state
+from mask_rcnn_plugin.engine.train_loop import Trainer, build_trainer
+from mask_rcnn_plugin.errors import UserError
 
 
 class Model(nn.Module):
+    """Mean squared output over a batch of {"image": (2,)}; draws a random number a call."""
+
     def __init__(self) -> None:
         super().__init__()
+        torch.manual_seed(0)
         self.layer = nn.Linear(2, 2)
         self.seen: list[torch.dtype] = []
+        self.drawn: list[float] = []
 
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        y = self.layer(x)
+    def forward(self, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
+        y = self.layer(torch.stack([image["image"] for image in batch]))
         self.seen.append(y.dtype)
-        return {"loss": y.float().square().mean()}
+        self.drawn.append(torch.rand(()).item())
+        losses = y.float().square().mean(dim=1)
+        return {"loss_a": losses.mean(), "loss_b": 2 * losses.mean()}
 
 
-def trainer(device: str = "cpu", **amp: Any) -> SimpleTrainer:
-    model = Model()
-    cfg = OmegaConf.create({"train": {"amp": amp, "device": device}})
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    return build_trainer(cfg, model, [torch.ones(1, 2)] * 2, optimizer)
+def image(value: float, **more: Any) -> dict[str, Any]:
+    return {"file_name": f"{value}.jpg", "image": torch.tensor([value, 1.0]), **more}
 
 
-def test_float32_without_amp() -> None:
-    built = trainer(enabled=False, dtype="bf16")
-    assert type(built) is SimpleTrainer
+def trainer(
+    tmp_path: Path,
+    batches: Iterable[Any],
+    model: nn.Module | None = None,
+    amp: dict[str, Any] | None = None,
+    **train: Any,
+) -> Trainer:
+    cfg = OmegaConf.create(
+        {
+            "train": {
+                "amp": amp or {"enabled": False, "dtype": "bf16"},
+                "device": "cpu",
+                "accumulate_steps": 1,
+                "max_skipped_steps": 0,
+                "output_dir": str(tmp_path),
+                **train,
+            }
+        }
+    )
+    model = model or Model()
+    return build_trainer(cfg, model, batches, torch.optim.SGD(model.parameters(), lr=0.1))
 
 
-def test_bf16_computes_in_bfloat16_and_keeps_float32_weights() -> None:
-    built = trainer(enabled=True, dtype="bf16")
-    assert isinstance(built, BFloat16Trainer)
+def test_a_step_is_detectron2s(tmp_path: Path) -> None:
+    """Losses, and weights after plain SGD computed by hand."""
+    built = trainer(tmp_path, [[image(1.0), image(2.0)]])
+    expected = Model()
+    total = sum(expected([image(1.0), image(2.0)]).values())
+    total.backward()
+    built.train(0, 1)
+    for ours, theirs in zip(built.model.parameters(), expected.parameters()):
+        torch.testing.assert_close(ours, theirs - 0.1 * theirs.grad)
+    latest = {name: value for name, (value, _) in built.storage.latest().items()}
+    assert latest["total_loss"] == pytest.approx(total.item())
+    assert latest["loss_b"] == pytest.approx(total.item() * 2 / 3)
+    norm = torch.cat([p.grad.flatten() for p in expected.parameters()]).norm().item()
+    assert latest["grad_norm"] == pytest.approx(norm)
+
+
+def test_accumulated_steps_equal_the_large_batch(tmp_path: Path) -> None:
+    class Steps(HookBase):
+        calls = 0
+
+        def after_step(self) -> None:
+            self.calls += 1
+
+    images = [image(float(i)) for i in range(16)]
+    large = trainer(tmp_path, [images[:8], images[8:]])
+    large.train(0, 2)
+    small = trainer(tmp_path, [images[i : i + 2] for i in range(0, 16, 2)], accumulate_steps=4)
+    hook = Steps()
+    small.register_hooks([hook])
+    small.train(0, 2)
+    assert hook.calls == 2
+    for a, b in zip(small.model.parameters(), large.model.parameters()):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+    for name in ("total_loss", "loss_a", "grad_norm"):
+        mean = small.storage.latest()[name][0]
+        assert mean == pytest.approx(large.storage.latest()[name][0], rel=1e-6)
+
+
+def test_bf16_computes_in_bfloat16_and_keeps_float32_weights(tmp_path: Path) -> None:
+    built = trainer(tmp_path, [[image(1.0)]], amp={"enabled": True, "dtype": "bf16"})
     before = built.model.layer.weight.clone()
-    with EventStorage() as built.storage:
-        built.iter = 0
-        built.run_step()
+    built.train(0, 1)
     assert built.model.seen == [torch.bfloat16]
     assert built.model.layer.weight.dtype == torch.float32
     assert not torch.equal(built.model.layer.weight, before)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: detectron2's fp16 needs one")
-def test_fp16_is_detectron2s() -> None:
-    assert isinstance(trainer("cuda", enabled=True, dtype="fp16"), AMPTrainer)
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: float16 needs one")
+def test_fp16_scales_the_loss_and_keeps_the_scale(tmp_path: Path) -> None:
+    model = Model().cuda()
+    batch = [{**image(1.0), "image": torch.ones(2, device="cuda")}]
+    amp = {"enabled": True, "dtype": "fp16"}
+    built = trainer(tmp_path, [batch] * 2, model, amp, device="cuda")
+    built.train(0, 1)
+    assert model.seen == [torch.float16]
+    assert built.state_dict()["grad_scaler"]["scale"] > 1
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "float8"])
-def test_what_cannot_be_done_is_refused(dtype: str) -> None:
+def test_what_cannot_be_done_is_refused(tmp_path: Path, dtype: str) -> None:
     with pytest.raises(ConfigError, match=f"train.amp.dtype is '{dtype}' on device 'cpu'"):
-        trainer(enabled=True, dtype=dtype)
+        trainer(tmp_path, [], amp={"enabled": True, "dtype": dtype})
+
+
+def test_non_finite_loss_stops_before_the_step_and_names_what_broke(tmp_path: Path) -> None:
+    built = trainer(tmp_path, [[image(1.0)], [image(2.0), image(float("nan"))]])
+    weights: list[Tensor] = []
+
+    class Keep(HookBase):
+        def after_step(self) -> None:
+            weights.append(built.model.layer.weight.detach().clone())
+
+    built.register_hooks([Keep()])
+    with pytest.raises(NonFiniteLossError) as error:
+        built.train(0, 2)
+    message = str(error.value)
+    assert "iteration 1: rank 0: loss_a, loss_b of ['2.0.jpg', 'nan.jpg']" in message
+    file = tmp_path / "nonfinite" / "iteration_0000001_rank0_0.pth"
+    assert str(file) in message
+    assert "optimizer.lr (it is 0.1)" in message
+    assert torch.equal(built.model.layer.weight, weights[0])
+
+
+def test_only_the_batch_that_broke_is_written(tmp_path: Path) -> None:
+    batches = [[image(1.0)], [image(float("inf"))], [image(2.0)]]
+    with pytest.raises(NonFiniteLossError, match=r"of \['inf\.jpg'\]"):
+        trainer(tmp_path, batches, accumulate_steps=3).train(0, 1)
+    (file,) = (tmp_path / "nonfinite").iterdir()
+    assert [i["file_name"] for i in read_batch(str(file))["batch"]] == ["inf.jpg"]
+
+
+class BrokenGradient(Model):
+    """A finite loss with an infinite gradient: the square root at 0."""
+
+    def forward(self, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
+        super().forward(batch)
+        return {"loss": (self.layer.weight.sum() * 0).sqrt()}
+
+
+def test_a_gradient_alone_is_noticed(tmp_path: Path) -> None:
+    built = trainer(tmp_path, [[image(1.0)]], BrokenGradient())
+    with pytest.raises(NonFiniteLossError, match=r"rank 0: gradient of \['1\.0\.jpg'\]"):
+        built.train(0, 1)
+    assert built.model.layer.weight.isfinite().all()
+    assert len(list((tmp_path / "nonfinite").iterdir())) == 1
+
+
+class DivergedProposals(Model):
+    """As detectron2's RPN in training, whose boxes are not finite any more."""
+
+    def forward(self, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
+        if any(i["image"].isnan().any() for i in batch):
+            raise FloatingPointError("Predicted boxes or scores contain Inf/NaN.")
+        return super().forward(batch)
+
+
+def test_an_error_of_the_rpn_is_a_loss_that_is_not_finite(tmp_path: Path) -> None:
+    batches = [[image(1.0)], [image(float("nan"))]]
+    built = trainer(tmp_path, batches, DivergedProposals(), accumulate_steps=2)
+    with pytest.raises(NonFiniteLossError, match=r"rank 0: forward pass of \['nan\.jpg'\]"):
+        built.train(0, 1)
+    assert len(list((tmp_path / "nonfinite").iterdir())) == 1
+    # Outside of a training's step the error is itself.
+    with pytest.raises(FloatingPointError, match="contain Inf/NaN"):
+        built.model([image(float("nan"))])
+
+
+def test_steps_are_left_out_up_to_the_budget(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    good, bad = [image(1.0)], [image(float("nan"))]
+    left_out = trainer(tmp_path, [good, bad, good, bad, good], max_skipped_steps=2)
+    left_out.train(0, 5)
+    expected = trainer(tmp_path, [good] * 3)
+    expected.train(0, 3)
+    assert torch.equal(left_out.model.layer.weight, expected.model.layer.weight)
+    assert "Step left out, 2 of at most 2" in caplog.text
+
+    # The budget is the training's, not the process's.
+    resumed = trainer(tmp_path, [bad], max_skipped_steps=2)
+    resumed.load_state_dict(left_out.state_dict())
+    with pytest.raises(NonFiniteLossError, match="iteration 5"):
+        resumed.train(5, 6)
+
+
+def test_broken_running_statistics_cannot_be_left_out(tmp_path: Path) -> None:
+    class WithNorm(Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(2)
+
+        def forward(self, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
+            return {"loss": self.norm(torch.stack([i["image"] for i in batch])).square().sum()}
+
+    batch = [image(1.0), image(float("nan"))]
+    built = trainer(tmp_path, [batch], WithNorm(), max_skipped_steps=9)
+    with pytest.raises(NonFiniteLossError, match=r"running statistics.*norm\.running_mean"):
+        built.train(0, 1)
+
+
+def test_a_full_disk_does_not_hide_the_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(NonFiniteLossError, match="iteration 0: rank 0: loss_a"):
+        trainer(tmp_path, [[image(float("nan"))]]).train(0, 1)
+    assert "No space left on device" in caplog.text
+
+
+def test_what_is_written_repeats_the_step(tmp_path: Path) -> None:
+    """The model's own input with every kind of ground truth, its weights and random numbers."""
+    instances = Instances((4, 6))
+    instances.gt_boxes = Boxes(torch.tensor([[0.0, 1.0, 2.0, 3.0]]))
+    instances.gt_classes = torch.tensor([3])
+    instances.gt_masks = PolygonMasks([[np.array([0.0, 0.0, 2.0, 0.0, 2.0, 2.0])]])
+    instances.gt_keypoints = Keypoints(torch.ones(1, 2, 3))
+    others = Instances((4, 6), gt_masks=BitMasks(torch.ones(1, 4, 6, dtype=torch.bool)))
+    batch = [image(float("nan"), instances=instances), image(1.0, instances=others, height=4)]
+    built = trainer(tmp_path, [[image(1.0)], batch])
+    with pytest.raises(NonFiniteLossError):
+        built.train(0, 2)
+
+    content = read_batch(str(tmp_path / "nonfinite" / "iteration_0000001_rank0_0.pth"))
+    assert content["iteration"] == 1
+    assert np.isnan(content["losses"]["loss_a"])
+    first, second = content["batch"]
+    assert first["file_name"] == "nan.jpg"
+    read = first["instances"]
+    assert read.image_size == (4, 6)
+    assert torch.equal(read.gt_boxes.tensor, instances.gt_boxes.tensor)
+    assert torch.equal(read.gt_keypoints.tensor, instances.gt_keypoints.tensor)
+    assert np.array_equal(read.gt_masks.polygons[0][0], instances.gt_masks.polygons[0][0])
+    assert torch.equal(second["instances"].gt_masks.tensor, others.gt_masks.tensor)
+    model = Model()
+    model.load_state_dict(content["model"])
+    assert torch.equal(model.layer.weight, built.model.layer.weight)
+    set_random_state(content["random"])
+    model(content["batch"])
+    assert model.drawn == built.model.drawn[-1:]
+
+
+def one_rank(rank: int, folder: Path, results: Any) -> None:
+    """A process of two: accumulates over two batches a step; its third step is rank 1's undoing."""
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
+    )
+    # Of rank 1 alone, in the second of two batches.
+    broken = [image(float("nan") if rank else 0.0)]
+    images = [image(float(i)) for i in range(8)]
+    batches = [[i] for i in images[rank::2]]
+    model = nn.parallel.DistributedDataParallel(DivergedProposals())
+    loader = [*batches, [image(9.0)], broken, batches[0], broken]
+    built = trainer(folder, loader, model, accumulate_steps=2, max_skipped_steps=1)
+    message = ""
+    try:
+        built.train(0, 4)
+    except NonFiniteLossError as error:
+        message = str(error)
+    results.put((rank, message, built.model.module.layer.weight.detach().numpy()))
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_accumulate_skip_and_stop_together(tmp_path: Path) -> None:
+    context = torch.multiprocessing.get_context("spawn")
+    results = context.SimpleQueue()
+    torch.multiprocessing.spawn(one_rank, (tmp_path, results), nprocs=2)
+    (_, message, first), (_, same_message, second) = sorted(
+        (results.get() for _ in range(2)), key=lambda result: result[0]
+    )
+    assert message == same_message
+    assert "iteration 3: rank 1: forward pass of ['nan.jpg']" in message
+    files = sorted(file.name for file in (tmp_path / "nonfinite").iterdir())
+    assert files == [f"iteration_{i:07d}_rank1_0.pth" for i in (2, 3)]
+    # Two steps of four images were taken.
+    images = [image(float(i)) for i in range(8)]
+    expected = trainer(tmp_path, [images[:4], images[4:]])
+    expected.train(0, 2)
+    assert np.array_equal(first, second)
+    np.testing.assert_allclose(first, expected.model.layer.weight.detach(), rtol=1e-6, atol=1e-6)
+
+
+def test_another_file_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "model_final.pth"
+    torch.save({"model": {}}, file)
+    with pytest.raises(UserError, match=r"model_final\.pth is not the file of a step"):
+        read_batch(str(file))

@@ -1,0 +1,268 @@
+"""What makes an annotation or category unfit: one rule for the check of a file and for others.
+
+Nothing here trusts the value that it is given: any JSON value may stand in any place. Run-length
+encodings are checked before pycocotools sees them, as it reads past the end of a broken one.
+"""
+
+import math
+import numbers
+import reprlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Fault = tuple[str, str]  # its kind, a key of `findings.KINDS`, and what is wrong
+
+
+def annotation_error(
+    annotation: object,
+    width: int,
+    height: int,
+    num_keypoints: int | None = None,
+    *,
+    needs_mask: bool = False,
+) -> str | None:
+    """Why an annotation cannot be trained on, or None if it can.
+
+    Args:
+        annotation: one of a COCO file, its "bbox" as XYWH in image pixels; what is not looked at
+            here, ids and categories, may be missing. As loaded by detectron2 (compressed counts as
+            bytes, arrays for lists) will do too.
+        width, height: of the image, in pixels.
+        num_keypoints: that each list of keypoints must have; None accepts any number.
+        needs_mask: whether an annotation without "segmentation" is unfit, crowds excepted.
+    """
+    faults = annotation_faults(annotation, width, height, num_keypoints, needs_mask=needs_mask)
+    return next((text for _, text in faults), None)
+
+
+def annotation_faults(
+    annotation: object,
+    width: int,
+    height: int,
+    num_keypoints: int | None = None,
+    *,
+    needs_mask: bool = False,
+) -> Iterator[Fault]:
+    """All that makes one unfit, at most one fault of each part; see `annotation_error`."""
+    if not isinstance(annotation, dict):
+        yield "annotation-format", f"annotation is {shown(annotation)}, must be an object"
+        return
+    yield from _box_fault(annotation.get("bbox"), width, height)
+    segmentation = annotation.get("segmentation")
+    # As detectron2's loader has it, an empty list is no mask rather than a broken one.
+    if segmentation is None or (isinstance(segmentation, list | dict) and not segmentation):
+        if needs_mask and not annotation.get("iscrowd"):
+            yield "mask-missing", "no segmentation"
+    elif isinstance(segmentation, list | tuple):
+        yield from _polygons_fault(list(segmentation), width, height)
+    elif isinstance(segmentation, dict):
+        yield from rle_fault(segmentation, width, height)
+    elif not (isinstance(segmentation, np.ndarray) and segmentation.shape == (height, width)):
+        yield "mask-format", f"segmentation is {shown(segmentation)}, must be polygons or RLE"
+    yield from _keypoints_fault(annotation.get("keypoints"), num_keypoints)
+
+
+def category_error(category: object) -> str | None:
+    """What is wrong with an entry of a COCO file's "categories", its keypoints included."""
+    if not isinstance(category, dict):
+        return f"category is {shown(category)}, must be an object"
+    key, name = category.get("id"), category.get("name")
+    if not is_integer(key):
+        return f"id is {shown(key)}, must be an integer"
+    if not isinstance(name, str) or not name:
+        return f"name is {shown(name)}, must be a text"
+    keypoints = category.get("keypoints") or []
+    if not isinstance(keypoints, list) or not all(isinstance(k, str) for k in keypoints):
+        return f"keypoints are {shown(keypoints)}, must be a list of names"
+    if len(set(keypoints)) < len(keypoints):
+        return f"keypoints are {shown(keypoints)}, must be different from each other"
+    for what, allowed in (
+        ("skeleton", range(1, len(keypoints) + 1)),
+        ("keypoint_flip_map", keypoints),
+    ):
+        pairs = category.get(what, [])
+        if not isinstance(pairs, list) or not all(
+            isinstance(p, list) and len(p) == 2 and all(_is_in(one, allowed) for one in p)
+            for p in pairs
+        ):
+            return f"{what} is {shown(pairs)}, must be a list of pairs of keypoints"
+    sigmas = category.get("keypoint_sigmas")
+    if sigmas is not None:
+        if not isinstance(sigmas, list) or not are_numbers(sigmas) or not are_finite(sigmas):
+            return f"keypoint_sigmas are {shown(sigmas)}, must be a list of numbers"
+        if len(sigmas) != len(keypoints):
+            return f"it has {len(sigmas)} keypoint_sigmas for {len(keypoints)} keypoints"
+        if not all(0 < sigma <= 1 for sigma in sigmas):
+            return f"keypoint_sigmas are {shown(sigmas)}, must be above 0 and at most 1"
+    return None
+
+
+def polygon_fault(polygon: object) -> Fault | None:
+    """What is wrong with one polygon, wherever it lies; None if it has 3 finite points or more."""
+    polygon = _as_list(polygon)
+    if not isinstance(polygon, list) or not are_numbers(polygon):
+        return "polygon-format", f"polygon is {shown(polygon)}, must be a list of numbers"
+    if len(polygon) % 2 == 1:
+        return "polygon-odd", f"polygon has {len(polygon)} coordinates, must have an even number"
+    if len(polygon) < 6:
+        return "polygon-short", f"polygon has {len(polygon) // 2} points, must have 3 or more"
+    if not are_finite(polygon):
+        return "non-finite", "polygon has a coordinate that is not finite"
+    return None
+
+
+def rle_fault(rle: dict[str, Any], width: int, height: int) -> Iterator[Fault]:
+    """What is wrong with a run-length encoding, emptiness included; at most one fault."""
+    size = _as_list(rle.get("size"))
+    if not (isinstance(size, list) and len(size) == 2 and all(is_integer(s) for s in size)):
+        yield "rle-format", f"RLE size is {shown(size)}, must be [height, width]"
+        return
+    if size != [height, width]:
+        yield "rle-size", f"RLE is of size {size} (height, width), its image {[height, width]}"
+        return
+    counts = rle_counts(rle.get("counts"))
+    if counts is None:
+        yield "rle-format", f"RLE counts are {shown(rle.get('counts'))}, which are not run lengths"
+    elif int(counts.sum()) != height * width:
+        yield "rle-sum", f"RLE counts sum to {counts.sum()}, the image has {height * width} pixels"
+    elif not counts[1::2].any():
+        yield "mask-empty", "RLE has no pixel set"
+
+
+def rle_counts(counts: object) -> npt.NDArray[np.int64] | None:
+    """Run lengths of COCO's counts, compressed or not; None for what are no run lengths."""
+    counts = _as_list(counts)
+    if isinstance(counts, list):
+        if not all(
+            issubclass(t, numbers.Integral) and t is not bool for t in set(map(type, counts))
+        ):
+            return None
+        if counts and not (min(counts) >= 0 and max(counts) < 2**32):
+            return None
+        return np.array(counts, np.int64)
+    if isinstance(counts, str):
+        counts = counts.encode("utf-8", "surrogatepass")
+    return _decompress(counts) if isinstance(counts, bytes) else None
+
+
+def _decompress(counts: bytes) -> npt.NDArray[np.int64] | None:
+    """As pycocotools' rleFrString: numbers of 5 bits a character, from the third on differences."""
+    if not counts:
+        return None
+    bits = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
+    if bits.min() < 0 or bits.max() > 63 or bits[-1] & 32:  # 32: the number goes on
+        return None
+    last = np.flatnonzero(bits & 32 == 0)
+    first = np.concatenate([[0], last[:-1] + 1])
+    lengths = last - first + 1
+    if lengths.max() > 7:  # 35 bits; a run length has 32
+        return None
+    place = np.arange(len(bits)) - np.repeat(first, lengths)
+    numbers_ = np.add.reduceat((bits & 31) << (5 * place), first)
+    numbers_ -= np.where(bits[last] & 16, np.int64(1) << (5 * lengths), 0)
+    for start in (1, 2):
+        np.cumsum(numbers_[start::2], out=numbers_[start::2])
+    return numbers_ if numbers_.min() >= 0 and numbers_.max() < 2**32 else None
+
+
+def is_integer(value: object) -> bool:
+    """Whether a JSON value is an integer, which true and false are not."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def are_numbers(values: list[Any]) -> bool:
+    """Whether all are numbers, finite or not, which true and false are not."""
+    types = set(map(type, values))
+    if types <= {int, float}:  # fast, and the rule
+        return True
+    return all(issubclass(t, numbers.Real) and not issubclass(t, bool | np.bool_) for t in types)
+
+
+def are_finite(values: list[Any]) -> bool:
+    """Whether all numbers are finite; an integer too large for a float is not."""
+    try:
+        return all(map(math.isfinite, values))
+    except OverflowError:
+        return False
+
+
+def _is_in(value: object, allowed: range | list[str]) -> bool:
+    return (is_integer(value) if isinstance(allowed, range) else True) and value in allowed
+
+
+def _box_fault(box: object, width: int, height: int) -> Iterator[Fault]:
+    box = _as_list(box)
+    if box is None:
+        yield "box-missing", "no bbox"
+        return
+    if not isinstance(box, list) or len(box) != 4 or not are_numbers(box):
+        yield "box-format", f"bbox is {shown(box)}, must be 4 numbers [x, y, width, height]"
+        return
+    if not are_finite(box):
+        yield "non-finite", f"bbox {shown(box)} is not finite"
+        return
+    x, y, w, h = box
+    if w < 0 or h < 0:
+        yield "box-negative", f"bbox {shown(box)} has a negative side; it must be x, y, w, h"
+    elif w == 0 or h == 0:
+        yield "box-empty", f"bbox {shown(box)} has a side of 0"
+    elif x >= width or y >= height or x + w <= 0 or y + h <= 0:
+        yield "box-outside", f"bbox {shown(box)} is outside the image of {width} x {height}"
+
+
+def _polygons_fault(polygons: list[Any], width: int, height: int) -> Iterator[Fault]:
+    if are_numbers(polygons):
+        yield "polygon-format", "segmentation is one flat list of numbers, must be a list of lists"
+        return
+    outside = True
+    for polygon in polygons:
+        fault = polygon_fault(polygon)
+        if fault is not None:
+            yield fault
+            return
+        xs, ys = polygon[0::2], polygon[1::2]
+        left, right, top, bottom = min(xs), max(xs), min(ys), max(ys)
+        if left < -width or right > 2 * width or top < -height or bottom > 2 * height:
+            corners = shown([left, top, right, bottom])
+            yield "polygon-outside", f"polygon over {corners} is far off {width} x {height}"
+            return
+        outside &= left >= width or top >= height or right <= 0 or bottom <= 0
+    if outside:
+        yield "polygon-outside", f"all polygons are outside the image of {width} x {height}"
+
+
+def _keypoints_fault(keypoints: object, num_keypoints: int | None) -> Iterator[Fault]:
+    keypoints = _as_list(keypoints)
+    if keypoints is None or keypoints == []:  # none labelled: so the loader and the mapper
+        return
+    if not isinstance(keypoints, list) or not are_numbers(keypoints):
+        yield "keypoint-format", f"keypoints are {shown(keypoints)}, must be [x, y, v, ...]"
+    elif len(keypoints) % 3 or num_keypoints not in (None, len(keypoints) // 3):
+        expected = "a multiple of 3" if num_keypoints is None else f"3 x {num_keypoints}"
+        yield "keypoint-count", f"keypoints are {len(keypoints)} numbers, must be {expected}"
+    elif not are_finite(keypoints):
+        yield "non-finite", "keypoints have a number that is not finite"
+
+
+def _as_list(value: Any) -> Any:
+    """Arrays and tuples, which dataset dicts may hold, as the flat lists that JSON has."""
+    if isinstance(value, np.ndarray):
+        return value.reshape(-1).tolist()
+    return list(value) if isinstance(value, tuple) else value
+
+
+_repr = reprlib.Repr()
+_repr.maxlist = _repr.maxdict = 6
+_repr.maxstring = _repr.maxother = 40
+_repr.maxlevel = 3
+
+
+def shown(value: object) -> str:
+    """A value for a message: short, whatever it is."""
+    try:
+        return _repr.repr(value)
+    except ValueError:  # an integer of more digits than Python is willing to print
+        return f"a {type(value).__name__} of too many digits"

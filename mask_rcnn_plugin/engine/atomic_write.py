@@ -1,0 +1,39 @@
+"""Files that appear whole or not at all."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+SUFFIX = ".tmp"
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+    """Replace a file by what is written in the block, once that is on the disk.
+
+    Written is PATH.tmp in the same folder, which an exception in the block removes. Killed at any
+    moment, even with the machine, this leaves the old file or the new one at PATH.
+
+    Args:
+        path: need not exist, its folder must.
+
+    Raises:
+        OSError: as a write does, e.g. where there is no room; the old file is left.
+    """
+    temporary = path.with_name(path.name + SUFFIX)
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the name too, which is the folder's
+    finally:
+        os.close(folder)

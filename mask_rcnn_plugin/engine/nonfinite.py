@@ -1,0 +1,71 @@
+"""A step whose loss or gradient is not finite, in a file from which it can be repeated."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.structures import BitMasks, Boxes, Instances, Keypoints, PolygonMasks
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from mask_rcnn_plugin.errors import UserError
+
+
+class NonFiniteLossError(FloatingPointError):
+    """A loss or gradient was not finite; the message says where, and what was written."""
+
+
+def random_state() -> dict[str, Tensor]:
+    """What a model draws from: which RoIs and anchors are sampled."""
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def set_random_state(states: dict[str, Tensor]) -> None:
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
+
+
+def write_batch(path: Path, model: nn.Module, content: dict[str, Any]) -> None:
+    """Write a batch, the weights it met and the random state before it.
+
+    Args:
+        path: of the file; its folder is made. It appears whole or not at all.
+        model: may be wrapped for DDP.
+        content: "batch", the model's input; "random", from `random_state`; anything else of plain
+            values that helps to understand it.
+    """
+    if isinstance(model, DistributedDataParallel):
+        model = model.module
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    torch.save({**content, "model": model.state_dict()}, temporary)
+    os.replace(temporary, path)
+
+
+def read_batch(path: str) -> dict[str, Any]:
+    """What `write_batch` wrote, on the CPU. It runs no code that the file may hold.
+
+    Raises:
+        UserError: if the file is none of these.
+    """
+    # What detectron2's mapper puts in a batch, beside tensors and plain values.
+    classes = [Instances, Boxes, BitMasks, PolygonMasks, Keypoints]
+    arrays = [np.ndarray, np.dtype, type(np.dtype("f4")), type(np.dtype("f8"))]
+    reconstruct: Any = np.empty(0).__reduce__()[0]
+    torch.serialization.add_safe_globals([*classes, *arrays, reconstruct])
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        if not {"batch", "random", "model", "iteration"} <= content.keys():
+            raise KeyError("it has no batch")
+    except Exception as error:  # whatever a file that is something else brings up
+        raise UserError(
+            f"{path} is not the file of a step with a non-finite loss, as a training writes them "
+            f"to nonfinite/ of its output folder: {error}"
+        ) from error
+    return content

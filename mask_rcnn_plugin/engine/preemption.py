@@ -1,0 +1,99 @@
+"""Ending a training early, at the request of a cluster, so that it can be gone on with."""
+
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+
+from mask_rcnn_plugin.engine.periodic_checkpointer import PeriodicCheckpointer
+
+EXIT_CODE = 75
+"""Of a training that SIGTERM or SIGUSR1 has ended; EX_TEMPFAIL of sysexits.h."""
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+logger = logging.getLogger(__name__)
+
+
+class Preemption(HookBase):
+    """Saves and exits with `EXIT_CODE` after the step in which any process got a signal.
+
+    As a context manager it is what heeds the signals; they mean what they did before afterwards.
+    The processes agree after each step. An evaluation is broken off at once: what has been trained
+    was saved before it.
+
+    Args:
+        saving: the training's hook, registered before this one.
+    """
+
+    def __init__(self, saving: PeriodicCheckpointer) -> None:
+        self._saving = saving
+        self._signal: signal.Signals | None = None
+        self._at_once = False
+        self._before: dict[signal.Signals, Any] = {}
+        self._pid = os.getpid()
+
+    def __enter__(self) -> "Preemption":
+        # Python takes handlers from its main thread only; in another one signals stay as they are.
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """A block that a signal ends, not only the step that it is in."""
+        self._at_once = True
+        try:
+            if self._signal:
+                self._exit("during an evaluation")
+            yield
+        except Exception:
+            # Workers and other processes, which got the signal too, may have ended first.
+            if self._signal:
+                self._exit("during an evaluation")
+            raise
+        finally:
+            self._at_once = False
+
+    def after_step(self) -> None:
+        if self._any():
+            self._saving.save_now()
+            self._exit(f"after iteration {self.trainer.iter}")
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        if os.getpid() != self._pid:  # inherited by a process that loads images
+            return
+        self._signal = signal.Signals(number)
+        if self._at_once:
+            self._exit("during an evaluation")
+
+    def _any(self) -> bool:
+        if comm.get_world_size() == 1:
+            return self._signal is not None
+        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        signalled = torch.tensor(float(self._signal is not None), device=device)
+        dist.all_reduce(signalled, dist.ReduceOp.MAX)
+        return bool(signalled.item())
+
+    def _exit(self, when: str) -> None:
+        logger.warning(
+            "Ended by %s %s, exit code %d: start again with --resume to go on",
+            self._signal.name if self._signal else "a signal to another process",
+            when,
+            EXIT_CODE,
+        )
+        sys.exit(EXIT_CODE)

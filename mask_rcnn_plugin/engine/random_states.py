@@ -1,0 +1,65 @@
+"""Random states of a training: kept over a resume, and over what must not draw from them."""
+
+import logging
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
+
+from mask_rcnn_plugin.engine.nonfinite import random_state, set_random_state
+
+logger = logging.getLogger(__name__)
+
+
+class RandomStates:
+    """Those of Python, NumPy and torch, its GPU's included, of each process; for a checkpoint."""
+
+    def state_dict(self) -> dict[str, list[dict[str, Any]]]:
+        """What `torch.load(weights_only=True)` takes; all processes call it, the main one has all.
+
+        Returns:
+            {"ranks": states in the order of the ranks, empty on others than the main process}.
+        """
+        return {"ranks": comm.gather(_states())}
+
+    def load_state_dict(self, state: dict[str, list[dict[str, Any]]]) -> None:
+        """Go on with the states, or with new ones if the number of processes has changed."""
+        ranks, world_size = state["ranks"], comm.get_world_size()
+        if len(ranks) == world_size:
+            _set_states(ranks[comm.get_rank()])
+            return
+        logger.warning(
+            "The checkpoint has random states of %d processes, now there are %d: they are seeded "
+            "anew, losses will not be those of an uninterrupted training",
+            len(ranks),
+            world_size,
+        )
+        seed_all_rng(comm.shared_random_seed() + comm.get_rank())
+
+
+@contextmanager
+def random_states_kept() -> Iterator[None]:
+    """Whatever is drawn in the block, what is drawn after it is the same."""
+    states = _states()
+    try:
+        yield
+    finally:
+        _set_states(states)
+
+
+def _states() -> dict[str, Any]:
+    name, keys, *rest = np.random.get_state(legacy=True)
+    numpy = [name, torch.tensor(np.asarray(keys, np.int64)), *rest]
+    return {"python": random.getstate(), "numpy": numpy, "torch": random_state()}
+
+
+def _set_states(states: dict[str, Any]) -> None:
+    random.setstate(states["python"])
+    name, keys, *rest = states["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    set_random_state(states["torch"])

@@ -1,0 +1,77 @@
+"""The training's losses on the test set, which tell an overfitting training from a good one."""
+
+import copy
+from collections import Counter
+from typing import Any
+
+import torch
+from detectron2.config import instantiate
+from detectron2.data import build_detection_test_loader
+from detectron2.utils import comm
+from omegaconf import DictConfig
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+
+from mask_rcnn_plugin.config import ConfigError
+
+
+def build_validation_loader(cfg: DictConfig) -> DataLoader:
+    """The test set, image by image, with ground truth and the test's augmentations.
+
+    Args:
+        cfg: from `get_config`, its datasets set up by `setup_datasets`.
+
+    Raises:
+        ConfigError: if the test set has no annotations.
+    """
+    images = instantiate(cfg.dataloader.test.dataset)
+    if not any("annotations" in image for image in images):
+        raise ConfigError(
+            f"train.validation_period is {cfg.train.validation_period}, but the test set "
+            f"{list(cfg.dataset.test.names)} has no annotations to compute a loss with: set it to 0"
+        )
+    mapper = copy.deepcopy(cfg.dataloader.train.mapper)
+    mapper.augmentations = cfg.dataloader.test.mapper.augmentations
+    return build_detection_test_loader(
+        images, mapper=instantiate(mapper), num_workers=cfg.dataloader.test.num_workers
+    )
+
+
+def validation_losses(model: nn.Module, loader: DataLoader) -> dict[str, float]:
+    """Compute a model's losses on another set, without a trace in the training.
+
+    Batch normalisation uses its running statistics and leaves them as they are; the same RoIs are
+    sampled at each call. Random states are the caller's to keep.
+
+    Args:
+        model: in training mode; may be wrapped for DDP.
+        loader: yields batches with ground truth; each process its share of the images.
+
+    Returns:
+        Means over all images, on all ranks the same: "total_loss", "loss_mask", ...
+    """
+    if isinstance(model, DistributedDataParallel):
+        model = model.module
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training]
+    for norm in norms:
+        norm.eval()
+    sums: Counter[str] = Counter()
+    torch.manual_seed(0)
+    try:
+        with torch.no_grad():
+            for batch in loader:
+                for name, loss in model(batch).items():
+                    sums[name] += loss.item() * len(batch)
+                sums["images"] += len(batch)
+    finally:
+        for norm in norms:
+            norm.train()
+    totals: Counter[str] = Counter()
+    for part in comm.all_gather(dict(sums)):
+        for name, value in part.items():
+            totals[name] += value
+    images: Any = totals.pop("images")
+    losses = {name: value / images for name, value in totals.items()}
+    return {"total_loss": sum(losses.values()), **losses}

@@ -1,0 +1,277 @@
+import json
+import logging
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from detectron2.engine import HookBase
+from omegaconf import DictConfig
+
+from mask_rcnn_plugin import get_config
+from mask_rcnn_plugin.data.coco import DatasetError
+from mask_rcnn_plugin.engine import checkpoint, setup_datasets, train, trainer
+from mask_rcnn_plugin.engine.checkpoint import SaveError
+from mask_rcnn_plugin.engine.preemption import EXIT_CODE
+
+# Narrow: a step takes 0.2 s.
+CONFIG = "table2a_backbone/r50_c4+synthetic"
+NARROW = ("model.backbone.width=8", "train.seed=-1", "dataloader.train.seed=5")
+
+
+@pytest.fixture
+def build(toy_overrides: list[str], tmp_path: Path) -> Any:
+    def build(folder: str, *overrides: str) -> DictConfig:
+        output = f"train.output_dir={tmp_path / folder}"
+        cfg = get_config(CONFIG, [*toy_overrides, *NARROW, output, *overrides])
+        Path(cfg.train.output_dir).mkdir(exist_ok=True)
+        setup_datasets(cfg)
+        torch.manual_seed(0)
+        np.random.seed(0)
+        return cfg
+
+    return build
+
+
+class Losses(HookBase):
+    """What each step computed, as it was, before any smoothing."""
+
+    def __init__(self) -> None:
+        self.of: dict[int, dict[str, float]] = {}
+
+    def after_step(self) -> None:
+        latest = self.trainer.storage.latest()
+        names = [name for name in latest if "loss" in name or name == "lr"]
+        self.of[self.trainer.iter] = {name: latest[name][0] for name in names}
+
+
+class Stop(HookBase):
+    """Ends a training after an iteration as a signal does."""
+
+    def __init__(self, iteration: int, number: signal.Signals | None = None) -> None:
+        self.iteration, self.number = iteration, number
+
+    def before_step(self) -> None:
+        if self.trainer.iter == self.iteration and self.number:
+            os.kill(os.getpid(), self.number)
+
+    def after_step(self) -> None:
+        if self.trainer.iter == self.iteration and not self.number:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture
+def score(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Evaluations that draw random numbers and give these scores, one after the other."""
+
+    def given(*scores: float) -> list[float]:
+        left = list(scores)
+
+        def evaluate(cfg: DictConfig, model: Any) -> dict[str, Any]:
+            torch.rand(3), np.random.rand(3)
+            return {"segm": {"AP": left.pop(0)}}
+
+        monkeypatch.setattr(trainer, "evaluate", evaluate)
+        return left
+
+    return given
+
+
+def test_losses_after_a_resume_are_those_of_an_uninterrupted_training(
+    build: Any, score: Any
+) -> None:
+    score(*[1.0] * 9)
+    whole, first, second = Losses(), Losses(), Losses()
+    train(build("whole", "train.max_iter=6"), extra_hooks=[whole])
+    interrupted = ("train.max_iter=6", "train.checkpointer.period=3", "train.eval_period=2")
+    with pytest.raises(KeyboardInterrupt):
+        train(build("halves", *interrupted), extra_hooks=[first, Stop(3)])
+    cfg = build("halves", *interrupted)
+    torch.manual_seed(77)
+    np.random.seed(77)
+    train(cfg, resume=True, extra_hooks=[second])
+    assert list(second.of) == [4, 5]  # iteration 3 was saved for its evaluation
+    assert {"loss_mask", "loss_rpn_cls", "total_loss", "lr"} <= second.of[4].keys()
+    assert {**first.of, **second.of} == whole.of
+    weights = [
+        torch.load(Path(cfg.train.output_dir).parent / run / "model_final.pth", weights_only=True)
+        for run in ("whole", "halves")
+    ]
+    assert all(torch.equal(v, weights[1]["model"][k]) for k, v in weights[0]["model"].items())
+    assert weights[0]["loader"] == weights[1]["loader"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_saves_after_the_step_and_exits_with_the_code(
+    number: signal.Signals, build: Any, score: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    left = score(1.0)
+    before = signal.getsignal(number)
+    cfg = build("out", "train.max_iter=3")
+    with pytest.raises(SystemExit) as ended:
+        train(cfg, extra_hooks=[Stop(1, number)])
+    assert ended.value.code == EXIT_CODE == 75
+    assert f"Ended by {number.name} after iteration 1, exit code 75: start again" in caplog.text
+    assert signal.getsignal(number) == before
+    assert (Path(cfg.train.output_dir) / "last_checkpoint").read_text() == "model_0000001.pth"
+    assert left == [1.0]  # not evaluated
+    losses = Losses()
+    train(build("out", "train.max_iter=3"), resume=True, extra_hooks=[losses])
+    assert list(losses.of) == [2]
+    assert left == []
+
+
+def test_a_signal_in_the_last_step_leaves_the_evaluation_to_the_resume(
+    build: Any, score: Any
+) -> None:
+    left = score(1.0)
+    with pytest.raises(SystemExit):
+        train(build("out"), extra_hooks=[Stop(1, signal.SIGTERM)])
+    assert left == [1.0]
+    assert train(build("out"), resume=True) == {"segm": {"AP": 1.0}}
+
+
+def test_a_signal_breaks_an_evaluation_off_with_everything_saved(
+    build: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def evaluate(cfg: DictConfig, model: Any) -> dict[str, Any]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("the evaluation went on")
+
+    monkeypatch.setattr(trainer, "evaluate", evaluate)
+    cfg = build("out", "train.max_iter=3", "train.eval_period=1")
+    with pytest.raises(SystemExit) as ended:
+        train(cfg)
+    assert ended.value.code == EXIT_CODE
+    assert (Path(cfg.train.output_dir) / "last_checkpoint").read_text() == "model_0000000.pth"
+
+
+def test_an_error_in_the_last_step_starts_no_evaluation(build: Any, score: Any) -> None:
+    left = score(1.0)
+    cfg = build("out")
+
+    class Fail(HookBase):
+        def before_step(self) -> None:
+            if self.trainer.iter == 1:
+                raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        train(cfg, extra_hooks=[Fail()])
+    assert left == [1.0]
+    assert not (Path(cfg.train.output_dir) / "model_final.pth").exists()
+
+
+def best(cfg: DictConfig) -> tuple[str, float, int]:
+    file = torch.load(Path(cfg.train.output_dir) / "model_best.pth", weights_only=True)
+    assert file["model"]
+    return file["metric"], file["score"], file["iteration"]
+
+
+def test_the_best_model_is_kept_over_resumes(build: Any, score: Any) -> None:
+    keep = ("train.checkpointer.best_metric=segm/AP", "train.eval_period=1")
+    score(5.0, 50.0, float("nan"), 20.0)
+    with pytest.raises(KeyboardInterrupt):
+        train(build("out", *keep, "train.max_iter=3"), extra_hooks=[Stop(1)])
+    cfg = build("out", *keep, "train.max_iter=4")
+    assert best(cfg) == ("segm/AP", 50.0, 1)
+    score(5.0, 6.0)
+    train(cfg, resume=True)
+    assert best(cfg) == ("segm/AP", 50.0, 1)
+    output = Path(cfg.train.output_dir)
+    assert (output / "last_checkpoint").read_text() == "model_final.pth"
+    saved = torch.load(output / "model_final.pth", weights_only=True)["trainer"]["hooks"]
+    assert saved["BestCheckpointer"] == {"metric": "segm/AP", "score": 50.0}
+    # Without the file, the state of the checkpoint knows.
+    (output / "model_best.pth").unlink()
+    score(7.0)
+    train(build("out", *keep, "train.max_iter=4"), resume=True)
+    assert not (output / "model_best.pth").exists()
+    score(60.0)
+    train(build("out", *keep, "train.max_iter=4"), resume=True)
+    assert best(cfg) == ("segm/AP", 60.0, 3)
+
+
+def test_an_unknown_metric_is_an_error_that_loses_nothing(
+    build: Any, score: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    score(5.0, 6.0)
+    cfg = build("out", "train.checkpointer.best_metric=segm/ap", "train.eval_period=1")
+    train(cfg)
+    assert "best_metric is 'segm/ap', not one of ['segm/AP']" in caplog.text
+    assert (Path(cfg.train.output_dir) / "model_final.pth").exists()
+    assert not (Path(cfg.train.output_dir) / "model_best.pth").exists()
+
+
+def test_pruning_goes_on_after_a_resume_and_spares_the_final_and_the_tagged(
+    build: Any, score: Any
+) -> None:
+    score(1.0, 1.0)
+    keep = ("train.checkpointer.period=1", "train.checkpointer.max_to_keep=2")
+    with pytest.raises(KeyboardInterrupt):
+        train(build("out", *keep, "train.max_iter=9"), extra_hooks=[Stop(3)])
+    cfg = build("out", *keep, "train.max_iter=6")
+    output = Path(cfg.train.output_dir)
+
+    def there() -> list[str]:
+        return sorted(path.stem for path in output.glob("*.pth"))
+
+    assert there() == ["model_0000002", "model_0000003"]
+    (output / "model_0000008.pth").write_bytes(b"damaged, from a time before")
+    train(cfg, resume=True)
+    assert there() == ["model_0000004", "model_0000008", "model_final"]
+    train(build("out", *keep, "train.max_iter=8"), resume=True)
+    assert there() == ["model_0000006", "model_0000008", "model_final"]
+
+
+def full(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """A disk without room for these files."""
+    save = torch.save
+
+    def save_if_room(data: Any, file: Any) -> None:
+        if any(name in str(getattr(file, "name", "")) for name in names):
+            raise OSError(28, os.strerror(28))
+        save(data, file)
+
+    monkeypatch.setattr(checkpoint.torch, "save", save_if_room)
+
+
+def test_a_full_disk_is_logged_and_the_training_goes_on(
+    build: Any, score: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score(1.0)
+    full(monkeypatch, "model_0000001")
+    cfg = build("out", "train.max_iter=3", "train.checkpointer.period=1")
+    train(cfg)
+    (error,) = [r.message for r in caplog.records if r.levelno == logging.ERROR]
+    assert "model_0000001.pth cannot be written: [Errno 28] No space left on device; it" in error
+    there = sorted(path.stem for path in Path(cfg.train.output_dir).glob("*.pth*"))
+    assert there == ["model_0000000", "model_final"]
+
+
+def test_no_room_for_the_final_checkpoint_is_an_error(
+    build: Any, score: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = score(1.0)
+    full(monkeypatch, "model_final")
+    cfg = build("out", "train.checkpointer.period=1")
+    with pytest.raises(SaveError, match="model_final.pth cannot be written"):
+        train(cfg)
+    assert left == [1.0]
+    monkeypatch.undo()
+    score(1.0)
+    losses = Losses()
+    train(build("out", "train.checkpointer.period=1"), resume=True, extra_hooks=[losses])
+    assert list(losses.of) == [1]
+
+
+def test_a_training_set_without_an_annotated_image_is_an_error(
+    build: Any, toy_dataset: Path, tmp_path: Path
+) -> None:
+    content = json.loads((toy_dataset / "train.json").read_text())
+    (tmp_path / "none.json").write_text(json.dumps({**content, "annotations": []}))
+    cfg = build("out", f"dataset.train.json={tmp_path / 'none.json'}")
+    with pytest.raises(DatasetError, match=r"training set \['.*none\.json'\]"):
+        train(cfg)

@@ -1,0 +1,80 @@
+"""--print-config and --diff: what is on the screen, and that nothing else happens."""
+
+import argparse
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from mask_rcnn_plugin.config import flatten, get_config
+from mask_rcnn_plugin.engine.launch import parse_launch_args
+
+SIGMOID, SOFTMAX = "table2b_mask_loss/sigmoid", "table2b_mask_loss/softmax"
+
+
+@pytest.fixture
+def screen(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> "Screen":
+    monkeypatch.chdir(tmp_path)
+    yield Screen(monkeypatch, capsys)
+    assert not list(tmp_path.iterdir())
+
+
+class Screen:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self._monkeypatch, self._capsys = monkeypatch, capsys
+
+    def __call__(self, *args: str) -> tuple[int, str, str]:
+        """Exit code, standard output and standard error of a script."""
+        self._monkeypatch.setattr("sys.argv", ["train.py", "--config-file", *args])
+        with pytest.raises(SystemExit) as end:
+            parse_launch_args(argparse.ArgumentParser(prog="train.py"))
+        return (end.value.code or 0, *self._capsys.readouterr())
+
+
+def test_printed_config_is_the_whole_one(screen: Screen) -> None:
+    code, out, err = screen(f"{SOFTMAX}+synthetic", "--print-config", "train.max_iter=7")
+    assert (code, err) == (0, "")
+    assert out.startswith(f"# {SOFTMAX}+synthetic train.max_iter=7: as loaded")
+    printed = OmegaConf.create(out)
+    assert printed.train.checkpointer.period == 7  # follows train.max_iter
+    assert printed.model._target_ == "mask_rcnn_plugin.modeling.meta_arch.MaskRCNN"
+    cfg = get_config(f"{SOFTMAX}+synthetic", ["train.max_iter=7"])
+    assert flatten(printed) == flatten(cfg, resolve=True)
+
+
+def test_diff_has_what_differs_and_no_more(screen: Screen) -> None:
+    code, out, err = screen(SOFTMAX, "--diff", SIGMOID, "+mine=3", "dataset.train.names=[a, b, c]")
+    assert (code, err) == (0, "")
+    assert out.splitlines() == [
+        f"dataloader.evaluator.output_dir: 'output/{SIGMOID}' -> 'output/{SOFTMAX}'",
+        "dataloader.train.dataset.names.0: 'coco_2014_train' -> 'a'",
+        "dataloader.train.dataset.names.1: 'coco_2014_valminusminival' -> 'b'",
+        "dataloader.train.dataset.names.2: (not there) -> 'c'",
+        "dataset.train.names.0: 'coco_2014_train' -> 'a'",
+        "dataset.train.names.1: 'coco_2014_valminusminival' -> 'b'",
+        "dataset.train.names.2: (not there) -> 'c'",
+        "mine: (not there) -> 3",
+        "model.roi_heads.mask_head.loss_type: 'sigmoid' -> 'softmax'",
+        f"train.output_dir: 'output/{SIGMOID}' -> 'output/{SOFTMAX}'",
+    ]
+    assert screen(SOFTMAX, "--diff", SOFTMAX) == (0, "", "")
+    assert (
+        "dataset.synthetic.size: 128 -> (not there)"
+        in screen(SOFTMAX, "--diff", f"{SIGMOID}+synthetic")[1].splitlines()
+    )
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        (SOFTMAX, "--print-config", "train.max_iters=7"),
+        (SOFTMAX, "--diff", "table2b_mask_loss/sigmod"),
+    ],
+)
+def test_a_mistake_is_one_line_and_code_2(screen: Screen, args: tuple[str, ...]) -> None:
+    code, out, err = screen(*args)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("train.py: no ")
+    assert "did you mean" in err
