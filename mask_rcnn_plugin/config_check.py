@@ -34,19 +34,21 @@ _COUNT: _Range = ("an integer of 1 or more", lambda x: isinstance(x, int) and x 
 _COUNT_OR_0: _Range = ("an integer of 0 or more", lambda x: isinstance(x, int) and x >= 0)
 _NOT_NEGATIVE: _Range = ("0 or more, and finite", lambda x: 0 <= x < math.inf)
 _FRACTION: _Range = ("from 0 to 1", lambda x: 0 <= x <= 1)
-_NUMBER: _Range = ("a number", lambda x: not math.isnan(x))
+_ANY: _Range = ("anything but nan", lambda x: not math.isnan(x))
 
 # The first pattern that a key's end matches counts; a list's numbers are looked up by the list's
 # key. What `train` and `dataset` hold in the plugin's own configs is right in any case.
 _RANGES: dict[str, _Range] = {
     "model.pixel_std": _POSITIVE,
-    "eval_period": _COUNT_OR_0,
+    "train.eval_period": _COUNT_OR_0,
+    "train.validation_period": _COUNT_OR_0,
+    "train.max_skipped_steps": _COUNT_OR_0,
+    "max_unreadable": _COUNT_OR_0,
     "num_workers": _COUNT_OR_0,
     "warmup_iters": _COUNT_OR_0,
     "sampling_ratio": _COUNT_OR_0,
     "freeze_at": ("an integer from 0 to 5", lambda x: x in range(6)),
     "anchor_generator.sizes": _POSITIVE,
-    "reference_batch_size": _COUNT_OR_0,
     "canonical_box_size": _POSITIVE,
     "*timeout": _POSITIVE,
     "max_iter": _COUNT,
@@ -73,7 +75,7 @@ _RANGES: dict[str, _Range] = {
     "positive_fraction": _FRACTION,
     "drop_at": _FRACTION,
     "warmup_factor": _FRACTION,
-    "*": _NUMBER,
+    "*": _ANY,
 }
 
 
@@ -252,11 +254,12 @@ def _check_ranges(value: Any, key: str, known: Any) -> None:
     elif isinstance(value, (list, tuple)):
         for i, child in enumerate(value):
             _check_ranges(child, _join(key, i), None)
-    elif type(value) in (int, float) and value != known:
+    elif isinstance(value, (int, float, str)) and value != known:
         name = "." + ".".join(part for part in key.split(".") if not part.isdigit())
-        text, fits = next(r for p, r in _RANGES.items() if fnmatchcase(name, f"*.{p}"))
-        if not fits(value):
-            raise ConfigError(f"{key} is {value}, must be {text}")
+        rule = next(r for p, r in _RANGES.items() if fnmatchcase(name, f"*.{p}"))
+        text, is_right = rule
+        if not (rule is _ANY if isinstance(value, (bool, str)) else is_right(value)):
+            raise ConfigError(f"{key} is {value!r}, must be {text}")
 
 
 def _check_device(name: str) -> None:

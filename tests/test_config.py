@@ -315,6 +315,13 @@ def test_paper_values_of_the_keypoint_config() -> None:
     assert cfg.dataloader.train.dataset.min_keypoints == 1
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_one_key_limits_the_detections_of_model_and_evaluator(name: str) -> None:
+    cfg = get_config(name, ["dataset.test.max_detections=300"])
+    assert cfg.model.roi_heads.box_predictor.test_topk_per_image == 300
+    assert cfg.dataloader.evaluator.max_detections == 300
+
+
 def test_path_and_short_name_give_the_same_config(tmp_path: Path) -> None:
     name = "table2a_backbone/r50_fpn"
     by_name = get_config(name)

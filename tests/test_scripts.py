@@ -1,7 +1,6 @@
 """train.py, eval.py and the demo, end to end on a few images."""
 
 import json
-import os
 import subprocess
 import sys
 from importlib.metadata import version
@@ -16,11 +15,9 @@ REPOSITORY = Path(__file__).parent.parent
 CONFIG = "table4_keypoints/keypoint_and_mask+synthetic"
 
 
-def run(script: str, *args: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+def run(script: str, *args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(REPOSITORY / script), *args]
-    return subprocess.run(
-        command, cwd=cwd, env={**os.environ, **env}, capture_output=True, text=True, check=False
-    )
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
 
 
 def own_dataset(root: Path) -> list[str]:
@@ -178,7 +175,10 @@ def test_a_test_set_without_annotations_gives_a_submission(
             ["--config-file", "table2a_backbone/r50_fpn", "train.init_checkpoint=no.pth"],
             "weights file 'no.pth' does not exist",
         ),
-        (["--config-file", "table2a_backbone/r50_fpn", "--num-gpus", "99"], "--num-gpus is 99"),
+        (
+            ["--config-file", "table2a_backbone/r50_fpn", "--num-gpus", "99", "train.device=cuda"],
+            "99 processes on this machine",
+        ),
     ],
 )
 def test_train_mistakes_end_with_2_one_line_and_nothing_written(
@@ -249,14 +249,6 @@ def test_resume_refuses_a_checkpoint_of_another_model(trained: Path, toy_dataset
     )
     assert done.returncode == 2
     assert "do not fit the model of this config" in done.stderr.splitlines()[-1]
-
-
-@pytest.mark.parametrize("variable", ["WORLD_SIZE", "SLURM_NTASKS"])
-def test_several_launched_processes_are_refused(tmp_path: Path, variable: str) -> None:
-    args = ["train.py", "--config-file", "table2a_backbone/r50_fpn"]
-    done = run(*args, cwd=tmp_path, **{variable: "8"})
-    assert done.returncode == 2
-    assert f"{variable} is 8" in done.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize("script", ["train.py", "eval.py", "tools/demo.py", "tools/reproduce.py"])

@@ -43,6 +43,6 @@ train = OmegaConf.create(
         channels_last=_device == "cpu",
         ddp=dict(broadcast_buffers=False, find_unused_parameters=False, fp16_compression=False),
         cudnn_benchmark=False,
-        process_group_timeout=30,  # minutes that a process waits for the others
+        process_group_timeout=30.0,  # minutes that a process waits for the others
     )
 )

@@ -55,8 +55,10 @@ def scale_to_batch(cfg: DictConfig) -> list[str]:
     if reference is None:
         return []
     batch = cfg.dataloader.train.total_batch_size * cfg.train.accumulate_steps
-    if reference < 1:
-        raise ConfigError(f"train.reference_batch_size is {reference}, must be 1 or more, or null")
+    if not isinstance(reference, int) or reference < 1:
+        raise ConfigError(
+            f"train.reference_batch_size is {reference!r}, must be a number of images, or null"
+        )
     if "lr" not in cfg.optimizer:
         raise ConfigError("train.reference_batch_size is set, but no optimizer.lr to scale")
     changes = []

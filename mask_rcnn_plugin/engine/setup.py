@@ -66,7 +66,8 @@ def draw_synthetic(cfg: DictConfig, *, training: bool = True) -> None:
     train, test = cfg.dataset.train, cfg.dataset.test
     splits = (train, test) if training else (test,)
     synthetic = cfg.dataset.get("synthetic")
-    if synthetic and any(Path(split.json).is_relative_to(synthetic.root) for split in splits):
+    files = [split.json for split in splits if split.json]
+    if synthetic and any(Path(file).is_relative_to(synthetic.root) for file in files):
         try:
             if comm.is_main_process():
                 write_dataset(**synthetic)

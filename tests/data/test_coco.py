@@ -118,22 +118,22 @@ def test_coco_keypoints_have_coco_sigmas(toy_dataset: Path) -> None:
     ("categories", "content", "message"),
     [
         ([], {}, "'categories' must be"),
-        ([{"name": "no id"}], {}, "'categories' must be"),
-        ([{"id": 1, "name": "a"}, {"id": 1, "name": "b"}], {}, "'categories' must be"),
-        ([{"id": "1", "name": "a"}], {}, "'categories' must be"),
-        ([{"id": 1, "name": None}], {}, "'categories' must be"),
+        ([{"name": "no id"}], {}, "id is None, must be an integer"),
+        ([{"id": 1, "name": "a"}, {"id": 1, "name": "b"}], {}, "2 categories have the id 1"),
+        ([{"id": "1", "name": "a"}], {}, "id is '1', must be an integer"),
+        ([{"id": 1, "name": None}], {}, "name is None, must be a text"),
         (5, {}, "'categories' must be"),
         ([{"id": 1, "name": "a"}], {"images": None}, "no list 'images'"),
         *(
             ([{"id": 1, "name": "a", "keypoints": ["x", "y"], **fields}], {}, message)
             for fields, message in (
-                ({"keypoints": 5}, "'keypoints' of category 'a' must be a list .* is 5"),
-                ({"keypoints": ["x", "x"]}, "'keypoints' of .* different names"),
-                ({"skeleton": [[1, 3]]}, "'skeleton' of .* counted from 1, is \\[\\[1, 3"),
-                ({"skeleton": [[1.0, 2]]}, "'skeleton' of"),
-                ({"keypoint_flip_map": [["x", "z"]]}, "'keypoint_flip_map' of"),
-                ({"keypoint_sigmas": [0.1, "b"]}, "'keypoint_sigmas' of"),
-                ({"keypoint_sigmas": [0.1, 0]}, "'keypoint_sigmas' of"),
+                ({"keypoints": 5}, "keypoints are 5, must be a list of names"),
+                ({"keypoints": ["x", "x"]}, "must be different from each other"),
+                ({"skeleton": [[1, 3]]}, "skeleton is"),
+                ({"skeleton": [[1.0, 2]]}, "skeleton is"),
+                ({"keypoint_flip_map": [["x", "z"]]}, "keypoint_flip_map is"),
+                ({"keypoint_sigmas": [0.1, "b"]}, "keypoint_sigmas are"),
+                ({"keypoint_sigmas": [0.1, 0]}, "must be above 0 and at most 1"),
             )
         ),
         (
@@ -147,7 +147,7 @@ def test_coco_keypoints_have_coco_sigmas(toy_dataset: Path) -> None:
         (
             [{"id": 1, "name": "a", "keypoints": ["x"], "keypoint_sigmas": [0.1, 0.2]}],
             {},
-            "'keypoint_sigmas' of category 'a' must be 1 numbers",
+            "it has 2 keypoint_sigmas for 1 keypoints",
         ),
     ],
 )

@@ -219,7 +219,8 @@ def test_a_mistake_of_one_rank_ends_all_and_is_told_once(
 ) -> None:
     """Rank 1 waits for it in a barrier."""
     assert spawn(launched.prepare_nothing, launched.mistake_of_rank_0) == 2
-    assert capfd.readouterr().err.splitlines()[-1].endswith(": rank 0 cannot go on")
+    [line] = capfd.readouterr().err.splitlines()
+    assert line.endswith(": rank 0 cannot go on")
 
 
 def test_a_signal_reaches_the_spawned_processes_and_their_exit_code_comes_back(
@@ -398,7 +399,7 @@ def test_of_several_processes_the_first_one_tells_of_wrong_arguments(
     ("override", "processes", "message"),
     [
         ("train.process_group_timeout=0", 1, "train.process_group_timeout is 0, must be"),
-        ("train.device=cuda:1", 2, "train.device is 'cuda:1', must be 'cuda'"),
+        ("train.device=cuda:0", 2, "train.device is 'cuda:0', must be 'cuda'"),
         ("train.device=cuda", 99, "99 processes on this machine .*has 1 visible GPUs"),
     ],
 )

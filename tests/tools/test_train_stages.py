@@ -195,8 +195,12 @@ def test_a_mistake_ends_with_2_one_line_and_nothing_written(tmp_path: Path) -> N
     ("args", "env", "message"),
     [
         (["--regime", "joint", *CONFIG], {}, "invalid choice: 'joint'"),
-        (["--regime", "4step", *CONFIG, "--num-gpus", "99"], {}, "--num-gpus is 99"),
-        (["--regime", "4step", *CONFIG], {"WORLD_SIZE": "8"}, "WORLD_SIZE is 8"),
+        (
+            ["--regime", "4step", *CONFIG, "--num-gpus", "99", "train.device=cuda"],
+            {},
+            "99 processes on this machine",
+        ),
+        (["--regime", "4step", *CONFIG], {"WORLD_SIZE": "8"}, "WORLD_SIZE is set, RANK"),
     ],
 )
 def test_wrong_arguments(

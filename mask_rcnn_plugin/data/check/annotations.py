@@ -20,6 +20,7 @@ Annotation = dict[str, Any]
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in image pixels
 
 _MAX_RASTER = 2**28  # pixels: a larger image's polygons are measured without drawing them
+UNFIT_KEYPOINTS = {"keypoint-format", "keypoint-count", "non-finite"}
 _BOX_FAULTS = {"box-missing", "box-format", "box-negative", "box-empty", "box-outside"}
 _AREA_FAULTS = {"area-format", "area-missing"}
 # What `repair` may mend; any other error in an annotation means to drop it.
@@ -70,7 +71,7 @@ def inspect(annotation: Any, context: Context) -> list[Fault]:
     findings += faults
     findings += _extras(loaded, size, {kind for kind, _ in faults})
     if loaded.get("keypoints"):
-        if not any(kind in ("keypoint-format", "keypoint-count") for kind, _ in faults):
+        if not any(kind in UNFIT_KEYPOINTS for kind, _ in faults):
             findings += _keypoint_extras(loaded, size)
     elif context.categories.get(annotation["category_id"]) and not annotation.get("iscrowd"):
         findings.append(("keypoint-missing", ""))

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from mask_rcnn_plugin.data.annotation_rules import shown
+from mask_rcnn_plugin.data.annotation_rules import category_error, shown
 from mask_rcnn_plugin.data.check import annotations, images, reading
-from mask_rcnn_plugin.data.check.annotations import Context
+from mask_rcnn_plugin.data.check.annotations import UNFIT_KEYPOINTS, Context
 from mask_rcnn_plugin.data.check.findings import Findings
 from mask_rcnn_plugin.data.check.reading import CocoFile, decode
 
@@ -95,7 +95,7 @@ def _check_categories(checked: Checked, file: CocoFile) -> None:
     with_keypoints: list[list[str]] = []
     for index, raw in enumerate(file.categories):
         category = decode(raw)
-        text = _category_error(category)
+        text = category_error(category)
         if text:
             add("category-format", f"#{index}", text)
             checked.bad_categories.add(index)
@@ -119,22 +119,6 @@ def _check_categories(checked: Checked, file: CocoFile) -> None:
     if with_keypoints:
         checked.keypoints = with_keypoints[0]
         context.num_keypoints = len(checked.keypoints)
-
-
-def _category_error(category: Any) -> str:
-    """What is wrong with an entry of "categories"; "" if nothing is."""
-    if not isinstance(category, dict):
-        return f"category is {shown(category)}"
-    key, name, keypoints = (category.get(k) for k in ("id", "name", "keypoints"))
-    if type(key) is not int:
-        return f"id is {shown(key)}"
-    if not isinstance(name, str) or not name:
-        return f"name is {shown(name)}"
-    if keypoints and not (
-        isinstance(keypoints, list) and all(isinstance(k, str) for k in keypoints)
-    ):
-        return f"keypoints are {shown(keypoints)}"
-    return ""
 
 
 def _check_images(
@@ -239,13 +223,13 @@ def _check_annotations(checked: Checked, file: CocoFile, *, training: bool, prog
             masks[image_id] |= _RLE if isinstance(segmentation, dict) else _POLYGONS
         else:
             masks[image_id] |= _BARE
-        if annotation.get("iscrowd"):
+        if annotation.get("iscrowd") == 1:
             add("crowd", key)
         elif not segmentation:
             bare.append(key)
         if context.num_keypoints and not labelled:
             keypoints = annotation.get("keypoints")
-            unfit = any(kind.startswith(("keypoint-", "non-")) for kind, _ in faults)
+            unfit = any(kind in UNFIT_KEYPOINTS for kind, _ in faults)
             labelled = bool(keypoints) and not unfit and any(keypoints[2::3])
 
     _check_ids(checked, ids, sound)

@@ -1,0 +1,114 @@
+import pytest
+from detectron2.config import instantiate
+from detectron2.utils import comm
+from omegaconf import DictConfig, OmegaConf
+
+from mask_rcnn_plugin import get_config
+from mask_rcnn_plugin.config import ConfigError
+from mask_rcnn_plugin.engine.batch_scaling import fit_batch, scale_to_batch
+
+ROW = "table2a_backbone/r50_fpn"
+
+
+def schedule(cfg: DictConfig) -> list[float]:
+    return [
+        cfg.optimizer.lr,
+        cfg.train.max_iter,
+        cfg.lr_multiplier.warmup_iters,
+        cfg.train.eval_period,
+        cfg.train.checkpointer.period,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("batch", "accumulate", "expected"),
+    [
+        (2, 1, [0.0025, 1_280_000, 8000, 160_000, 40_000]),
+        (2, 2, [0.005, 640_000, 4000, 80_000, 20_000]),
+        (64, 1, [0.08, 40_000, 250, 5000, 1250]),
+        (12, 1, [0.015, 213_333, 1333, 26_667, 6667]),  # 160,000 x 16 / 12 = 213,333.3
+        (8, 2, [0.02, 160_000, 1000, 20_000, 5000]),  # the reference itself
+    ],
+)
+def test_the_schedule_follows_the_batch(batch: int, accumulate: int, expected: list[float]) -> None:
+    overrides = [
+        *("train.reference_batch_size=16", f"dataloader.train.total_batch_size={batch}"),
+        f"train.accumulate_steps={accumulate}",
+    ]
+    cfg = get_config(ROW, overrides)
+    changes = scale_to_batch(cfg)
+    assert schedule(cfg) == pytest.approx(expected, rel=1e-12)
+    assert len(changes) == (0 if batch * accumulate == 16 else 5)
+    assert scale_to_batch(cfg) == []  # once is enough
+    assert schedule(cfg) == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_shape_of_the_schedule_stays() -> None:
+    """The rate at half and after the drop at 120k of 160k, and the end of the warm-up."""
+    small = ["train.reference_batch_size=16", "dataloader.train.total_batch_size=4"]
+    cfg, scaled = get_config(ROW), get_config(ROW, small)
+    scale_to_batch(scaled)
+    before, after = instantiate(cfg.lr_multiplier), instantiate(scaled.lr_multiplier)
+    assert scaled.train.max_iter == 640_000
+    for iteration in (0, 500, 1000, 80_000, 119_999, 120_000, 159_999):
+        assert after(4 * iteration / 640_000) == before(iteration / 160_000)
+
+
+def test_a_warm_up_and_a_period_that_follow_max_iter_do_so_still() -> None:
+    small = ["train.reference_batch_size=16", "dataloader.train.total_batch_size=8"]
+    cfg = get_config(f"{ROW}+synthetic", [*small, "train.max_iter=100"])
+    assert scale_to_batch(cfg) == ["optimizer.lr 0.001 -> 0.0005", "train.max_iter 100 -> 200"]
+    assert OmegaConf.is_interpolation(cfg.train.checkpointer, "period")
+    assert cfg.train.checkpointer.period == 200
+    assert cfg.train.eval_period == 0  # none but at the end
+    assert cfg.lr_multiplier.warmup_length == 0.05
+
+
+def test_without_a_reference_nothing_changes() -> None:
+    cfg = get_config(ROW, ["dataloader.train.total_batch_size=2"])
+    assert scale_to_batch(cfg) == []
+    assert cfg == get_config(ROW, ["dataloader.train.total_batch_size=2"])
+
+
+def test_a_period_does_not_vanish() -> None:
+    large = ["train.reference_batch_size=1", "dataloader.train.total_batch_size=16"]
+    cfg = get_config(ROW, [*large, "train.max_iter=4", "train.checkpointer.period=2"])
+    scale_to_batch(cfg)
+    assert (cfg.train.max_iter, cfg.train.checkpointer.period) == (1, 1)
+
+
+def test_what_is_changed_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["train.reference_batch_size=16", "dataloader.train.total_batch_size=8"]
+    fit_batch(get_config(ROW, small))
+    assert capsys.readouterr().out == (
+        "scaled to a batch of 8: optimizer.lr 0.02 -> 0.01; train.max_iter 160000 -> 320000; "
+        "train.eval_period 20000 -> 40000; train.checkpointer.period 5000 -> 10000; "
+        "lr_multiplier.warmup_iters 1000 -> 2000\n"
+    )
+    fit_batch(get_config(ROW))
+    assert capsys.readouterr().out == ""
+
+
+def test_a_batch_that_the_processes_cannot_share_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(comm, "get_world_size", lambda: 3)
+    with pytest.raises(ConfigError, match="total_batch_size is 16, must be a multiple of the 3"):
+        fit_batch(get_config(ROW))
+    fit_batch(get_config(ROW, ["dataloader.train.total_batch_size=6"]))
+    with pytest.raises(ConfigError, match="total_batch_size is 0"):
+        fit_batch(get_config(ROW, ["dataloader.train.total_batch_size=0"]))
+
+
+@pytest.mark.parametrize(("reference", "shown"), [("0", "0"), ("many", "'many'"), ("8.5", "8.5")])
+def test_a_reference_that_is_no_batch_is_refused(reference: str, shown: str) -> None:
+    cfg = get_config(ROW, [f"train.reference_batch_size={reference}"])
+    with pytest.raises(ConfigError, match=f"reference_batch_size is {shown}, must be a number"):
+        scale_to_batch(cfg)
+
+
+def test_a_config_without_a_learning_rate_is_refused() -> None:
+    cfg = get_config(ROW, ["train.reference_batch_size=8"])
+    del cfg.optimizer.lr
+    with pytest.raises(ConfigError, match="no optimizer.lr"):
+        scale_to_batch(cfg)
