@@ -28,6 +28,7 @@ from omegaconf import DictConfig
 from mask_rcnn_plugin.config import ConfigError
 from mask_rcnn_plugin.engine import resolve_weights, setup_datasets, train
 from mask_rcnn_plugin.engine.launch import launch_training, parse_training_args
+from mask_rcnn_plugin.engine.preflight import check_datasets
 from mask_rcnn_plugin.engine.train_loop import check_precision
 
 
@@ -37,6 +38,9 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         "--resume", action="store_true", help="go on from the last checkpoint in train.output_dir"
+    )
+    parser.add_argument(
+        "--no-check", action="store_true", help="start without checking the data sets"
     )
     return parse_training_args(parser)
 
@@ -58,6 +62,8 @@ def prepare(args: argparse.Namespace) -> DictConfig:
 
 def run(args: argparse.Namespace, cfg: DictConfig) -> None:
     """What each process does."""
+    if not args.no_check:
+        check_datasets(cfg, args.config, args.overrides)
     default_setup(cfg, args)
     logger = setup_logger(
         cfg.train.output_dir, distributed_rank=comm.get_rank(), name="mask_rcnn_plugin"

@@ -1,4 +1,4 @@
-"""What makes an annotation unfit to train on: one rule for the check of a file and for the mapper.
+"""What makes an annotation or category unfit: one rule for the check of a file and for others.
 
 Nothing here trusts the value that it is given: any JSON value may stand in any place. Run-length
 encodings are checked before pycocotools sees them, as it reads past the end of a broken one.
@@ -63,6 +63,54 @@ def annotation_faults(
     elif not (isinstance(segmentation, np.ndarray) and segmentation.shape == (height, width)):
         yield "mask-format", f"segmentation is {shown(segmentation)}, must be polygons or RLE"
     yield from _keypoints_fault(annotation.get("keypoints"), num_keypoints)
+
+
+def category_error(category: object) -> str | None:
+    """What is wrong with an entry of a COCO file's "categories", its keypoints included."""
+    if not isinstance(category, dict):
+        return f"category is {shown(category)}, must be an object"
+    key, name = category.get("id"), category.get("name")
+    if type(key) is not int or abs(key) >= 2**63:
+        return f"id is {shown(key)}, must be an integer"
+    if not isinstance(name, str) or not name:
+        return f"name is {shown(name)}, must be a text"
+    keypoints = category.get("keypoints") or []
+    if not isinstance(keypoints, list) or not all(isinstance(k, str) for k in keypoints):
+        return f"keypoints are {shown(keypoints)}, must be a list of names"
+    if len(set(keypoints)) < len(keypoints):
+        return f"keypoints are {shown(keypoints)}, must be different names"
+    for what, allowed in (
+        ("skeleton", range(1, len(keypoints) + 1)),
+        ("keypoint_flip_map", keypoints),
+    ):
+        pairs = category.get(what, [])
+        if not isinstance(pairs, list) or not all(
+            isinstance(p, list) and len(p) == 2 and all(_is_in(one, allowed) for one in p)
+            for p in pairs
+        ):
+            return f"{what} is {shown(pairs)}, must be a list of pairs of keypoints"
+    sigmas = category.get("keypoint_sigmas")
+    if sigmas is not None:
+        if not isinstance(sigmas, list) or not are_numbers(sigmas) or not are_finite(sigmas):
+            return f"keypoint_sigmas are {shown(sigmas)}, must be a list of numbers"
+        if len(sigmas) != len(keypoints) or min(sigmas, default=1) <= 0:
+            return f"it has {len(sigmas)} keypoint_sigmas for {len(keypoints)} keypoints"
+    return None
+
+
+def image_error(image: object) -> str | None:
+    """What is wrong with an entry of a COCO file's "images"."""
+    if not isinstance(image, dict):
+        return f"image is {shown(image)}, must be an object"
+    if not is_integer(image.get("id")):
+        return f"id is {shown(image.get('id'))}, must be an integer"
+    if not isinstance(image.get("file_name"), str) or not image["file_name"]:
+        return f"file_name is {shown(image.get('file_name'))}, must be a text"
+    for key in ("width", "height"):
+        value: Any = image.get(key)
+        if not is_integer(value) or not 1 <= value < 2**31:
+            return f"{key} is {shown(value)}, must be an integer from 1 on"
+    return None
 
 
 def polygon_fault(polygon: object) -> Fault | None:
@@ -152,6 +200,10 @@ def are_finite(values: list[Any]) -> bool:
         return all(map(math.isfinite, values))
     except OverflowError:
         return False
+
+
+def _is_in(value: object, allowed: range | list[str]) -> bool:
+    return (is_integer(value) if isinstance(allowed, range) else True) and value in allowed
 
 
 def _box_fault(box: object, width: int, height: int) -> Iterator[Fault]:

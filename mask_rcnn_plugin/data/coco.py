@@ -5,7 +5,6 @@ DATASETS/coco/{train2014,val2014,train2017,val2017,test2017,annotations}.
 """
 
 import json
-from collections.abc import Container
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 from detectron2.data.datasets.builtin_meta import COCO_PERSON_KEYPOINT_NAMES
 
-from mask_rcnn_plugin.data.annotation_rules import shown
+from mask_rcnn_plugin.data.annotation_rules import category_error, image_error, shown
 from mask_rcnn_plugin.errors import UserError
 
 # Sec. 4: the 80k training images and 35k of validation (2014), the remaining 5k to validate. The
@@ -131,16 +130,21 @@ def _read_categories(json_file: str) -> list[dict[str, Any]]:
     if not isinstance(content, dict) or not isinstance(content.get("images"), list):
         raise DatasetError(f"annotation file {json_file!r} is not COCO-format: no list 'images'")
     categories = content.get("categories")
-    if (
-        not (categories and isinstance(categories, list))
-        or not all(isinstance(c, dict) and type(c.get("id")) is int for c in categories)
-        or not all(isinstance(c.get("name"), str) for c in categories)
-        or len({c["id"] for c in categories}) < len(categories)
-    ):
+    if not isinstance(categories, list) or not categories:
         raise DatasetError(
             f"annotation file {json_file!r} is not COCO-format: 'categories' must be a list of "
-            "objects with 'id', a different integer each, and 'name', and not empty"
+            "objects with 'id' and 'name', and not empty"
         )
+    for entries, entry_error in ((categories, category_error), (content["images"], image_error)):
+        for entry in entries:
+            wrong = entry_error(entry)
+            if wrong:
+                raise DatasetError(f"annotation file {json_file!r}, {shown(entry)}: {wrong}")
+        if len({entry["id"] for entry in entries}) < len(entries):
+            raise DatasetError(
+                f"annotation file {json_file!r}: of its "
+                f"{'categories' if entries is categories else 'images'} some have the same id"
+            )
     return sorted(categories, key=lambda c: c["id"])
 
 
@@ -151,7 +155,6 @@ def _keypoints(name: str, categories: list[dict[str, Any]]) -> dict[str, Any]:
         return {}
     category = with_keypoints[0]
     names = category["keypoints"]
-    _check_keypoints(name, category)
     for other in with_keypoints[1:]:
         if other["keypoints"] != names:
             raise DatasetError(
@@ -175,48 +178,6 @@ def _keypoints(name: str, categories: list[dict[str, Any]]) -> dict[str, Any]:
     if sigmas is not None:
         metadata["keypoint_oks_sigmas"] = [float(s) for s in sigmas]
     return metadata
-
-
-def _check_keypoints(name: str, category: dict[str, Any]) -> None:
-    """
-    Raises:
-        DatasetError: for a list that is not as COCO has it.
-    """
-
-    def check(key: str, sound: bool, expected: str) -> None:
-        if not sound:
-            raise DatasetError(
-                f"{name}: {key!r} of category {category['name']!r} must be {expected}, is "
-                f"{shown(category[key])}"
-            )
-
-    def are_pairs(key: str, kind: type, allowed: Container[Any]) -> bool:
-        return isinstance(category.get(key, []), list) and all(
-            isinstance(pair, list)
-            and len(pair) == 2
-            and all(type(end) is kind and end in allowed for end in pair)
-            for pair in category.get(key, [])
-        )
-
-    names = category["keypoints"]
-    check(
-        "keypoints",
-        isinstance(names, list)
-        and all(isinstance(n, str) for n in names)
-        and len(set(names)) == len(names),
-        "a list of different names",
-    )
-    check("skeleton", are_pairs("skeleton", int, range(1, len(names) + 1)), "pairs, counted from 1")
-    check("keypoint_flip_map", are_pairs("keypoint_flip_map", str, names), "pairs of keypoints")
-    sigmas = category.get("keypoint_sigmas")
-    if sigmas is not None:
-        check(
-            "keypoint_sigmas",
-            isinstance(sigmas, list)
-            and all(type(s) in (int, float) and 0 < s <= 1 for s in sigmas)
-            and len(sigmas) == len(names),
-            f"{len(names)} numbers, above 0 and at most 1, one a keypoint",
-        )
 
 
 def _left_right_pairs(names: list[str]) -> list[tuple[str, str]]:

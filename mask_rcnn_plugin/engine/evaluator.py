@@ -40,8 +40,8 @@ def evaluate(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
         {task: {metric: AP in points}} on the main process, {} on the others and for a test set
         without annotations.
     """
+    loader = instantiate(cfg.dataloader.test)  # first: it says what is wrong with a broken file
     evaluator: MaskRCNNCOCOEvaluator = instantiate(cfg.dataloader.evaluator)
-    loader = instantiate(cfg.dataloader.test)
     with _timed(model) as seconds:
         results = inference_on_dataset(model, loader, evaluator) or {}
     if comm.is_main_process():

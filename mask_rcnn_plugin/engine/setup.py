@@ -39,14 +39,7 @@ def setup_datasets(cfg: DictConfig, *, training: bool = True) -> None:
     splits = (train, test) if training else (test,)
     if training and train.json and train.json == test.json and train.images != test.images:
         raise DatasetError(f"{train.json} is given with two image folders: copy it for one of them")
-    synthetic = cfg.dataset.get("synthetic")
-    if synthetic and any(Path(split.json).is_relative_to(synthetic.root) for split in splits):
-        if comm.is_main_process():
-            try:
-                write_dataset(**synthetic)
-            except ValueError as error:
-                raise DatasetError(f"dataset.synthetic: {error}") from error
-        comm.synchronize()
+    draw_synthetic(cfg, training=training)
     for split in splits:
         if split.json:
             split.names = [register_coco_dataset(split.json, split.images)]
@@ -62,6 +55,25 @@ def setup_datasets(cfg: DictConfig, *, training: bool = True) -> None:
             f"set, there is {list(train.names)} (dataset.test.names, dataset.train.names)"
         )
     _fit_model(cfg, (train if training else test).names)
+
+
+def draw_synthetic(cfg: DictConfig, *, training: bool = True) -> None:
+    """Draw `dataset.synthetic`, where a split is in it and it is not there yet.
+
+    Raises:
+        DatasetError: if its folder holds something else.
+    """
+    train, test = cfg.dataset.train, cfg.dataset.test
+    splits = (train, test) if training else (test,)
+    synthetic = cfg.dataset.get("synthetic")
+    files = [split.json for split in splits if split.json]
+    if synthetic and any(Path(file).is_relative_to(synthetic.root) for file in files):
+        if comm.is_main_process():
+            try:
+                write_dataset(**synthetic)
+            except ValueError as error:
+                raise DatasetError(f"dataset.synthetic: {error}") from error
+        comm.synchronize()
 
 
 def _check_exists(name: str) -> None:

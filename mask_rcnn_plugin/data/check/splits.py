@@ -1,0 +1,71 @@
+"""Training set, test set and model against each other."""
+
+import difflib
+import filecmp
+import os
+from collections.abc import Sequence
+
+from mask_rcnn_plugin.data.check.files import Checked
+from mask_rcnn_plugin.data.check.findings import Findings
+
+
+def compare(
+    train: Sequence[Checked],
+    test: Checked,
+    *,
+    num_classes: int | None = None,
+    needs_keypoints: bool = False,
+    open_images: bool = True,
+) -> Findings:
+    """What does not go together in data sets that were checked, each by itself.
+
+    Args:
+        train: the training sets.
+        test: the test set.
+        num_classes: the model's; None if it is fitted to the data set.
+        needs_keypoints: whether the model has a keypoint branch.
+        open_images: whether to compare files of one name in different folders; else only the same
+            file counts as in both sets.
+    """
+    findings = Findings()
+    if test.file is None or any(checked.file is None for checked in train):
+        return findings
+    for checked in train:
+        _compare_names(findings, "classes-differ", checked.classes, test.classes)
+        _compare_names(findings, "keypoints-differ", checked.keypoints, test.keypoints)
+    if num_classes is not None and num_classes != len(test.classes):
+        text = f"num_classes {num_classes}, classes {len(test.classes)}: leave it out, it is set"
+        findings.add("num-classes", "", text)
+    if needs_keypoints and not test.keypoints:
+        findings.add("no-keypoints", "", "use a config without a keypoint branch")
+    ours = {os.path.realpath(p) for checked in train for p in checked.paths.values()}
+    by_name = {os.path.basename(path): path for path in ours} if open_images else {}
+    for path in test.paths.values():
+        twin = by_name.get(os.path.basename(path))
+        if os.path.realpath(path) in ours or (twin and _equal(path, twin)):
+            findings.add("leak", path)
+    return findings
+
+
+def _compare_names(findings: Findings, kind: str, train: list[str], test: list[str]) -> None:
+    if train == test:
+        return
+    for index in range(max(len(train), len(test))):
+        ours = train[index] if index < len(train) else None
+        theirs = test[index] if index < len(test) else None
+        if ours == theirs:
+            continue
+        text = f"number {index} is {ours!r} in the training set, {theirs!r} in the test set"
+        if ours is not None and ours in test:
+            text += f", where {ours!r} is number {test.index(ours)}"
+        elif ours is not None and (near := difflib.get_close_matches(ours, test, 1)):
+            text += f"; is {ours!r} the test set's {near[0]!r}?"
+        findings.add(kind, index, text)
+
+
+def _equal(path: str, other: str) -> bool:
+    """Whether two files have the same bytes."""
+    try:
+        return filecmp.cmp(path, other, shallow=False)
+    except OSError:
+        return False

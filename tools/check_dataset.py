@@ -1,0 +1,91 @@
+#!/usr/bin/env python
+"""Check COCO-format data sets before training on them.
+
+    python tools/check_dataset.py --json my/train.json --images my/images
+    python tools/check_dataset.py --json my/train.json --images my/images --fix my/train_clean.json
+    python tools/check_dataset.py --config-file table2a_backbone/r50_fpn \\
+        dataset.train.json=my/train.json dataset.train.images=my/images \\
+        dataset.test.json=my/val.json dataset.test.images=my/images
+
+With a config, as train.py takes it, both of its sets are checked, against each other and the model
+too. Prints a table of what was found: errors, on which a training would stop or learn what is not
+meant; warnings, with which it copes; notes. The exit code is 1 if there is an error, else 0; 2 for
+a mistake in the arguments.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+# First: the plugin makes detectron2 importable on current Pillow and NumPy.
+from mask_rcnn_plugin import get_config  # isort: split
+
+from mask_rcnn_plugin.data.check import Findings, check_file, clean
+from mask_rcnn_plugin.data.check.findings import total
+from mask_rcnn_plugin.engine.preflight import check_config
+from mask_rcnn_plugin.engine.setup import draw_synthetic
+from mask_rcnn_plugin.errors import UserError
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--json", metavar="FILE", help="an annotation file")
+    what.add_argument("--config-file", dest="config", metavar="CFG", help="a config, as train.py's")
+    parser.add_argument("--images", metavar="DIR", help="folder that the file names start from")
+    parser.add_argument(
+        "--no-images", action="store_true", help="do not open images, only see that they are there"
+    )
+    parser.add_argument(
+        "--fix", metavar="OUT", help="write a copy of FILE without what is wrong, and say what went"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
+    args = parser.parse_intermixed_args()
+    if args.json and not args.images:
+        parser.error("--json needs --images, the folder that the file names start from")
+    if args.json and args.overrides:
+        parser.error(f"{args.overrides[0]!r} changes a config, and there is none: --config-file")
+    if args.config and (args.images or args.fix):
+        parser.error("--images and --fix go with --json, one file at a time")
+    return args
+
+
+def check(args: argparse.Namespace) -> bool:
+    """Print what is found; whether there is no error."""
+    open_images = not args.no_images
+    if args.json:
+        found = [check_file(args.json, args.images, open_images=open_images)]
+        together = Findings()
+    else:
+        cfg = get_config(args.config, args.overrides)
+        draw_synthetic(cfg)
+        found, together = check_config(cfg, args.overrides, open_images=open_images)
+    for checked in found:
+        print(f"{checked.json_file}: {checked.size()}\n\n{checked.findings.table()}\n")
+    if together:
+        print(f"Training set, test set and model together\n\n{together.table()}\n")
+    if args.fix:
+        done = clean(found[0], args.fix)
+        print(f"{args.fix}: written")
+        for what, count in sorted(done.items()):
+            print(f"  {count:7} {what}")
+    everything = [*(checked.findings for checked in found), together]
+    errors, warnings = (total(everything, severity) for severity in ("error", "warning"))
+    print(f"{errors} errors, {warnings} warnings" + ("" if open_images else "; images not opened"))
+    return errors == 0
+
+
+def main() -> None:
+    args = parse_args()
+    try:
+        sound = check(args)
+    except UserError as error:
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        sys.exit(2)
+    sys.exit(0 if sound else 1)
+
+
+if __name__ == "__main__":
+    main()
