@@ -5,7 +5,6 @@ DATASETS/coco/{train2014,val2014,train2017,val2017,test2017,annotations}.
 """
 
 import json
-from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 from detectron2.data.datasets.builtin_meta import COCO_PERSON_KEYPOINT_NAMES
 
-from mask_rcnn_plugin.data.annotation_rules import category_error, shown
+from mask_rcnn_plugin.data.annotation_rules import category_error, image_error, shown
 from mask_rcnn_plugin.errors import UserError
 
 # Sec. 4: the 80k training images and 35k of validation (2014), the remaining 5k to validate. The
@@ -141,13 +140,16 @@ def _read_categories(json_file: str) -> list[dict[str, Any]]:
             f"annotation file {json_file!r} is not COCO-format: 'categories' must be a list of "
             "objects with 'id' and 'name', and not empty"
         )
-    for category in categories:
-        wrong = category_error(category)
-        if wrong:
-            raise DatasetError(f"annotation file {json_file!r}, {shown(category)}: {wrong}")
-    ((most, count),) = Counter(category["id"] for category in categories).most_common(1)
-    if count > 1:
-        raise DatasetError(f"annotation file {json_file!r}: {count} categories have the id {most}")
+    for entries, entry_error in ((categories, category_error), (content["images"], image_error)):
+        for entry in entries:
+            wrong = entry_error(entry)
+            if wrong:
+                raise DatasetError(f"annotation file {json_file!r}, {shown(entry)}: {wrong}")
+        if len({entry["id"] for entry in entries}) < len(entries):
+            raise DatasetError(
+                f"annotation file {json_file!r}: of its "
+                f"{'categories' if entries is categories else 'images'} some have the same id"
+            )
     return sorted(categories, key=lambda c: c["id"])
 
 

@@ -168,8 +168,11 @@ def _spawn(args: argparse.Namespace, prepare: Prepare, run: Run) -> None:
 
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, forward)
-    while not any(p.exitcode for p in processes) and any(p.exitcode is None for p in processes):
-        wait([process.sentinel for process in processes if process.exitcode is None])
+    alive = list(processes)
+    while alive and not any(process.exitcode for process in processes):
+        # Not of those alive now: with none left it would wait for ever.
+        wait([process.sentinel for process in alive])
+        alive = [process for process in processes if process.exitcode is None]
     deadline = time.monotonic() + _GRACE_SECONDS
     for rank, process in enumerate(processes):
         process.join(max(0.0, deadline - time.monotonic()))
