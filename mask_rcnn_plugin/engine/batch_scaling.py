@@ -9,6 +9,7 @@ from mask_rcnn_plugin.config import ConfigError
 _ITERATIONS = (
     "train.max_iter",
     "train.eval_period",
+    "train.validation_period",
     "train.checkpointer.period",
     "lr_multiplier.warmup_iters",
 )
