@@ -96,3 +96,14 @@ def test_the_benchmarks_results_agree_with_detectron2s() -> None:
         low, high = row["ratio_range"]
         assert f"**{row['ratio']:.2f}** ({low:.2f} to {high:.2f})" in page
     assert not re.search(r"/(home|root|tmp|work|Users)/", page)
+
+
+def test_the_tests_of_the_reliability_page_are_there() -> None:
+    page = (PAGE.parent / "reliability.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("| ") and "| --- |" not in line]
+    tests = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)` \|$", page, flags=re.MULTILINE)
+    headings = page.count("\n## ")
+    assert len(tests) == len(rows) - headings > 30
+    for file, test in tests:
+        source = (PAGE.parent.parent / file).read_text()
+        assert f"\ndef {test}(" in source, f"{file}::{test}"

@@ -90,7 +90,7 @@ def test_python_of_the_readme_runs() -> None:
 
 def test_overrides_of_the_readme_exist() -> None:
     text = README.replace("\\\n", " ")
-    own = r"(?<![\w/-])((?:dataset|optimizer|dataloader)\.[\w.]+=[^\s'`]+)"
+    own = r"(?<![\w/-])((?:dataset|optimizer|dataloader|train)\.[\w.]+=[^\s'`]+)"
     for override in re.findall(own, text):
         get_config("table2a_backbone/r50_fpn", [override])
     for override in re.findall(r"(model\.[\w.]+=[\w\[\],]+)", text):
