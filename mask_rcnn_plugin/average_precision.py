@@ -78,14 +78,13 @@ def find_backend(ground_truth: dict[str, Any], official: bool = False) -> Backen
 def _oddity(ground_truth: dict[str, Any]) -> str:
     """What pycocotools refuses or reads otherwise than faster-coco-eval, which converts ids to
     unsigned integers, takes a missing area for zero and any polygon for a mask; "" if nothing."""
-    for image in ground_truth["images"]:
-        if type(image["id"]) is not int:
-            return f"image id {image['id']!r} is not an integer"
+    ids = [("image", image["id"]) for image in ground_truth["images"]]
     for a in ground_truth.get("annotations", []):
-        if type(a["id"]) is not int or not 0 <= a["id"] < 2**63:
-            return f"annotation id {a['id']!r} is not an integer of 0 or more"
-        if type(a["category_id"]) is not int:
-            return f"category id {a['category_id']!r} is not an integer"
+        ids += [(key, a[f"{key}_id"]) for key in ("image", "category")] + [("annotation", a["id"])]
+    for key, value in ids:
+        if type(value) is not int or not 0 <= value < 2**63:
+            return f"{key} id {value!r} is not an integer of 0 or more"
+    for a in ground_truth.get("annotations", []):
         for key in ("area", "iscrowd"):
             if not isinstance(a.get(key), (int, float)):
                 return f"annotation {a['id']} has {key} {a.get(key)!r}, which is no number"

@@ -31,6 +31,7 @@ from mask_rcnn_plugin.average_precision import (
     write_predictions,
 )
 from mask_rcnn_plugin.data.coco import COCO_KEYPOINT_OKS_SIGMAS
+from mask_rcnn_plugin.data.ground_truth import check_ground_truth
 from mask_rcnn_plugin.modeling.mask_rle import RLEMasks
 
 PREDICTIONS_FILE = "coco_instances_results.json"
@@ -67,6 +68,7 @@ class MaskRCNNCOCOEvaluator(COCOEvaluator):
     Raises:
         ValueError: for the keypoint task on a dataset without keypoints or sigmas, or with another
             number of sigmas than of keypoints.
+        DatasetError: for annotations that cannot be scored, see `check_ground_truth`.
     """
 
     def __init__(
@@ -99,11 +101,13 @@ class MaskRCNNCOCOEvaluator(COCOEvaluator):
             )
         for annotation in self._coco_api.anns.values():
             annotation.setdefault("iscrowd", 0)
+        num_keypoints = len(names) if "keypoints" in tasks else None
+        check_ground_truth(dataset_name, self._coco_api, tasks, num_keypoints)
         self._backend = find_backend(self._coco_api.dataset, official)
         if "keypoints" in tasks:
             for annotation in self._coco_api.anns.values():
-                annotation.setdefault("keypoints", [0] * 3 * len(names))
-                annotation.setdefault("num_keypoints", 0)
+                keypoints = annotation.setdefault("keypoints", [0] * 3 * len(names))
+                annotation.setdefault("num_keypoints", sum(v > 0 for v in keypoints[2::3]))
 
     @property
     def backend(self) -> str:

@@ -227,6 +227,7 @@ OBJECT = {
         ({"id": -1}, "annotation id -1 is not"),
         ({"id": 2.0}, "annotation id 2.0 is not"),
         ({"category_id": "1"}, "category id '1' is not an integer"),
+        ({"image_id": ""}, "image id '' is not an integer"),
         ({"area": None}, "annotation 1 has area None"),
         ({"iscrowd": "0"}, "annotation 1 has iscrowd '0'"),
         ({"segmentation": [[1, 1, 5, 5]]}, "annotation 1 has a polygon of fewer than 3 points"),
@@ -243,7 +244,11 @@ def test_what_faster_coco_eval_reads_otherwise_is_left_to_pycocotools(
     assert backend.coco_eval is average_precision.COCOeval
     assert backend.name.startswith("pycocotools ")
     assert f"(not faster-coco-eval 1.8.0: {reason}" in backend.name
-    assert "image id '1'" in find_backend({**content, "images": [{"id": "1"}]}).name
+    for image_id in ("1", -1, 2**63):
+        assert (
+            f"image id {image_id!r} is"
+            in find_backend({**content, "images": [{"id": image_id}]}).name
+        )
 
 
 def test_an_image_id_that_the_dataset_lacks_is_named(

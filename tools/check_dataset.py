@@ -22,7 +22,7 @@ from mask_rcnn_plugin import get_config  # isort: split
 
 from mask_rcnn_plugin.data.check import Findings, check_file, clean
 from mask_rcnn_plugin.data.check.findings import total
-from mask_rcnn_plugin.engine.preflight import check_config
+from mask_rcnn_plugin.engine.preflight import check_sets
 from mask_rcnn_plugin.engine.setup import draw_synthetic
 from mask_rcnn_plugin.errors import UserError
 
@@ -61,7 +61,7 @@ def check(args: argparse.Namespace) -> bool:
     else:
         cfg = get_config(args.config, args.overrides)
         draw_synthetic(cfg)
-        found, together = check_config(cfg, args.overrides, open_images=open_images)
+        found, together = check_sets(cfg, args.overrides, open_images=open_images)
     for checked in found:
         print(f"{checked.json_file}: {checked.size()}\n\n{checked.findings.table()}\n")
     if together:

@@ -28,6 +28,7 @@ from omegaconf import DictConfig
 
 from mask_rcnn_plugin.engine.batch_scaling import fit_batch
 from mask_rcnn_plugin.engine.launch import launch, log_processes, parse_launch_args
+from mask_rcnn_plugin.engine.preflight import check_datasets
 from mask_rcnn_plugin.engine.rpn_regimes import CHECKPOINT, REGIMES, check_stages
 from mask_rcnn_plugin.engine.train_loop import check_precision
 from mask_rcnn_plugin.evaluation import results_table
@@ -38,6 +39,9 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--regime", required=True, choices=REGIMES)
+    parser.add_argument(
+        "--no-check", action="store_true", help="start without checking the data sets"
+    )
     return parse_launch_args(parser)
 
 
@@ -55,6 +59,8 @@ def prepare(args: argparse.Namespace, cfg: DictConfig) -> None:
 
 def run(args: argparse.Namespace, cfg: DictConfig) -> None:
     """What each process does."""
+    if not args.no_check:
+        check_datasets(cfg, args.config, args.overrides)
     default_setup(cfg, args)
     setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="mask_rcnn_plugin")
     log_processes(cfg)

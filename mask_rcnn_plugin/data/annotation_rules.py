@@ -70,7 +70,7 @@ def category_error(category: object) -> str | None:
     if not isinstance(category, dict):
         return f"category is {shown(category)}, must be an object"
     key, name = category.get("id"), category.get("name")
-    if not is_integer(key):
+    if type(key) is not int or abs(key) >= 2**63:
         return f"id is {shown(key)}, must be an integer"
     if not isinstance(name, str) or not name:
         return f"name is {shown(name)}, must be a text"
@@ -78,7 +78,7 @@ def category_error(category: object) -> str | None:
     if not isinstance(keypoints, list) or not all(isinstance(k, str) for k in keypoints):
         return f"keypoints are {shown(keypoints)}, must be a list of names"
     if len(set(keypoints)) < len(keypoints):
-        return f"keypoints are {shown(keypoints)}, must be different from each other"
+        return f"keypoints are {shown(keypoints)}, must be different names"
     for what, allowed in (
         ("skeleton", range(1, len(keypoints) + 1)),
         ("keypoint_flip_map", keypoints),
@@ -97,6 +97,21 @@ def category_error(category: object) -> str | None:
             return f"it has {len(sigmas)} keypoint_sigmas for {len(keypoints)} keypoints"
         if not all(0 < sigma <= 1 for sigma in sigmas):
             return f"keypoint_sigmas are {shown(sigmas)}, must be above 0 and at most 1"
+    return None
+
+
+def image_error(image: object) -> str | None:
+    """What is wrong with an entry of a COCO file's "images"."""
+    if not isinstance(image, dict):
+        return f"image is {shown(image)}, must be an object"
+    if not is_integer(image.get("id")):
+        return f"id is {shown(image.get('id'))}, must be an integer"
+    if not isinstance(image.get("file_name"), str) or not image["file_name"]:
+        return f"file_name is {shown(image.get('file_name'))}, must be a text"
+    for key in ("width", "height"):
+        value: Any = image.get(key)
+        if not is_integer(value) or not 1 <= value < 2**31:
+            return f"{key} is {shown(value)}, must be an integer from 1 on"
     return None
 
 

@@ -42,8 +42,8 @@ def evaluate(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
         {task: {metric: AP in points}} on the main process, {} on the others and for a test set
         without annotations.
     """
+    loader = instantiate(cfg.dataloader.test)  # first: it says what is wrong with a broken file
     evaluator: MaskRCNNCOCOEvaluator = instantiate(cfg.dataloader.evaluator)
-    loader = instantiate(cfg.dataloader.test)
     if isinstance(model, DistributedDataParallel):
         # Running statistics differ between the ranks: the first one's are saved, so they count.
         for buffer in model.buffers():

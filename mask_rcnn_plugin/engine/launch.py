@@ -14,14 +14,13 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext, redirect_stderr
 from datetime import timedelta
 from functools import partial
 from io import StringIO
 from itertools import groupby
 from multiprocessing.connection import wait
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TypeVar
 
@@ -155,7 +154,7 @@ def _spawn(args: argparse.Namespace, prepare: Prepare, run: Run) -> None:
     # Here, so that it outlives every rank.
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     context = multiprocessing.get_context("spawn")
-    processes: list[BaseProcess] = []
+    processes = []
     for rank in range(args.num_gpus):
         placement = Placement(rank, args.num_gpus, rank, args.num_gpus, "")
         given = (placement, store.port, args, prepare, run)
@@ -169,7 +168,11 @@ def _spawn(args: argparse.Namespace, prepare: Prepare, run: Run) -> None:
 
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, forward)
-    _wait_for_all_or_a_failure(processes)
+    alive = list(processes)
+    while alive and not any(process.exitcode for process in processes):
+        # Not of those alive now: with none left it would wait for ever.
+        wait([process.sentinel for process in alive])
+        alive = [process for process in processes if process.exitcode is None]
     deadline = time.monotonic() + _GRACE_SECONDS
     for rank, process in enumerate(processes):
         process.join(max(0.0, deadline - time.monotonic()))
@@ -181,16 +184,6 @@ def _spawn(args: argparse.Namespace, prepare: Prepare, run: Run) -> None:
     codes = [process.exitcode or 0 for process in processes]
     if any(codes):
         sys.exit(max(*codes, 1))
-
-
-def _wait_for_all_or_a_failure(processes: Sequence[BaseProcess]) -> None:
-    running = list(processes)
-    while running:
-        wait([process.sentinel for process in running])
-        codes = [process.exitcode for process in running]  # once: they may end at any moment
-        if any(codes):
-            return
-        running = [process for process, code in zip(running, codes) if code is None]
 
 
 def _spawned(

@@ -60,9 +60,7 @@ class PeriodicCheckpointer(HookBase):
             logger.error("%s", error)
             return
         if self._max_to_keep is not None and comm.is_main_process():
-            last = self._checkpointer.get_checkpoint_file()
-            for path in periodic_checkpoints(Path(self._checkpointer.save_dir))[
-                : -self._max_to_keep
-            ]:
-                if path != Path(last):
+            last = Path(self._checkpointer.get_checkpoint_file())
+            for path in periodic_checkpoints(last.parent)[: -self._max_to_keep]:
+                if path != last:
                     path.unlink()

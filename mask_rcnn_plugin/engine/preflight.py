@@ -15,7 +15,7 @@ from mask_rcnn_plugin.data.coco import DatasetError, register_keypoint_test_dev
 _logger = logging.getLogger(__name__)
 
 
-def check_config(
+def check_sets(
     cfg: DictConfig,
     overrides: Sequence[str] = (),
     *,
@@ -85,7 +85,7 @@ def dataset_files(split: DictConfig) -> list[tuple[str, str]]:
 
 
 def check_datasets(cfg: DictConfig, config: str, overrides: Sequence[str] = ()) -> None:
-    """`check_config` for a training, without opening images; every process calls this.
+    """`check_sets` for a training, without opening images; every process calls this.
 
     Images are not opened as that takes minutes of each start; what is wrong with one turns up when
     it is read. One process checks, the others learn what came of it.
@@ -106,7 +106,7 @@ def check_datasets(cfg: DictConfig, config: str, overrides: Sequence[str] = ()) 
 
 def _summary(cfg: DictConfig, config: str, overrides: Sequence[str]) -> str:
     """The errors in a line, "" if there is none; warnings are logged."""
-    checked, together = check_config(cfg, overrides, open_images=False)
+    checked, together = check_sets(cfg, overrides, open_images=False)
     counts: dict[str, Counter[str]] = {"error": Counter(), "warning": Counter()}
     for findings in (*(c.findings for c in checked), together):
         for kind, finding in findings.items():

@@ -100,11 +100,10 @@ def test_a_batch_that_the_processes_cannot_share_is_refused(
         fit_batch(get_config(ROW, ["dataloader.train.total_batch_size=0"]))
 
 
-@pytest.mark.parametrize(("reference", "shown"), [("0", "0"), ("many", "'many'"), ("8.5", "8.5")])
-def test_a_reference_that_is_no_batch_is_refused(reference: str, shown: str) -> None:
-    cfg = get_config(ROW, [f"train.reference_batch_size={reference}"])
-    with pytest.raises(ConfigError, match=f"reference_batch_size is {shown}, must be a number"):
-        scale_to_batch(cfg)
+@pytest.mark.parametrize("reference", ["0", "8.5", "many"])
+def test_a_reference_that_is_no_batch_is_refused(reference: str) -> None:
+    with pytest.raises(ConfigError, match=f"reference_batch_size is '?{reference}'?, must be a"):
+        scale_to_batch(get_config(ROW, [f"train.reference_batch_size={reference}"]))
 
 
 def test_a_config_without_a_learning_rate_is_refused() -> None:

@@ -295,25 +295,6 @@ def test_what_fails_because_another_rank_has_ended_ends_in_silence(
     assert capsys.readouterr().err == ""
 
 
-def test_processes_that_end_while_they_are_looked_at_are_not_waited_for(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Waiting for none of them would last for ever."""
-
-    class Ending:
-        sentinel = 0
-        codes = iter([None, None, 0])
-
-        @property
-        def exitcode(self) -> int | None:
-            return next(self.codes, 0)
-
-    waited_for: list[list[int]] = []
-    monkeypatch.setattr(launch, "wait", waited_for.append)
-    launch._wait_for_all_or_a_failure([Ending()])
-    assert waited_for == [[0], [0], [0]]
-
-
 def test_a_bug_keeps_its_traceback() -> None:
     with pytest.raises(ZeroDivisionError):
         run_alone(raising(ZeroDivisionError()), dist.HashStore())

@@ -209,7 +209,7 @@ def test_pruning_goes_on_after_a_resume_and_spares_the_final_and_the_tagged(
     build: Any, score: Any
 ) -> None:
     score(1.0, 1.0)
-    keep = ("train.checkpointer.period=1", "train.checkpointer.max_to_keep=2")
+    keep = ("train.checkpointer.period=1", "train.checkpointer.max_to_keep=1")
     with pytest.raises(KeyboardInterrupt):
         train(build("out", *keep, "train.max_iter=9"), extra_hooks=[Stop(3)])
     cfg = build("out", *keep, "train.max_iter=6")
@@ -218,7 +218,7 @@ def test_pruning_goes_on_after_a_resume_and_spares_the_final_and_the_tagged(
     def there() -> list[str]:
         return sorted(path.stem for path in output.glob("*.pth"))
 
-    assert there() == ["model_0000002", "model_0000003"]
+    assert there() == ["model_0000003"]
     (output / "model_0000008.pth").write_bytes(b"damaged, from a time before")
     train(cfg, resume=True)
     assert there() == ["model_0000004", "model_0000008", "model_final"]

@@ -76,7 +76,6 @@ def run_rank(pipe: Connection, rank: int, overrides: list[str], store: str) -> N
 
 def go_on(overrides: list[str], hook: HookBase) -> None:
     cfg = get_config(CONFIG, [*overrides, *NARROW])
-    cfg.train.ddp.device_ids = None
     Path(cfg.train.output_dir).mkdir(exist_ok=True)
     setup_datasets(cfg)
     torch.manual_seed(0)

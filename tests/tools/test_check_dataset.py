@@ -165,7 +165,7 @@ def test_other_processes_learn_what_the_first_found(
 ) -> None:
     cfg = config(toy_overrides)
     monkeypatch.setattr(preflight.comm, "is_main_process", lambda: False)
-    monkeypatch.setattr(preflight, "check_config", pytest.fail)
+    monkeypatch.setattr(preflight, "check_sets", pytest.fail)
     preflight.check_datasets(cfg, "a config")
     monkeypatch.setattr(preflight.comm, "all_gather", lambda own: ["3 errors", own])
     with pytest.raises(DatasetError, match="3 errors"):

@@ -5,13 +5,12 @@ import os
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from mask_rcnn_plugin.data.annotation_rules import category_error, shown
+from mask_rcnn_plugin.data.annotation_rules import category_error, image_error, shown
 from mask_rcnn_plugin.data.check import annotations, images, reading
 from mask_rcnn_plugin.data.check.annotations import UNFIT_KEYPOINTS, Context
 from mask_rcnn_plugin.data.check.findings import Findings
@@ -129,7 +128,7 @@ def _check_images(
     indices: list[int] = []  # of the sound entries, in the order of `sizes`
     for index, raw in enumerate(file.images):
         image = decode(raw)
-        text = _image_error(image)
+        text = image_error(image)
         if text:
             add("image-format", f"#{index}", text)
             checked.bad_images[index] = None
@@ -171,21 +170,6 @@ def _check_images(
             del checked.clean_sizes[keys[i]]
         else:
             checked.clean_sizes[keys[i]] = size
-
-
-def _image_error(image: Any) -> str:
-    """What is wrong with an entry of "images"; "" if nothing is."""
-    if not isinstance(image, dict):
-        return f"image is {shown(image)}"
-    if type(image.get("id")) is not int:
-        return f"id is {shown(image.get('id'))}"
-    if not isinstance(image.get("file_name"), str) or not image["file_name"]:
-        return f"file_name is {shown(image.get('file_name'))}"
-    for key in ("width", "height"):
-        value = image.get(key)
-        if type(value) is not int or not 1 <= value < 2**31:
-            return f"{key} is {shown(value)}"
-    return ""
 
 
 def _check_annotations(checked: Checked, file: CocoFile, *, training: bool, progress: bool) -> None:

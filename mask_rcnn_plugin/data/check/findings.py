@@ -58,9 +58,8 @@ KINDS = {
         "image",
         "turned on reading as its EXIF tag says: annotations must be of the turned image",
     ),
-    "image-depth": Kind(
-        "error", "image", "16 or 32 bits: all above 255 becomes 255, white; convert to 8 bits"
-    ),
+    "image-depth": Kind("error", "image", "32 bits without a known range: convert to 8 bits"),
+    "image-16-bit": Kind("warning", "image", "16 bits: the upper 8 are used"),
     "image-alpha": Kind("warning", "image", "transparency is dropped: what lies beneath is seen"),
     "image-cmyk": Kind("warning", "image", "CMYK: converted to RGB without its colour profile"),
     "image-palette": Kind("note", "image", "a palette: converted to RGB"),

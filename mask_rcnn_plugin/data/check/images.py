@@ -11,7 +11,7 @@ from tqdm import tqdm
 from mask_rcnn_plugin.data.annotation_rules import Fault
 
 ERRORS = {"image-unreadable", "image-size", "image-rotated-size", "image-depth"}
-_GRAYSCALE, _DEEP = ("1", "L", "LA"), ("I", "F")  # and all of I;16, I;16B, ...
+_GRAYSCALE = ("1", "L", "LA")
 _QUARTER_TURNS = (5, 6, 7, 8)  # values of EXIF's orientation that swap the sides
 
 
@@ -54,7 +54,7 @@ def inspect(path: Path, size: tuple[int, int]) -> tuple[tuple[int, int] | None, 
     """
     try:
         with Image.open(path) as image:
-            stored, mode = image.size, image.mode
+            stored, mode, kind = image.size, image.mode, image.format
             transparent = mode in ("RGBA", "LA", "PA") or "transparency" in image.info
             orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
             image.draft(None, (1, 1))  # the same bytes read, an eighth of the resolution computed
@@ -74,7 +74,9 @@ def inspect(path: Path, size: tuple[int, int]) -> tuple[tuple[int, int] | None, 
     else:
         text = f"{path}: {seen} in the file, {size} stated (width, height)"
         findings.append(("image-size", text))
-    if mode in _DEEP or mode.startswith("I;"):
+    if mode.startswith("I;16") or (mode == "I" and kind == "PNG"):
+        findings.append(("image-16-bit", f"{path}: Pillow's mode {mode}"))
+    elif mode in ("I", "F"):
         findings.append(("image-depth", f"{path}: Pillow's mode {mode}"))
     elif transparent:
         findings.append(("image-alpha", f"{path}: Pillow's mode {mode}"))

@@ -106,7 +106,7 @@ def picture(mode: str = "RGB", size: tuple[int, int] = (WIDTH, HEIGHT), turn: in
         if turn:
             exif[274] = turn
         file = folder / "images" / "1.png"
-        Image.new(mode, size).save(file, "jpeg" if mode == "CMYK" else "png", exif=exif)
+        Image.new(mode, size).save(file, {"CMYK": "jpeg", "F": "tiff"}.get(mode, "png"), exif=exif)
 
     return replace
 
@@ -148,7 +148,8 @@ CASES: list[tuple[str, Break]] = [
     ("image-rotated-size", picture(turn=6)),
     ("image-rotated", picture(turn=8, size=(HEIGHT, WIDTH))),
     ("image-rotated", picture(turn=3)),
-    ("image-depth", picture("I;16")),
+    ("image-16-bit", picture("I;16")),
+    ("image-depth", picture("F")),
     ("image-alpha", picture("RGBA")),
     ("image-cmyk", picture("CMYK")),
     ("image-palette", picture("P")),
