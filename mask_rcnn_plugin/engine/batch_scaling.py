@@ -24,7 +24,7 @@ def fit_batch(cfg: DictConfig) -> None:
         ConfigError: if the batch cannot be divided among the processes; see `scale_to_batch`.
     """
     batch, processes = cfg.dataloader.train.total_batch_size, comm.get_world_size()
-    if batch < 1 or batch % processes:
+    if batch % processes:
         raise ConfigError(
             f"dataloader.train.total_batch_size is {batch}, must be a multiple of the {processes} "
             "processes"
@@ -50,16 +50,12 @@ def scale_to_batch(cfg: DictConfig) -> list[str]:
         What was changed, "key old -> new" each; [] without a reference.
 
     Raises:
-        ConfigError: if the reference is no batch, or there is no `optimizer.lr` to scale.
+        ConfigError: if there is no `optimizer.lr` to scale.
     """
     reference = cfg.train.reference_batch_size
     if reference is None:
         return []
     batch = cfg.dataloader.train.total_batch_size * cfg.train.accumulate_steps
-    if not isinstance(reference, int) or reference < 1:
-        raise ConfigError(
-            f"train.reference_batch_size is {reference!r}, must be a number of images, or null"
-        )
     if "lr" not in cfg.optimizer:
         raise ConfigError("train.reference_batch_size is set, but no optimizer.lr to scale")
     changes = []
