@@ -129,7 +129,7 @@ def test_mistakes_end_with_2_one_line_and_nothing_written(
 def test_a_failed_training_is_an_exit_code_and_leaves_the_others(
     arguments: list[str], tmp_path: Path
 ) -> None:
-    done = run(*arguments, "dataloader.train.total_batch_size=0", cwd=tmp_path)
+    done = run(*arguments, "optimizer.lr=1e30", cwd=tmp_path)
     assert done.returncode == 1
     assert "2 trainings failed, see above" in done.stderr
     assert "console.txt" in done.stdout

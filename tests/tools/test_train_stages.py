@@ -198,7 +198,7 @@ def test_a_mistake_ends_with_2_one_line_and_nothing_written(tmp_path: Path) -> N
         (
             ["--regime", "4step", *CONFIG, "--num-gpus", "99", "train.device=cuda"],
             {},
-            "99 processes on this machine",
+            " GPUs that torch can use" if not torch.cuda.is_available() else "99 processes",
         ),
         (["--regime", "4step", *CONFIG], {"WORLD_SIZE": "8"}, "WORLD_SIZE is set, RANK"),
     ],
