@@ -59,11 +59,11 @@ def _reason(
     area = annotation.get("area")
     if not (are_numbers([area]) and are_finite([area])):
         return f"area is {shown(area)}, must be a number"
-    if with_mask and not annotation.get("segmentation"):
-        return "no segmentation"
     unused = set() if with_mask else {"segmentation"}
     if num_keypoints is None:
         unused.add("keypoints")
     used = {key: value for key, value in annotation.items() if key not in unused}
-    faults = annotation_faults(used, image["width"], image["height"], num_keypoints)
+    faults = annotation_faults(
+        used, image["width"], image["height"], num_keypoints, needs_mask=with_mask
+    )
     return next((text for kind, text in faults if kind not in _SCORABLE), "")
