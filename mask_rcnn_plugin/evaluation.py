@@ -106,7 +106,8 @@ class MaskRCNNCOCOEvaluator(COCOEvaluator):
         self._backend = find_backend(self._coco_api.dataset, official)
         if "keypoints" in tasks:
             for annotation in self._coco_api.anns.values():
-                keypoints = annotation.setdefault("keypoints", [0] * 3 * len(names))
+                keypoints = annotation.get("keypoints") or [0] * 3 * len(names)
+                annotation["keypoints"] = keypoints
                 annotation.setdefault("num_keypoints", sum(v > 0 for v in keypoints[2::3]))
 
     @property

@@ -32,7 +32,7 @@ def annotation_error(
             bytes, arrays for lists) will do too.
         width, height: of the image, in pixels.
         num_keypoints: that each list of keypoints must have; None accepts any number.
-        needs_mask: whether an annotation without "segmentation" is unfit, crowds excepted.
+        needs_mask: whether an annotation without "segmentation" is unfit.
     """
     faults = annotation_faults(annotation, width, height, num_keypoints, needs_mask=needs_mask)
     return next((text for _, text in faults), None)
@@ -54,7 +54,7 @@ def annotation_faults(
     segmentation = annotation.get("segmentation")
     # As detectron2's loader has it, an empty list is no mask rather than a broken one.
     if segmentation is None or (isinstance(segmentation, list | dict) and not segmentation):
-        if needs_mask and not annotation.get("iscrowd"):
+        if needs_mask:
             yield "mask-missing", "no segmentation"
     elif isinstance(segmentation, list | tuple):
         yield from _polygons_fault(list(segmentation), width, height)

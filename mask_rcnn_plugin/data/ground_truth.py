@@ -52,18 +52,18 @@ def check_ground_truth(
 def _reason(
     annotation: dict[str, Any], image: dict[str, Any], with_mask: bool, num_keypoints: int | None
 ) -> str:
-    if not is_integer(annotation["id"]):
-        return "id must be an integer"
+    if not is_integer(annotation["id"]) or abs(annotation["id"]) >= 2**63:
+        return "id must be an integer of at most 64 bits"
     if annotation["iscrowd"] not in (0, 1):
         return f"iscrowd is {shown(annotation['iscrowd'])}, must be 0 or 1"
     area = annotation.get("area")
     if not (are_numbers([area]) and are_finite([area])):
         return f"area is {shown(area)}, must be a number"
-    if with_mask and not annotation.get("segmentation"):
-        return "no segmentation"
     unused = set() if with_mask else {"segmentation"}
     if num_keypoints is None:
         unused.add("keypoints")
     used = {key: value for key, value in annotation.items() if key not in unused}
-    faults = annotation_faults(used, image["width"], image["height"], num_keypoints)
+    faults = annotation_faults(
+        used, image["width"], image["height"], num_keypoints, needs_mask=with_mask
+    )
     return next((text for kind, text in faults if kind not in _SCORABLE), "")

@@ -109,7 +109,8 @@ def test_a_mask_may_be_needed_but_not_of_a_crowd() -> None:
         bare = {"bbox": [1, 1, 4, 3], **nothing}
         assert annotation_error(bare, WIDTH, HEIGHT) is None
         assert annotation_error(bare, WIDTH, HEIGHT, needs_mask=True) == "no segmentation"
-        assert annotation_error({**bare, "iscrowd": 1}, WIDTH, HEIGHT, needs_mask=True) is None
+        crowd = {**bare, "iscrowd": 1}
+        assert annotation_error(crowd, WIDTH, HEIGHT, needs_mask=True) == "no segmentation"
 
 
 def test_each_part_is_reported() -> None:

@@ -47,6 +47,8 @@ def coco(*annotations: dict[str, Any]) -> COCO:
         ({"area": math.nan}, "area is nan"),
         ({"iscrowd": -(2**63)}, "iscrowd is -9223372036854775808, must be 0 or 1"),
         ({"id": "x"}, "id must be an integer"),
+        ({"id": 10**400}, "id must be an integer"),
+        ({"segmentation": [*SOUND["segmentation"], []]}, "polygon has 0 points"),
     ],
 )
 def test_what_cannot_be_scored_is_refused(fields: dict[str, Any], reason: str) -> None:
@@ -84,9 +86,12 @@ def test_the_evaluator_refuses_such_a_set_before_the_model_runs(tmp_path: Path) 
 
 def test_num_keypoints_that_is_not_given_is_counted(tmp_path: Path) -> None:
     file = tmp_path / "val.json"
-    labelled, none = SOUND | {"keypoints": [2, 2, 1]}, SOUND | {"id": 6, "keypoints": [0, 0, 0]}
-    file.write_text(json.dumps(coco(labelled, none).dataset))
+    annotations = [
+        SOUND | {"id": id_, "keypoints": keypoints}
+        for id_, keypoints in ((5, [2, 2, 1]), (6, [0, 0, 0]), (7, None), (8, []))
+    ]
+    file.write_text(json.dumps(coco(*annotations).dataset))
     name = register_coco_dataset(str(file), str(tmp_path))
     DatasetCatalog.get(name)
     evaluator = MaskRCNNCOCOEvaluator(name, ("keypoints",), distributed=False)
-    assert [a["num_keypoints"] for a in evaluator._coco_api.dataset["annotations"]] == [1, 0]
+    assert [a["num_keypoints"] for a in evaluator._coco_api.dataset["annotations"]] == [1, 0, 0, 0]

@@ -35,7 +35,7 @@ class Context:
         images: width and height by id.
         categories: whether each has keypoints, by id.
         num_keypoints: of the categories that have any; None if none has.
-        needs_mask: whether all must have a segmentation, crowds excepted.
+        needs_mask: whether all must have a segmentation, crowds too: scoring compares with them.
     """
 
     images: dict[int, tuple[int, int]]

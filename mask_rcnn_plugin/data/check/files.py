@@ -16,6 +16,7 @@ from mask_rcnn_plugin.data.check.annotations import UNFIT_KEYPOINTS, Context
 from mask_rcnn_plugin.data.check.findings import Findings
 from mask_rcnn_plugin.data.check.reading import CocoFile, decode
 
+_NOT_SCORED = ("area-missing", "polygon-dropped")  # of warnings, what an evaluation refuses
 _POLYGONS, _RLE, _BARE = 1, 2, 4  # bits: what the annotations of an image have
 
 
@@ -195,7 +196,7 @@ def _check_annotations(checked: Checked, file: CocoFile, *, training: bool, prog
             checked.flagged.add(index)
             where = f"#{index}" if faults[0][0] == "annotation-format" else annotation["id"]
             for kind, text in faults:
-                severity = "error" if kind == "area-missing" and not training else ""
+                severity = "error" if kind in _NOT_SCORED and not training else ""
                 add(kind, where, text and f"{where}: {text}", severity)
             if faults[0][0] in ("annotation-format", "unknown-image"):
                 continue

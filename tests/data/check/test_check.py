@@ -553,3 +553,14 @@ def test_an_image_in_both_sets_is_a_leak(tmp_path: Path) -> None:
 def test_a_set_that_was_not_read_is_not_compared(tmp_path: Path) -> None:
     train, _ = pair(tmp_path, image())
     assert compare([train], check(tmp_path / "no.json")) == {}
+
+
+def test_what_an_evaluation_refuses_is_an_error_of_a_test_set(tmp_path: Path) -> None:
+    document = clean_document()
+    document["annotations"][0]["segmentation"] += [[]]
+    del document["annotations"][1]["area"]
+    file = write(tmp_path, document)
+    for training, severity in ((True, "warning"), (False, "error")):
+        findings = check(file, training=training).findings
+        assert findings["polygon-dropped"].severity == severity
+        assert findings["area-missing"].severity == severity
