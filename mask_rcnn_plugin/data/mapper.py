@@ -135,10 +135,14 @@ class MaskRCNNDatasetMapper(DatasetMapper):
             *(width, height, num_keypoints),
             needs_mask=self.use_instance_mask,
         )
+        if reason is not None:
+            return reason
+        # Integers overflow where detectron2 adds the sides to the corner.
+        annotation["bbox"] = [float(x) for x in annotation["bbox"]]
         rle = annotation.get("segmentation")
-        if reason is None and isinstance(rle, dict) and isinstance(rle["counts"], list):
+        if isinstance(rle, dict) and isinstance(rle["counts"], list):
             annotation["segmentation"] = coco_mask.frPyObjects(rle, height, width)
-        return reason
+        return None
 
     def _warn(self, dataset_dict: dict[str, Any], index: int, reason: str) -> None:
         file_name, annotation = dataset_dict["file_name"], dataset_dict["annotations"][index]

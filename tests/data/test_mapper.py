@@ -176,6 +176,12 @@ def test_boxes_of_two_corners_are_judged_as_such(tmp_path: Path) -> None:
     assert mapped(tmp_path, [corners]).gt_boxes.tensor.tolist() == [[55, 45, 60, 50]]
 
 
+@pytest.mark.parametrize("width", [2**63 - 1, 2**63, 1e308])
+def test_boxes_far_beyond_the_image_are_clipped(tmp_path: Path, width: float) -> None:
+    wide = annotation(10) | {"bbox": [10, 10, width, 20]}
+    assert mapped(tmp_path, [wide]).gt_boxes.tensor.tolist() == [[10, 10, 60, 30]]
+
+
 def test_uncompressed_rle_is_taken(tmp_path: Path) -> None:
     runs = {"size": [50, 60], "counts": [50 * 10 + 7, 3, 50 * 50 - 10]}
     instances = mapped(tmp_path, [annotation(10, segmentation=runs)], use_instance_mask=True)
