@@ -46,6 +46,7 @@ def evaluate(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
     evaluator: MaskRCNNCOCOEvaluator = instantiate(cfg.dataloader.evaluator)
     if isinstance(model, DistributedDataParallel):
         # Running statistics differ between the ranks: the first one's are saved, so they count.
+        model = model.module
         for buffer in model.buffers():
             dist.broadcast(buffer, src=0)
     with _timed(model) as seconds:

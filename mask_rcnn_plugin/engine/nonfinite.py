@@ -1,6 +1,5 @@
 """A step whose loss or gradient is not finite, in a file from which it can be repeated."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from detectron2.structures import BitMasks, Boxes, Instances, Keypoints, Polygon
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from mask_rcnn_plugin.engine.checkpoint import write_checkpoint
 from mask_rcnn_plugin.errors import UserError
 
 
@@ -39,13 +39,14 @@ def write_batch(path: Path, model: nn.Module, content: dict[str, Any]) -> None:
         model: may be wrapped for DDP.
         content: "batch", the model's input; "random", from `random_state`; anything else of plain
             values that helps to understand it.
+
+    Raises:
+        SaveError: if it cannot be written.
     """
     if isinstance(model, DistributedDataParallel):
         model = model.module
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    torch.save({**content, "model": model.state_dict()}, temporary)
-    os.replace(temporary, path)
+    write_checkpoint(path, {**content, "model": model.state_dict()})
 
 
 def read_batch(path: str) -> dict[str, Any]:

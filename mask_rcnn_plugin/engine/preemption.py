@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-import torch
-import torch.distributed as dist
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
@@ -70,7 +68,8 @@ class Preemption(HookBase):
             self._at_once = False
 
     def after_step(self) -> None:
-        if self._any():
+        alone = comm.get_world_size() == 1
+        if self._signal is not None if alone else self.trainer.any_signalled:
             self._saving.save_now()
             self._exit(f"after iteration {self.trainer.iter}")
 
@@ -78,16 +77,9 @@ class Preemption(HookBase):
         if os.getpid() != self._pid:  # inherited by a process that loads images
             return
         self._signal = signal.Signals(number)
+        self.trainer.signalled = True
         if self._at_once:
             self._exit("during an evaluation")
-
-    def _any(self) -> bool:
-        if comm.get_world_size() == 1:
-            return self._signal is not None
-        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-        signalled = torch.tensor(float(self._signal is not None), device=device)
-        dist.all_reduce(signalled, dist.ReduceOp.MAX)
-        return bool(signalled.item())
 
     def _exit(self, when: str) -> None:
         logger.warning(

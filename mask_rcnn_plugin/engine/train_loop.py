@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mask_rcnn_plugin.config import ConfigError
+from mask_rcnn_plugin.engine.checkpoint import SaveError
 from mask_rcnn_plugin.engine.nonfinite import (
     NonFiniteLossError,
     random_state,
@@ -37,6 +38,9 @@ class Trainer(SimpleTrainer):
       exchange of the metrics whether any of them has such, so they stop, or skip, together; those
       that have write what is needed to repeat the step (`write_batch`).
 
+    A hook may set `signalled`; in the same exchange all learn whether any process has it set, which
+    is `any_signalled` after the step.
+
     Hooks are called once a step of the optimizer. Losses and rates in the metrics are those of the
     step; `grad_norm` is the L2 norm of all gradients together (not in float16, where they are
     scaled).
@@ -52,6 +56,9 @@ class Trainer(SimpleTrainer):
         max_skipped_steps: how many steps with a non-finite loss or gradient are left out before
             the training stops, resumes counted together.
         output_dir: where such steps are written.
+        images_per_step: of all processes together.
+        scale_iterations: after a resume with another `images_per_step`, count the iterations that
+            are done in the new steps, as the schedule is scaled to them.
 
     Raises:
         NonFiniteLossError: from `run_step`.
@@ -59,6 +66,8 @@ class Trainer(SimpleTrainer):
 
     # A file holds the weights, hundreds of megabytes: more of them tell no more.
     _MAX_FILES: ClassVar[int] = 5
+
+    iter: int
 
     def __init__(
         self,
@@ -71,6 +80,8 @@ class Trainer(SimpleTrainer):
         accumulate_steps: int = 1,
         max_skipped_steps: int = 0,
         output_dir: str = ".",
+        images_per_step: int = 1,
+        scale_iterations: bool = False,
     ) -> None:
         super().__init__(model, data_loader, optimizer)
         self._device_type = torch.device(device).type
@@ -79,7 +90,10 @@ class Trainer(SimpleTrainer):
         self._accumulate_steps = accumulate_steps
         self._max_skipped_steps = max_skipped_steps
         self._skipped_steps = 0
+        self.signalled = self.any_signalled = False
         self._output_dir = output_dir
+        self._images_per_step = images_per_step
+        self._scale_iterations = scale_iterations
 
     def run_step(self) -> None:
         self.optimizer.zero_grad()
@@ -95,6 +109,9 @@ class Trainer(SimpleTrainer):
             with self.model.no_sync() if ddp and remaining else contextlib.nullcontext():
                 losses.append(self.backward(batch))
 
+        if hasattr(self, "after_backward"):  # detectron2's main calls hooks here
+            self.after_backward()
+
         # One transfer from the device, not one for each loss.
         values = iter(torch.stack([v for part in losses for v in part.values()]).tolist())
         parts = [{name: next(values) for name in part} for part in losses]
@@ -104,14 +121,21 @@ class Trainer(SimpleTrainer):
             "grad_norm": self._gradient_norm(),
             "data_time": data_time,
             "broken": sorted(set().union(*broken)),
+            "signalled": self.signalled,
         }
         every = comm.all_gather(mine)
+        self.any_signalled = any(rank["signalled"] for rank in every)
         if any(rank["broken"] or not math.isfinite(rank["grad_norm"] or 0) for rank in every):
             self._skip(every, [batch for batch, names in zip(batches, broken) if names], batches)
             return
         self._put_metrics(every)
         self._scaler.step(self.optimizer)
         self._scaler.update()
+        if self._scaler.is_enabled() and self._scaler.get_scale() < 1:
+            raise NonFiniteLossError(
+                f"gradients overflow in float16 at iteration {self.iter}, however small the loss "
+                "is scaled: train.amp.dtype=bf16 has a larger range"
+            )
 
     def backward(self, batch: Batch) -> dict[str, Tensor]:
         """Add a batch's share to the gradients.
@@ -206,8 +230,8 @@ class Trainer(SimpleTrainer):
             content = {"batch": batch, "random": random, "iteration": self.iter, "lr": self._lr()}
             try:
                 write_batch(path, self.model, {**content, "losses": metrics["losses"]})
-            except OSError as error:  # e.g. disk full: the report without the file is worth more
-                logger.error("%s could not be written: %s", path, error)
+            except (SaveError, OSError) as error:  # the report without the file is worth more
+                logger.error("%s", error)
                 continue
             files.append(str(path))
         return files
@@ -216,16 +240,38 @@ class Trainer(SimpleTrainer):
         return float(self.optimizer.param_groups[0]["lr"])
 
     def state_dict(self) -> dict[str, Any]:
-        state = super().state_dict() | {"skipped_steps": self._skipped_steps}
+        state = super().state_dict()
+        state |= {"skipped_steps": self._skipped_steps, "images_per_step": self._images_per_step}
         if self._scaler.is_enabled():
             state["grad_scaler"] = self._scaler.state_dict()
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        configured = [{**group} for group in self.optimizer.param_groups]
         super().load_state_dict(state_dict)
+        for group, now in zip(self.optimizer.param_groups, configured):
+            # The config counts, also where it has changed. The schedule starts from initial_lr.
+            group.update({k: v for k, v in now.items() if k not in ("params", "lr")})
+            group["initial_lr"] = now["lr"]
         self._skipped_steps = state_dict.get("skipped_steps", 0)
+        self._count_in_own_steps(state_dict.get("images_per_step", self._images_per_step))
         if self._scaler.is_enabled() and "grad_scaler" in state_dict:
             self._scaler.load_state_dict(state_dict["grad_scaler"])
+
+    def _count_in_own_steps(self, images_per_step: int) -> None:
+        done = self.iter + 1
+        ours = self._images_per_step
+        if images_per_step == ours:
+            return
+        if self._scale_iterations:
+            self.iter = round(done * images_per_step / ours) - 1
+        logger.warning(
+            "A step was of %d images before and is of %d now: %d iterations done, %s",
+            *(images_per_step, ours, done),
+            f"which count as {self.iter + 1}"
+            if self._scale_iterations
+            else "which the schedule takes as they are (train.reference_batch_size scales)",
+        )
 
 
 @contextlib.contextmanager
@@ -249,7 +295,7 @@ def _divergence_as_loss(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        del inner.forward
+        inner.forward = forward
 
 
 def check_precision(cfg: DictConfig) -> None:
@@ -283,4 +329,6 @@ def build_trainer(
         accumulate_steps=cfg.train.accumulate_steps,
         max_skipped_steps=cfg.train.max_skipped_steps,
         output_dir=cfg.train.output_dir,
+        images_per_step=cfg.dataloader.train.total_batch_size * cfg.train.accumulate_steps,
+        scale_iterations=cfg.train.reference_batch_size is not None,
     )

@@ -1,6 +1,7 @@
 """A training: model, data, trainer and hooks, put together from a config."""
 
 import errno
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +24,8 @@ from mask_rcnn_plugin.engine.random_states import RandomStates, random_states_ke
 from mask_rcnn_plugin.engine.train_loop import build_trainer
 from mask_rcnn_plugin.engine.validation_loss import build_validation_loader, validation_losses
 from mask_rcnn_plugin.engine.zero_loss import ZeroLossWarning
+
+logger = logging.getLogger(__name__)
 
 
 def train(
@@ -62,9 +65,15 @@ def train(
     except AssertionError as error:  # detectron2's, of a dataset with no image that is trained on
         raise DatasetError(f"training set {list(cfg.dataset.train.names)}: {error}") from error
     trainer = build_trainer(cfg, model, loader, optimizer)
-    checkpointer = Checkpointer(
-        model, cfg.train.output_dir, trainer=trainer, loader=loader, random=RandomStates()
-    )
+    parts = {"trainer": trainer, "random": RandomStates()}
+    if hasattr(loader, "state_dict"):
+        parts["loader"] = loader
+    else:
+        logger.warning(
+            "%s has no state_dict: a resume will not know which images of the epoch are left",
+            type(loader).__name__,
+        )
+    checkpointer = Checkpointer(model, cfg.train.output_dir, **parts)
     settings = dict(cfg.train.checkpointer)
     metric = settings.pop("best_metric")
     best = BestCheckpointer(checkpointer, metric) if metric else None

@@ -8,6 +8,7 @@ import torch
 from detectron2.config import instantiate
 from detectron2.data import build_detection_test_loader
 from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
 from omegaconf import DictConfig
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -60,7 +61,7 @@ def validation_losses(model: nn.Module, loader: DataLoader) -> dict[str, float]:
     sums: Counter[str] = Counter()
     torch.manual_seed(0)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), EventStorage():  # what heads report is not of the training
             for batch in loader:
                 for name, loss in model(batch).items():
                     sums[name] += loss.item() * len(batch)

@@ -1,3 +1,5 @@
+import resource
+import signal
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,9 @@ import mask_rcnn_plugin  # noqa: F401  first, as a spawned process imports nothi
 
 # isort: split
 from detectron2.engine import HookBase
+from detectron2.solver import LRMultiplier
 from detectron2.structures import BitMasks, Boxes, Instances, Keypoints, PolygonMasks
+from fvcore.common.param_scheduler import ConstantParamScheduler
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
@@ -47,6 +51,8 @@ def trainer(
     batches: Iterable[Any],
     model: nn.Module | None = None,
     amp: dict[str, Any] | None = None,
+    batch_size: int = 1,
+    lr: float = 0.1,
     **train: Any,
 ) -> Trainer:
     cfg = OmegaConf.create(
@@ -57,12 +63,14 @@ def trainer(
                 "accumulate_steps": 1,
                 "max_skipped_steps": 0,
                 "output_dir": str(tmp_path),
+                "reference_batch_size": None,
                 **train,
-            }
+            },
+            "dataloader": {"train": {"total_batch_size": batch_size}},
         }
     )
     model = model or Model()
-    return build_trainer(cfg, model, batches, torch.optim.SGD(model.parameters(), lr=0.1))
+    return build_trainer(cfg, model, batches, torch.optim.SGD(model.parameters(), lr=lr))
 
 
 def test_a_step_is_detectron2s(tmp_path: Path) -> None:
@@ -101,6 +109,45 @@ def test_accumulated_steps_equal_the_large_batch(tmp_path: Path) -> None:
     for name in ("total_loss", "loss_a", "grad_norm"):
         mean = small.storage.latest()[name][0]
         assert mean == pytest.approx(large.storage.latest()[name][0], rel=1e-6)
+
+
+def test_a_resume_takes_the_configs_rate(tmp_path: Path) -> None:
+    batch = [image(1.0)]
+    before = trainer(tmp_path, [batch] * 2)
+    before.optimizer.param_groups[0]["initial_lr"] = 0.1  # as the schedule keeps it
+    resumed = trainer(tmp_path, [batch] * 2, lr=0.4)
+    resumed.load_state_dict(before.state_dict())
+    schedule = LRMultiplier(resumed.optimizer, ConstantParamScheduler(1.0), 9, last_iter=3)
+    assert schedule.get_last_lr() == [0.4]
+
+
+@pytest.mark.parametrize(
+    ("reference", "iterations", "said"),
+    [(16, 19, "40 iterations done, which count as 20"), (None, 39, "as they are")],
+)
+def test_a_resume_with_another_batch_is_counted_in_its_steps(
+    tmp_path: Path,
+    reference: int | None,
+    iterations: int,
+    said: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    before = trainer(tmp_path, [], batch_size=4, accumulate_steps=2)
+    before.iter = 39
+    now = trainer(tmp_path, [], batch_size=16, reference_batch_size=reference)
+    now.load_state_dict(before.state_dict())
+    assert now.iter == iterations
+    assert said in caplog.text
+
+
+def test_hooks_between_gradient_and_step_are_called(tmp_path: Path) -> None:
+    """As detectron2's main does, e.g. for clipping; its 0.6 has none."""
+    built = trainer(tmp_path, [[image(1.0)]])
+    built.after_backward = lambda: built.model.zero_grad()
+    before = built.model.layer.weight.clone()
+    built.train(0, 1)
+    assert torch.equal(built.model.layer.weight, before)
+    assert built.storage.latest()["grad_norm"][0] == 0
 
 
 def test_bf16_computes_in_bfloat16_and_keeps_float32_weights(tmp_path: Path) -> None:
@@ -172,6 +219,17 @@ def test_a_gradient_alone_is_noticed(tmp_path: Path) -> None:
     assert len(list((tmp_path / "nonfinite").iterdir())) == 1
 
 
+def test_float16_without_a_scale_that_fits_is_an_error(tmp_path: Path) -> None:
+    """The scale begins at 2^16 and is halved at each of these."""
+    model = BrokenGradient()
+    batches = [[image(1.0)]] * 20
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    built = Trainer(model, batches, optimizer, dtype=torch.float16, output_dir=str(tmp_path))
+    with pytest.raises(NonFiniteLossError, match="overflow in float16 at iteration 16"):
+        built.train(0, 20)
+    assert model.layer.weight.isfinite().all()
+
+
 class DivergedProposals(Model):
     """As detectron2's RPN in training, whose boxes are not finite any more."""
 
@@ -223,6 +281,22 @@ def test_broken_running_statistics_cannot_be_left_out(tmp_path: Path) -> None:
     built = trainer(tmp_path, [batch], WithNorm(), max_skipped_steps=9)
     with pytest.raises(NonFiniteLossError, match=r"running statistics.*norm\.running_mean"):
         built.train(0, 1)
+
+
+def test_a_full_disk_does_not_keep_a_step_from_being_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    built = trainer(tmp_path, [[image(float("nan"))]], max_skipped_steps=1)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        built.train(0, 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+    assert "cannot be written" in caplog.text
+    assert not list((tmp_path / "nonfinite").iterdir())
 
 
 def test_a_full_disk_does_not_hide_the_report(
