@@ -165,7 +165,8 @@ def test_a_loader_of_another_kind_trains_but_its_place_is_not_known(
 ) -> None:
     cfg = build("out")
     cfg.dataloader.train._target_ = build_detection_train_loader
-    del cfg.dataloader.train.max_unreadable
+    for argument in ("max_unreadable", "seed"):
+        cfg.dataloader.train.pop(argument, None)
     score(1.0)
     train(cfg)
     assert "has no state_dict: a resume will not know which images" in caplog.text
