@@ -52,7 +52,7 @@ def check_ground_truth(
 def _reason(
     annotation: dict[str, Any], image: dict[str, Any], with_mask: bool, num_keypoints: int | None
 ) -> str:
-    if not is_integer(annotation["id"]) or abs(annotation["id"]) >= 2**63:
+    if not is_integer(annotation["id"]) or abs(annotation["id"]) > 2**63:
         return "id must be an integer of at most 64 bits"
     if annotation["iscrowd"] not in (0, 1):
         return f"iscrowd is {shown(annotation['iscrowd'])}, must be 0 or 1"

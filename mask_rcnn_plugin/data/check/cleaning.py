@@ -122,7 +122,8 @@ def _clean_annotation(
     if new_id is not None:
         done["repaired: annotation id"] += 1
         mended["id"] = new_id
-    return {} if mended == annotation else mended
+    # Both, as true == 1 and yet is no number.
+    return {} if mended == annotation and found == left else mended
 
 
 def _write_list(stream: BinaryIO, key: str, entries: list[bytes]) -> None:

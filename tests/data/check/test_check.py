@@ -564,3 +564,11 @@ def test_what_an_evaluation_refuses_is_an_error_of_a_test_set(tmp_path: Path) ->
         findings = check(file, training=training).findings
         assert findings["polygon-dropped"].severity == severity
         assert findings["area-missing"].severity == severity
+
+
+def test_true_for_1_is_put_right(tmp_path: Path) -> None:
+    document = clean_document()
+    document["annotations"][1] |= {**rectangle(1, 1, 6, 6), "bbox": [1, True, 5, 5]}
+    file = write(tmp_path, document)
+    clean(check(file), tmp_path / "out.json")
+    assert not check(tmp_path / "out.json").findings.count("error")
