@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from detectron2.data import DatasetFromList
 from detectron2.data.build import trivial_batch_collator, worker_init_reset_seed
@@ -112,7 +113,9 @@ class TrainLoader:
             _Stream(len(self._dataset), seed=self._seed), self._orientations, self._batch_size
         )
         # Workers get their seeds from a generator of their own: the training's stays untouched.
-        generator = torch.Generator().manual_seed(self._seed + self._groups)
+        # Others in each process and after a resume, or augmentations would be drawn again.
+        mixed = np.random.SeedSequence([self._seed % 2**64, self._groups, comm.get_rank()])
+        generator = torch.Generator().manual_seed(int(mixed.generate_state(1, np.uint64)[0]))
         loader: DataLoader[Any] = DataLoader(
             self._dataset,
             batch_sampler=islice(stream, self._groups + comm.get_rank(), None, world_size),

@@ -153,6 +153,21 @@ def test_the_trainings_random_states_are_left_alone(workers: int) -> None:
     assert np.random.get_state()[1].tolist() == before[1]
 
 
+def test_workers_draw_other_numbers_in_each_process_and_after_a_resume(processes: Any) -> None:
+    def draws(record: dict[str, Any]) -> dict[str, Any]:
+        return {"drawn": np.random.rand()}
+
+    drawn: list[float] = []
+    for rank in range(2):
+        processes(2, rank)
+        first, resumed = (build(4, mapper=draws, num_workers=2) for _ in range(2))
+        start = list(islice(iter(first), 2))
+        resumed.load_state_dict(first.state_dict())
+        for batch in [*start, *islice(iter(resumed), 2)]:
+            drawn += [sample["drawn"] for sample in batch]
+    assert len(set(drawn)) == len(drawn) == 16
+
+
 def test_without_a_seed_it_is_drawn_from_numpys() -> None:
     np.random.seed(5)
     a, b = build(seed=None), build(seed=None)
