@@ -45,7 +45,8 @@ def build_train_loader(
         aspect_ratio_grouping: batches of landscape or of other images, which need less padding.
         num_workers: processes that load; 0 loads in this one.
         seed: of the shuffle, one for all processes; None draws one from NumPy's random state.
-        max_unreadable: images that may be left out before it is an error.
+        max_unreadable: images that each process may leave out, counted anew from a resume on,
+            before it is an error.
 
     Raises:
         ConfigError: if `total_batch_size` is no multiple of the number of processes.
