@@ -44,7 +44,7 @@ dataloader.train = L(build_train_loader)(
     ),
     total_batch_size=16,  # 2 images on each of 8 GPUs
     num_workers=4,
-    max_unreadable=100,  # images, which are left out; more are an error
+    max_unreadable=100,  # images left out in a process since its start; more are an error
 )
 dataloader.test = L(build_detection_test_loader)(
     dataset=L(get_detection_dataset_dicts)(names="${dataset.test.names}", filter_empty=False),

@@ -5,13 +5,14 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from detectron2.data import DatasetFromList
 from detectron2.data.build import trivial_batch_collator, worker_init_reset_seed
-from detectron2.data.samplers import GroupedBatchSampler, TrainingSampler
+from detectron2.data.samplers import TrainingSampler
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
@@ -44,7 +45,8 @@ def build_train_loader(
         aspect_ratio_grouping: batches of landscape or of other images, which need less padding.
         num_workers: processes that load; 0 loads in this one.
         seed: of the shuffle, one for all processes; None draws one from NumPy's random state.
-        max_unreadable: images that may be left out before it is an error.
+        max_unreadable: images that each process may leave out, counted anew from a resume on,
+            before it is an error.
 
     Raises:
         ConfigError: if `total_batch_size` is no multiple of the number of processes.
@@ -74,7 +76,9 @@ class TrainLoader:
     All processes shuffle alike. Out of the one stream, epoch after epoch, come groups of a batch on
     a GPU, of one orientation each; the first process takes the first group, the second one the
     second. So after i batches in each of W processes the first i * W groups have been trained on,
-    whatever more the workers have loaded by then, and any number of processes can go on from there.
+    whatever more the workers have loaded by then, and any number of processes can go on from there:
+    with groups of another size, if the batch on a GPU is another, out of the images that are left.
+    Images that fill no group wait for the next epoch.
 
     Args:
         dataset: gives a model's input or `Unreadable`.
@@ -98,7 +102,8 @@ class TrainLoader:
         self._num_workers = num_workers
         self._seed = seed
         self._max_unreadable = max_unreadable
-        self._groups = 0  # handed over, in all processes together
+        # Sizes of groups, and how many were handed over in all processes; the last is the one in use.
+        self._groups = [[batch_size, 0]]
         self._unreadable: dict[str, str] = {}
 
     def __iter__(self) -> Iterator[list[Record]]:
@@ -108,14 +113,13 @@ class TrainLoader:
             DatasetError: if more than `max_unreadable` images cannot be read.
         """
         world_size = comm.get_world_size()
-        stream = GroupedBatchSampler(
-            _Stream(len(self._dataset), seed=self._seed), self._orientations, self._batch_size
-        )
         # Workers get their seeds from a generator of their own: the training's stays untouched.
-        generator = torch.Generator().manual_seed(self._seed + self._groups)
+        # Others in each process and after a resume, or augmentations would be drawn again.
+        mixed = np.random.SeedSequence([self._seed % 2**64, self._handed_over(), comm.get_rank()])
+        generator = torch.Generator().manual_seed(int(mixed.generate_state(1, np.uint64)[0]))
         loader: DataLoader[Any] = DataLoader(
             self._dataset,
-            batch_sampler=islice(stream, self._groups + comm.get_rank(), None, world_size),
+            batch_sampler=islice(self._groups_left(), comm.get_rank(), None, world_size),
             num_workers=self._num_workers,
             collate_fn=trivial_batch_collator,
             worker_init_fn=_init_worker,
@@ -123,29 +127,58 @@ class TrainLoader:
         )
         for batch in loader:
             readable = self._readable(batch)
-            self._groups += world_size
+            self._groups[-1][1] += world_size
             yield readable
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         return {
             "seed": self._seed,
             "images": len(self._dataset),
-            "batch_size": self._batch_size,
-            "groups": self._groups,
+            "landscapes": sum(self._orientations),
+            "groups": [list(part) for part in self._groups],
         }
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on where another loader was, or with a new shuffle where that has no meaning."""
-        self._seed, self._groups = state["seed"], state["groups"]
-        for key, value in self.state_dict().items():
-            if value != state[key]:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where another loader was, or with a new shuffle where it had other images."""
+        self._seed, self._groups = state["seed"], [list(part) for part in state["groups"]]
+        for key in ("images", "landscapes"):
+            before, now = state[key], self.state_dict()[key]
+            if before != now:
                 logger.warning(
-                    "%s of the training %s %d before and %s %d now: the epoch is not gone on with, "
-                    "the images are shuffled anew",
-                    *(key, "were" if key == "images" else "was", state[key]),
-                    *("are" if key == "images" else "is", value),
+                    "%s of the training were %d before and are %d now: the epoch is not gone on "
+                    "with, the images are shuffled anew",
+                    *(key, before, now),
                 )
-                self._seed, self._groups = self._seed + self._groups + 1, 0
+                self._seed, self._groups = self._seed + self._handed_over() + 1, []
+                break
+        if not self._groups or self._groups[-1][0] != self._batch_size:
+            self._groups.append([self._batch_size, 0])
+
+    def _handed_over(self) -> int:
+        return sum(number for _, number in self._groups)
+
+    def _groups_left(self) -> Iterator[list[int]]:
+        """Groups from the position on; those before it are formed again, and left out."""
+        images: Iterator[int] = iter(_Stream(len(self._dataset), seed=self._seed))
+        for batch_size, number in self._groups:
+            waiting: tuple[list[int], list[int]] = [], []
+            groups = self._grouped(images, batch_size, waiting)
+            for _ in islice(groups, number):
+                pass
+            images = chain(*waiting, images)
+        return groups
+
+    def _grouped(
+        self, images: Iterator[int], batch_size: int, waiting: tuple[list[int], list[int]]
+    ) -> Iterator[list[int]]:
+        """As detectron2's `GroupedBatchSampler`, which does not tell what waits for a group."""
+        for image in images:
+            group = waiting[self._orientations[image]]
+            group.append(image)
+            if len(group) == batch_size:
+                full = group.copy()
+                group.clear()
+                yield full
 
     def _readable(self, batch: list[Any]) -> list[Record]:
         kept = [sample for sample in batch if not isinstance(sample, Unreadable)]

@@ -114,6 +114,41 @@ def test_any_number_of_processes_goes_on_where_others_were(
     assert [seen[i] for i in range(len(seen))] == expected
 
 
+# World size, total batch and number of batches. The rest of the epoch comes one by one, or some of
+# its images would wait for a group.
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [(4, 12, 1), (2, 12, 1)],
+        [(2, 12, 1), (4, 12, 1)],
+        [(2, 6, 2), (3, 6, 1), (1, 6, 1)],
+        [(1, 5, 2), (2, 4, 2), (1, 3, 1), (4, 4, 1), (2, 4, 1)],
+    ],
+)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_no_image_is_seen_twice_or_left_out_when_the_batch_on_a_gpu_changes(
+    parts: list[tuple[int, int, int]], workers: int, processes: Any
+) -> None:
+    dataset = [dict(RECORDS[i % 12], index=i) for i in range(36)]
+    rest = 36 - sum(batch * number for _, batch, number in parts)
+    seen: list[int] = []
+    states: list[dict[str, Any]] = []
+    for world_size, batch, number in [*parts, (1, 1, rest)]:
+        resumed, states = states[:1], []
+        for rank in range(world_size):
+            processes(world_size, rank)
+            loader = build(batch, dataset=dataset, num_workers=workers)
+            for state in resumed:
+                loader.load_state_dict(state)
+            for group in indices(iter(loader), number):
+                assert len(group) == batch // world_size
+                assert len({i % 3 == 0 for i in group}) == 1
+                seen += group
+            states.append(loader.state_dict())
+        assert states == [states[0]] * world_size
+    assert sorted(seen) == list(range(36))
+
+
 def test_the_state_is_that_of_the_first_batch_not_of_the_iterator(processes: Any) -> None:
     """detectron2's trainer makes the iterator before the checkpoint is loaded."""
     processes(1, 0)
@@ -128,8 +163,11 @@ def test_the_state_is_that_of_the_first_batch_not_of_the_iterator(processes: Any
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"batch": 4}, "batch_size of the training was 2 before and is 4 now"),
         ({"dataset": RECORDS[:11]}, "images of the training were 12 before and are 11 now"),
+        (
+            {"aspect_ratio_grouping": False},
+            "landscapes of the training were 8 before and are 0 now",
+        ),
     ],
 )
 def test_a_position_without_a_meaning_is_said_to_be_dropped(
@@ -140,9 +178,8 @@ def test_a_position_without_a_meaning_is_said_to_be_dropped(
     after = build(**changed)
     after.load_state_dict(before.state_dict())
     assert message in caplog.text
-    assert after.state_dict()["groups"] == 0
+    assert after.state_dict()["groups"] == [[2, 0]]
     assert indices(iter(after), 5) != groups
-    assert {len(g) for g in indices(iter(after), 3)} == {changed.get("batch", 2)}
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -151,6 +188,21 @@ def test_the_trainings_random_states_are_left_alone(workers: int) -> None:
     indices(iter(build(num_workers=workers)), 2)
     assert torch.equal(torch.get_rng_state(), before[0])
     assert np.random.get_state()[1].tolist() == before[1]
+
+
+def test_workers_draw_other_numbers_in_each_process_and_after_a_resume(processes: Any) -> None:
+    def draws(record: dict[str, Any]) -> dict[str, Any]:
+        return {"drawn": np.random.rand()}
+
+    drawn: list[float] = []
+    for rank in range(2):
+        processes(2, rank)
+        first, resumed = (build(4, mapper=draws, num_workers=2) for _ in range(2))
+        start = list(islice(iter(first), 2))
+        resumed.load_state_dict(first.state_dict())
+        for batch in [*start, *islice(iter(resumed), 2)]:
+            drawn += [sample["drawn"] for sample in batch]
+    assert len(set(drawn)) == len(drawn) == 16
 
 
 def test_without_a_seed_it_is_drawn_from_numpys() -> None:

@@ -81,29 +81,24 @@ def inspect(annotation: Any, context: Context) -> list[Fault]:
 def repair(annotation: Annotation, found: set[str], size: tuple[int, int]) -> Annotation:
     """A copy in which what can be computed anew is right.
 
-    Box and area come from the mask where they are broken, missing or contradict it, a box that is
-    partly outside is clipped, unusable polygons beside usable ones go, num_keypoints is recounted.
+    Box and area come from the mask where they are broken or missing, unusable polygons beside
+    usable ones go, num_keypoints is recounted.
 
     Args:
         annotation: one without errors but those of `REPAIRABLE`.
         found: the kinds that `inspect` found in it.
         size: width and height of its image.
     """
-    width, height = size
     mended = dict(_without_unusable_polygons(annotation))
     mask = measure(mended.get("segmentation"), size, exactly=True)
     if mask is not None and mask[0] > 0:
         x0, y0, x1, y1 = mask[1]
-        if found & {*_BOX_FAULTS, "box-contradicts"}:
+        if found & _BOX_FAULTS:
             mended["bbox"] = [x0, y0, x1 - x0, y1 - y0]
-        if found & {*_AREA_FAULTS, "area-contradicts"}:
+        if found & _AREA_FAULTS:
             mended["area"] = mask[0]
     elif found & _AREA_FAULTS and not found & _BOX_FAULTS:
         mended["area"] = mended["bbox"][2] * mended["bbox"][3]
-    if "box-partly-outside" in found:
-        x, y, w, h = mended["bbox"]
-        x0, y0 = max(x, 0), max(y, 0)
-        mended["bbox"] = [x0, y0, min(x + w, width) - x0, min(y + h, height) - y0]
     if "num-keypoints" in found:
         mended["num_keypoints"] = sum(v > 0 for v in mended["keypoints"][2::3])
     return mended

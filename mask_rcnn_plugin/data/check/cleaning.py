@@ -22,11 +22,11 @@ def clean(checked: Checked, out: str | Path) -> Counter[str]:
     """Write a copy of a file in which `check_file` finds no error.
 
     What cannot be put right goes: an annotation; an image with a bad entry or file, and its
-    annotations; a category with a bad entry, and its annotations. Put right are the size of an
-    image, from its file (its annotations are not scaled); boxes and areas that are missing, broken
-    or contradict the mask, from the mask; boxes partly outside, clipped; unusable polygons beside
-    usable ones, dropped; num_keypoints, counted; annotation ids that are 0 or taken, by unused
-    ones. All else is the bytes of the original.
+    annotations, also where the file is of another size than stated, as these may be of either; a
+    category with a bad entry, and its annotations. Put right are boxes and areas that are missing
+    or broken, from the mask; unusable polygons beside usable ones, dropped; num_keypoints, counted;
+    annotation ids that are 0 or taken, by unused ones. All else is the bytes of the original, boxes
+    and areas that the mask contradicts too: they may be of the whole object behind others.
 
     Args:
         checked: what `check_file` says of the original.
@@ -89,15 +89,10 @@ def clean(checked: Checked, out: str | Path) -> Counter[str]:
 def _clean_images(checked: Checked, entries: list[msgspec.Raw], done: Counter[str]) -> list[bytes]:
     kept = []
     for index, raw in enumerate(entries):
-        if index not in checked.bad_images:
+        if index in checked.bad_images:
+            done[f"dropped: image, {checked.bad_images[index]}"] += 1
+        else:
             kept.append(_plain(raw))
-            continue
-        size = checked.bad_images[index]
-        if size is None:
-            done["dropped: image"] += 1
-            continue
-        done["repaired: image-size"] += 1
-        kept.append(_dump({**decode(raw), "width": size[0], "height": size[1]}))
     return kept
 
 

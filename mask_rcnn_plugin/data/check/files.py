@@ -29,9 +29,8 @@ class Checked:
         context: its sound images and categories.
         classes, keypoints: names, as detectron2 would number them.
         paths: of the sound images, by image id.
-        bad_images: indices of entries of "images" with an error, and the size that the file has
-            where that is the only one.
-        clean_sizes: width and height by image id, without the former and as the latter have it.
+        bad_images: the kind of an error in it, by the index of an entry of "images".
+        clean_sizes: width and height by image id, of the others.
         bad_categories: indices of entries of "categories" with an error.
         flagged: indices of annotations with findings.
         new_ids: unused ids by the index of the annotation whose own is 0 or taken.
@@ -44,7 +43,7 @@ class Checked:
     classes: list[str] = field(default_factory=list)
     keypoints: list[str] = field(default_factory=list)
     paths: dict[int, str] = field(default_factory=dict)
-    bad_images: dict[int, tuple[int, int] | None] = field(default_factory=dict)
+    bad_images: dict[int, str] = field(default_factory=dict)
     clean_sizes: dict[int, tuple[int, int]] = field(default_factory=dict)
     bad_categories: set[int] = field(default_factory=set)
     flagged: set[int] = field(default_factory=set)
@@ -132,12 +131,12 @@ def _check_images(
         text = image_error(image)
         if text:
             add("image-format", f"#{index}", text)
-            checked.bad_images[index] = None
+            checked.bad_images[index] = "image-format"
             continue
         key, name = image["id"], image["file_name"]
         if key in sizes:
             add("image-id-duplicate", key, f"{checked.paths[key]} and {name}")
-            checked.bad_images[index] = None
+            checked.bad_images[index] = "image-id-duplicate"
             continue
         if name in names:
             add("file-name-duplicate", key, f"{name} is image {names[name]} too")
@@ -151,26 +150,19 @@ def _check_images(
     keys = list(sizes)
     absent = set(images.missing(image_root, list(checked.paths.values())))
     checked.paths = {key: os.path.join(image_root, name) for key, name in checked.paths.items()}
-    bad = dict.fromkeys(absent)
+    bad = dict.fromkeys(absent, "image-missing")
     for i in sorted(absent):
         add("image-missing", keys[i], checked.paths[keys[i]])
     if open_images:
         here = [i for i in range(len(keys)) if i not in absent]
         paths = [Path(checked.paths[keys[i]]) for i in here]
         found = images.inspect_all(paths, [sizes[keys[i]] for i in here], progress=progress)
-        for i, (size, faults) in zip(here, found):
+        for i, faults in zip(here, found):
             for kind, text in faults:
                 add(kind, keys[i], text)
-            errors = {kind for kind, _ in faults} & images.ERRORS
-            if errors:
-                bad[i] = size if errors == {"image-size"} else None
-    checked.clean_sizes = dict(sizes)
-    for i, size in bad.items():
-        checked.bad_images[indices[i]] = size
-        if size is None:
-            del checked.clean_sizes[keys[i]]
-        else:
-            checked.clean_sizes[keys[i]] = size
+            bad |= {i: kind for kind, _ in faults if kind in images.ERRORS}
+    checked.bad_images |= {indices[i]: kind for i, kind in bad.items()}
+    checked.clean_sizes = {keys[i]: sizes[keys[i]] for i in range(len(keys)) if i not in bad}
 
 
 def _check_annotations(checked: Checked, file: CocoFile, *, training: bool, progress: bool) -> None:

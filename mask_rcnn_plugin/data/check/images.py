@@ -34,7 +34,7 @@ def missing(root: str, file_names: Sequence[str]) -> list[int]:
 
 def inspect_all(
     paths: Sequence[Path], sizes: Sequence[tuple[int, int]], *, progress: bool
-) -> list[tuple[tuple[int, int] | None, list[Fault]]]:
+) -> list[list[Fault]]:
     """`inspect` of all, with as many threads as processors: Pillow decodes without the lock."""
     with ThreadPool(os.cpu_count()) as pool:
         found = pool.imap(lambda one: inspect(*one), zip(paths, sizes), chunksize=8)
@@ -42,15 +42,12 @@ def inspect_all(
         return list(tqdm(found, "images", len(paths), unit="", disable=silent, leave=False))
 
 
-def inspect(path: Path, size: tuple[int, int]) -> tuple[tuple[int, int] | None, list[Fault]]:
-    """Open and decode an image.
+def inspect(path: Path, size: tuple[int, int]) -> list[Fault]:
+    """Open and decode an image, and say what is found.
 
     Args:
         path: of the file.
         size: width and height that the data set states.
-
-    Returns:
-        Width and height that detectron2 reads, None if it can't; and the findings.
     """
     try:
         with Image.open(path) as image:
@@ -60,7 +57,7 @@ def inspect(path: Path, size: tuple[int, int]) -> tuple[tuple[int, int] | None, 
             image.draft(None, (1, 1))  # the same bytes read, an eighth of the resolution computed
             image.load()
     except Exception as error:  # Pillow's decoders raise anything on broken files
-        return None, [("image-unreadable", f"{path}: {str(error) or type(error).__name__}")]
+        return [("image-unreadable", f"{path}: {str(error) or type(error).__name__}")]
     seen = stored[::-1] if orientation in _QUARTER_TURNS else stored
     findings: list[Fault] = []
     if size == seen:
@@ -86,4 +83,4 @@ def inspect(path: Path, size: tuple[int, int]) -> tuple[tuple[int, int] | None, 
         findings.append(("image-palette", str(path)))
     elif mode in _GRAYSCALE:
         findings.append(("image-grayscale", str(path)))
-    return seen, findings
+    return findings

@@ -438,10 +438,9 @@ def test_each_break_is_cleaned(tmp_path: Path, kind: str, breaking: Break) -> No
 @pytest.mark.parametrize(
     ("breaking", "expected"),
     [
-        (annotation(bbox=[10, 10, 24, 15]), {"bbox": [10, 10, 20, 15]}),
         (annotation(2, bbox=None), {"bbox": [5, 5, 15, 25]}),
-        (annotation(3, area=1), {"area": 150}),
-        (annotation(1, bbox=[0, 0, 42, 30]), {"bbox": [0, 0, 40, 30]}),
+        (annotation(bbox=[10, 10, 20, 0]), {"bbox": [10, 10, 20, 15]}),
+        (annotation(2, area="375"), {"area": 375}),
         (annotation(num_keypoints=2), {"num_keypoints": 1}),
         (annotation(id=0), {"id": 1}),
         (annotation(segmentation=None, area=None), {"area": 300}),
@@ -469,18 +468,36 @@ def test_what_is_repaired(tmp_path: Path, breaking: Break, expected: dict[str, A
 def test_what_is_dropped(tmp_path: Path) -> None:
     file, out = broken(tmp_path, image(file_name="no.png")), tmp_path / "out.json"
     done = clean(check(file), out)
-    assert done == {"dropped: image": 1, "dropped: annotation, unknown-image": 1}
+    assert done == {"dropped: image, image-missing": 1, "dropped: annotation, unknown-image": 1}
     content = json.loads(out.read_text())
     assert [i["id"] for i in content["images"]] == [2, 3]
     assert [a["id"] for a in content["annotations"]] == [12, 13, 14, 15]
     assert content["info"] == {"year": 2017}
 
 
-def test_the_size_of_an_image_is_put_right(tmp_path: Path) -> None:
-    file, out = broken(tmp_path, picture(size=(50, 60))), tmp_path / "out.json"
-    assert clean(check(file), out) == {"repaired: image-size": 1}
-    assert json.loads(out.read_text())["images"][0]["width"] == 50
-    assert json.loads(out.read_text())["images"][0]["height"] == 60
+def test_an_image_of_another_size_goes_with_its_annotations(tmp_path: Path) -> None:
+    """Whether its annotations are of the size in the file or of the one stated, nobody knows."""
+    file, out = broken(tmp_path, picture(size=(2 * WIDTH, 2 * HEIGHT))), tmp_path / "out.json"
+    done = clean(check(file), out)
+    assert done == {"dropped: image, image-size": 1, "dropped: annotation, unknown-image": 1}
+    content = json.loads(out.read_text())
+    assert [i["id"] for i in content["images"]] == [2, 3]
+    assert [a["id"] for a in content["annotations"]] == [12, 13, 14, 15]
+
+
+@pytest.mark.parametrize(
+    "breaking",
+    [
+        annotation(bbox=[5, 5, 30, 24]),  # of the whole object, the mask of what is seen
+        annotation(1, bbox=[-5, 0, 50, 30]),
+        annotation(2, area=900),
+    ],
+)
+def test_boxes_and_areas_that_may_be_meant_are_left_alone(tmp_path: Path, breaking: Break) -> None:
+    file, out = broken(tmp_path, breaking), tmp_path / "out.json"
+    assert check(file).findings
+    assert not clean(check(file), out)
+    assert json.loads(out.read_bytes()) == json.loads(file.read_bytes())
 
 
 def test_the_original_is_never_written(tmp_path: Path) -> None:
