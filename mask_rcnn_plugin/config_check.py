@@ -27,6 +27,8 @@ NODES = ("train", "dataset", "model", "optimizer", "lr_multiplier", "dataloader"
 _GIVEN_LATER = {"optimizer.params.model"}
 # Keys that a config may be without.
 _OPTIONAL = {"dataset.synthetic"}
+# Numbers of the plugin's own configs that may be null as well.
+NULLABLE = {"train.checkpointer.max_to_keep"}
 
 _Range = tuple[str, Callable[[float], bool]]
 _POSITIVE: _Range = ("more than 0", lambda x: 0 < x < math.inf)
@@ -175,7 +177,7 @@ def _check_node(value: Any, key: str, known: Any, added: set[str]) -> None:
         known: the plugin's own there; None if it has none, or below a call.
         added: keys that are new on purpose.
     """
-    if value is None and key in _OPTIONAL:
+    if value is None and key in _OPTIONAL | NULLABLE:
         return
     if is_call(value):
         _check_call(value, key, added)

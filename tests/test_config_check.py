@@ -139,10 +139,20 @@ def test_a_wrong_line_of_a_file_is_refused(own_file: Any, line: str, part: str) 
         "import torch; optimizer._target_ = torch.optim.Adagrad; del optimizer['momentum']",
         "optimizer._target_ = 'torch.optim.SGD'",
         "model.roi_heads.mask_head.input_shape = object()",
+        "train.checkpointer.max_to_keep = None",
     ],
 )
 def test_an_own_file_that_fits_is_taken(own_file: Any, line: str) -> None:
     assert get_config(own_file(line)).train.output_dir == "output/mine"
+
+
+@pytest.mark.parametrize("plus", ["", "+"])
+def test_null_keeps_all_checkpoints(plus: str) -> None:
+    cfg = get_config(BASE, [f"{plus}train.checkpointer.max_to_keep=null"])
+    assert cfg.train.checkpointer.max_to_keep is None
+    assert "train.checkpointer.max_to_keep" in refused(
+        BASE, f"{plus}train.checkpointer.max_to_keep=all"
+    )
 
 
 def test_a_plus_sets_a_new_key() -> None:
