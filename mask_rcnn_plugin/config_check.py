@@ -50,6 +50,11 @@ _RANGES: dict[str, _Range] = {
     "warmup_iters": _COUNT_OR_0,
     "sampling_ratio": _COUNT_OR_0,
     "freeze_at": ("an integer from 0 to 5", lambda x: x in range(6)),
+    # As many as go in, in detectron2's words.
+    "proposal_generator.head.conv_dims": (
+        "an integer of 1 or more, or -1",
+        lambda x: isinstance(x, int) and (x >= 1 or x == -1),
+    ),
     "anchor_generator.sizes": _POSITIVE,
     "canonical_box_size": _POSITIVE,
     "*timeout": _POSITIVE,

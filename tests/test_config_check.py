@@ -62,6 +62,8 @@ def own_file(tmp_path: Path) -> Any:
         "model.roi_heads.mask_pooler.output_size=0",
         "model.roi_heads.mask_head.loss_weight=-1",
         "model.roi_heads.mask_head.conv_dims=[256, 0]",
+        "model.roi_heads.mask_head.conv_dims=[256, -1]",
+        "model.proposal_generator.head.conv_dims=[-1, 0]",
         "model.roi_heads.mask_head.conv_dims=[[256]]",
         "model.roi_heads.box_predictor.test_score_thresh=2",
         "model.proposal_generator.nms_thresh=-0.1",
@@ -140,6 +142,7 @@ def test_a_wrong_line_of_a_file_is_refused(own_file: Any, line: str, part: str) 
         "optimizer._target_ = 'torch.optim.SGD'",
         "model.roi_heads.mask_head.input_shape = object()",
         "train.checkpointer.max_to_keep = None",
+        "model.proposal_generator.head.conv_dims = [-1, -1]",
     ],
 )
 def test_an_own_file_that_fits_is_taken(own_file: Any, line: str) -> None:
