@@ -57,6 +57,7 @@ _RANGES: dict[str, _Range] = {
     ),
     "anchor_generator.sizes": _POSITIVE,
     "canonical_box_size": _POSITIVE,
+    "crop_size": _POSITIVE,  # of the image, or in pixels
     "*timeout": _POSITIVE,
     "max_iter": _COUNT,
     "max_to_keep": _COUNT,

@@ -143,6 +143,9 @@ def test_a_wrong_line_of_a_file_is_refused(own_file: Any, line: str, part: str) 
         "model.roi_heads.mask_head.input_shape = object()",
         "train.checkpointer.max_to_keep = None",
         "model.proposal_generator.head.conv_dims = [-1, -1]",
+        "import detectron2.data.transforms as T; from detectron2.config import LazyCall as L; "
+        "dataloader.train.mapper.augmentations.insert("
+        "0, L(T.RandomCrop)(crop_type='relative_range', crop_size=[0.9, 0.9]))",
     ],
 )
 def test_an_own_file_that_fits_is_taken(own_file: Any, line: str) -> None:
