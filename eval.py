@@ -45,9 +45,8 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         "--weights",
-        required=True,
         metavar="FILE",
-        help="a file, a detectron2:// address or a model-zoo name",
+        help="required: a file, a detectron2:// address or a model-zoo name",
     )
     parser.add_argument("--output", metavar="DIR", help="default: train.output_dir of the config")
     parser.add_argument(
@@ -64,6 +63,8 @@ def parse_args() -> argparse.Namespace:
         help="compute AP with pycocotools, whatever faster is installed",
     )
     args = parse_launch_args(parser)
+    if args.weights is None:
+        parser.error("the following arguments are required: --weights")
     if args.visualize < 0:
         parser.error(f"--visualize is {args.visualize}, must be 0 or more")
     return args

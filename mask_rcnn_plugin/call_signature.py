@@ -85,6 +85,8 @@ def fits(value: Any, hint: Any) -> bool:
         return type(value) in (int, float)
     if hint is types.NoneType:
         return False
+    if origin is collections.abc.Callable:
+        return callable(value)
     if origin in (dict, collections.abc.Mapping):
         return isinstance(value, dict)
     if origin in (list, tuple, collections.abc.Sequence, collections.abc.Iterable):

@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mask_rcnn_plugin.config_check import (
     NODES,
+    NULLABLE,
     check_config,
     kind,
     no_such_key,
@@ -116,8 +117,8 @@ def apply_override(cfg: DictConfig, override: str) -> str | None:
         if i < len(parts) - 1:
             node = _get(node, part)
     current = _get(node, parts[-1])
-    null_means_none = value is None and kind(current) not in ("bool", "number")
-    if not same_kind(value, current) and not null_means_none:
+    may_be_null = kind(current) not in ("bool", "number") or key in NULLABLE
+    if not same_kind(value, current) and not (value is None and may_be_null):
         raise ConfigError(
             f"override {override!r}: {value!r} is a {kind(value) or type(value).__name__}, "
             f"{key} is a {kind(current)} ({current!r})"

@@ -27,6 +27,8 @@ NODES = ("train", "dataset", "model", "optimizer", "lr_multiplier", "dataloader"
 _GIVEN_LATER = {"optimizer.params.model"}
 # Keys that a config may be without.
 _OPTIONAL = {"dataset.synthetic"}
+# Numbers of the plugin's own configs that may be null as well.
+NULLABLE = {"train.checkpointer.max_to_keep"}
 
 _Range = tuple[str, Callable[[float], bool]]
 _POSITIVE: _Range = ("more than 0", lambda x: 0 < x < math.inf)
@@ -48,8 +50,14 @@ _RANGES: dict[str, _Range] = {
     "warmup_iters": _COUNT_OR_0,
     "sampling_ratio": _COUNT_OR_0,
     "freeze_at": ("an integer from 0 to 5", lambda x: x in range(6)),
+    # As many as go in, in detectron2's words.
+    "proposal_generator.head.conv_dims": (
+        "an integer of 1 or more, or -1",
+        lambda x: isinstance(x, int) and (x >= 1 or x == -1),
+    ),
     "anchor_generator.sizes": _POSITIVE,
     "canonical_box_size": _POSITIVE,
+    "crop_size": _POSITIVE,  # of the image, or in pixels
     "*timeout": _POSITIVE,
     "max_iter": _COUNT,
     "max_to_keep": _COUNT,
@@ -175,7 +183,7 @@ def _check_node(value: Any, key: str, known: Any, added: set[str]) -> None:
         known: the plugin's own there; None if it has none, or below a call.
         added: keys that are new on purpose.
     """
-    if value is None and key in _OPTIONAL:
+    if value is None and key in _OPTIONAL | NULLABLE:
         return
     if is_call(value):
         _check_call(value, key, added)

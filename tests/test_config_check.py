@@ -1,5 +1,6 @@
 """A config that does not fit is refused before anything is built, in one line that says why."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,9 @@ def own_file(tmp_path: Path) -> Any:
         "model.roi_heads.mask_pooler.output_size=0",
         "model.roi_heads.mask_head.loss_weight=-1",
         "model.roi_heads.mask_head.conv_dims=[256, 0]",
+        "model.roi_heads.mask_head.conv_dims=[256, -1]",
+        "model.roi_heads.mask_head.conv_norm=3",
+        "model.proposal_generator.head.conv_dims=[-1, 0]",
         "model.roi_heads.mask_head.conv_dims=[[256]]",
         "model.roi_heads.box_predictor.test_score_thresh=2",
         "model.proposal_generator.nms_thresh=-0.1",
@@ -139,10 +143,26 @@ def test_a_wrong_line_of_a_file_is_refused(own_file: Any, line: str, part: str) 
         "import torch; optimizer._target_ = torch.optim.Adagrad; del optimizer['momentum']",
         "optimizer._target_ = 'torch.optim.SGD'",
         "model.roi_heads.mask_head.input_shape = object()",
+        "train.checkpointer.max_to_keep = None",
+        "model.proposal_generator.head.conv_dims = [-1, -1]",
+        "import torch; model.roi_heads.mask_head.conv_norm = torch.nn.BatchNorm2d",
+        "model.backbone.norm = model.backbone.fpn_norm = lambda channels: None",
+        "import detectron2.data.transforms as T; from detectron2.config import LazyCall as L; "
+        "dataloader.train.mapper.augmentations.insert("
+        "0, L(T.RandomCrop)(crop_type='relative_range', crop_size=[0.9, 0.9]))",
     ],
 )
 def test_an_own_file_that_fits_is_taken(own_file: Any, line: str) -> None:
     assert get_config(own_file(line)).train.output_dir == "output/mine"
+
+
+@pytest.mark.parametrize("plus", ["", "+"])
+def test_null_keeps_all_checkpoints(plus: str) -> None:
+    cfg = get_config(BASE, [f"{plus}train.checkpointer.max_to_keep=null"])
+    assert cfg.train.checkpointer.max_to_keep is None
+    assert "train.checkpointer.max_to_keep" in refused(
+        BASE, f"{plus}train.checkpointer.max_to_keep=all"
+    )
 
 
 def test_a_plus_sets_a_new_key() -> None:
@@ -194,6 +214,8 @@ def test_a_signature_has_the_arguments_that_are_passed_on() -> None:
         ({"_target_": dict}, int, True),
         ({"a": 1}, float | dict[str, float], True),
         (3, nn.Module, False),
+        (nn.ReLU, str | Callable[[int], nn.Module], True),
+        (3, str | Callable[[int], nn.Module], False),
         (3, Path, True),  # in doubt
     ],
 )

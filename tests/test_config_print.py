@@ -1,6 +1,7 @@
 """--print-config and --diff: what is on the screen, and that nothing else happens."""
 
 import argparse
+import runpy
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,19 @@ def test_diff_has_what_differs_and_no_more(screen: Screen) -> None:
         "dataset.synthetic.size: 128 -> (not there)"
         in screen(SOFTMAX, "--diff", f"{SIGMOID}+synthetic")[1].splitlines()
     )
+
+
+def test_a_config_is_printed_without_the_weights(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parse_args = runpy.run_path(str(Path(__file__).parent.parent / "eval.py"))["parse_args"]
+    given = ["eval.py", "--config-file", SOFTMAX]
+    for extra, code in [("--print-config", 0), (f"--diff={SIGMOID}", 0), ("train.seed=1", 2)]:
+        monkeypatch.setattr("sys.argv", [*given, extra])
+        with pytest.raises(SystemExit) as end:
+            parse_args()
+        assert (end.value.code or 0) == code, extra
+    assert "required: --weights" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

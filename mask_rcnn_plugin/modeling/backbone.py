@@ -6,6 +6,7 @@ part of the convolution before it.
 """
 
 import re
+from collections.abc import Callable
 from typing import NamedTuple
 
 from detectron2.config import CfgNode
@@ -23,6 +24,8 @@ from detectron2.modeling.backbone.resnet import (
 from torch import nn
 
 from mask_rcnn_plugin.modeling.folding import fold_frozen_batch_norm
+
+Norm = str | Callable[[int], nn.Module]  # of so many channels, as `get_norm` takes it
 
 # Groups, and channels of a group, of the 3x3 convolutions in res2: Table 2a's ResNeXt-101 is the
 # 64x4d model.
@@ -85,10 +88,10 @@ def resnet_backbone(
     *,
     width: int = 64,
     freeze_at: int = 2,
-    norm: str = "FrozenBN",
+    norm: Norm = "FrozenBN",
     stride_in_1x1: bool = True,
     fpn_channels: int = 256,
-    fpn_norm: str = "",
+    fpn_norm: Norm = "",
 ) -> Backbone:
     """A backbone by name, for LazyConfig.
 
@@ -150,7 +153,7 @@ def res5_head(
     *,
     stride: int = 1,
     width: int = 64,
-    norm: str = "FrozenBN",
+    norm: Norm = "FrozenBN",
     stride_in_1x1: bool = True,
 ) -> nn.Sequential:
     """The fifth stage of a ResNet as a head on RoI features, for C4 (Fig. 4, left).
@@ -173,7 +176,7 @@ def res5_head(
 
 
 def make_stage(
-    name: str, stage: str, stride: int, width: int, norm: str, stride_in_1x1: bool
+    name: str, stage: str, stride: int, width: int, norm: Norm, stride_in_1x1: bool
 ) -> list[CNNBlockBase]:
     """The blocks of "res2" ... "res5" of a network; arguments as in `resnet_backbone`."""
     parsed = BackboneName.parse(name)

@@ -1,6 +1,6 @@
 """Mask branches: the FCN of Fig. 4 and the MLP of Table 2e."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -155,7 +155,7 @@ class MaskRCNNFCNHead(MaskBranch, MaskRCNNConvUpsampleHead):
         *,
         num_classes: int,
         conv_dims: Sequence[int],
-        conv_norm: str = "",
+        conv_norm: str | Callable[[int], nn.Module] = "",
         loss_type: str = "sigmoid",
         loss_weight: float = 1.0,
     ) -> None:
