@@ -80,7 +80,7 @@ def own_file(tmp_path: Path) -> Any:
         *("dataloader.train.total_batch_size=0", "dataloader.test.num_workers=-1"),
         "dataloader.train.mapper.augmentations.0.max_size=0",
         "dataloader.train.mapper.augmentations.0.short_edge_length=[640, -800]",
-        "dataloader.evaluator.tasks=segm",
+        *("dataloader.evaluator.tasks=segm", "dataloader.evaluator.tasks=[bbox, seg]"),
     ],
 )
 def test_a_wrong_value_is_refused_by_its_key(override: str) -> None:
