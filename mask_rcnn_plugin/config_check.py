@@ -19,6 +19,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mask_rcnn_plugin.call_signature import fits, is_call, signature_of
+from mask_rcnn_plugin.config_consistency import check_consistency
 from mask_rcnn_plugin.errors import ConfigError
 
 # The top of a config. What others refer to comes first, so that it is named, not they.
@@ -97,7 +98,8 @@ def check_config(cfg: DictConfig, shipped: DictConfig, added: Collection[str] = 
 
     Raises:
         ConfigError: for an unknown or missing key or argument, a value of the wrong type or out of
-            range, an interpolation to what is not there, a device that this machine has not.
+            range, an interpolation to what is not there, a device that this machine has not, and
+            what `check_consistency` refuses.
     """
     values, known = _resolved(cfg), _resolved(shipped)
     parts = [key.split(".") for key in added]
@@ -112,6 +114,7 @@ def check_config(cfg: DictConfig, shipped: DictConfig, added: Collection[str] = 
         _check_ranges(values[name], name, known[name])
         _check_node(values[name], name, known[name], added)
     _check_device(values["train"]["device"])
+    check_consistency(values)
 
 
 def no_such_key(
