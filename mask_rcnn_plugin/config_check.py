@@ -114,6 +114,9 @@ def check_config(cfg: DictConfig, shipped: DictConfig, added: Collection[str] = 
         _check_ranges(values[name], name, known[name])
         _check_node(values[name], name, known[name], added)
     _check_device(values["train"]["device"])
+    dtype = values["train"]["amp"]["dtype"]
+    if dtype not in ("bf16", "fp16"):
+        raise ConfigError(f"train.amp.dtype is {dtype!r}, must be 'bf16' or 'fp16'")
     check_consistency(values)
 
 
@@ -274,10 +277,13 @@ def _check_ranges(value: Any, key: str, known: Any) -> None:
 
 
 def _check_device(name: str) -> None:
+    wrong = ConfigError(f"train.device is {name!r}, must be 'cpu', 'cuda' or 'cuda:N'")
     try:
         device = torch.device(name)
     except (RuntimeError, TypeError) as error:
-        raise ConfigError(f"train.device is {name!r}, must be 'cpu', 'cuda' or 'cuda:N'") from error
+        raise wrong from error
+    if device.type not in ("cpu", "cuda"):
+        raise wrong
     gpus = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= gpus:
         raise ConfigError(
