@@ -19,6 +19,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mask_rcnn_plugin.call_signature import fits, is_call, signature_of
+from mask_rcnn_plugin.config_consistency import check_consistency
 from mask_rcnn_plugin.errors import ConfigError
 
 # The top of a config. What others refer to comes first, so that it is named, not they.
@@ -97,7 +98,8 @@ def check_config(cfg: DictConfig, shipped: DictConfig, added: Collection[str] = 
 
     Raises:
         ConfigError: for an unknown or missing key or argument, a value of the wrong type or out of
-            range, an interpolation to what is not there, a device that this machine has not.
+            range, an interpolation to what is not there, a device that this machine has not, and
+            what `check_consistency` refuses.
     """
     values, known = _resolved(cfg), _resolved(shipped)
     parts = [key.split(".") for key in added]
@@ -112,6 +114,10 @@ def check_config(cfg: DictConfig, shipped: DictConfig, added: Collection[str] = 
         _check_ranges(values[name], name, known[name])
         _check_node(values[name], name, known[name], added)
     _check_device(values["train"]["device"])
+    dtype = values["train"]["amp"]["dtype"]
+    if dtype not in ("bf16", "fp16"):
+        raise ConfigError(f"train.amp.dtype is {dtype!r}, must be 'bf16' or 'fp16'")
+    check_consistency(values)
 
 
 def no_such_key(
@@ -271,10 +277,13 @@ def _check_ranges(value: Any, key: str, known: Any) -> None:
 
 
 def _check_device(name: str) -> None:
+    wrong = ConfigError(f"train.device is {name!r}, must be 'cpu', 'cuda' or 'cuda:N'")
     try:
         device = torch.device(name)
     except (RuntimeError, TypeError) as error:
-        raise ConfigError(f"train.device is {name!r}, must be 'cpu', 'cuda' or 'cuda:N'") from error
+        raise wrong from error
+    if device.type not in ("cpu", "cuda"):
+        raise wrong
     gpus = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= gpus:
         raise ConfigError(

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import detectron2
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -35,6 +35,7 @@ from mask_rcnn_plugin.data.ground_truth import check_ground_truth
 from mask_rcnn_plugin.modeling.mask_rle import RLEMasks
 
 PREDICTIONS_FILE = "coco_instances_results.json"
+Task = Literal["bbox", "segm", "keypoints", "box_proposals"]
 _COCO_LIMIT = 100  # detections of an image and category
 
 
@@ -66,21 +67,23 @@ class MaskRCNNCOCOEvaluator(COCOEvaluator):
         **kwargs: detectron2's; `use_fast_impl=False` means `official=True`.
 
     Raises:
-        ValueError: for the keypoint task on a dataset without keypoints or sigmas, or with another
-            number of sigmas than of keypoints.
+        ValueError: for an unknown task; for the keypoint task on a dataset without keypoints or
+            sigmas, or with another number of sigmas than of keypoints.
         DatasetError: for annotations that cannot be scored, see `check_ground_truth`.
     """
 
     def __init__(
         self,
         dataset_name: str,
-        tasks: tuple[str, ...],
+        tasks: tuple[Task, ...],
         output_dir: str | None = None,
         *,
         max_detections: int = _COCO_LIMIT,
         official: bool = False,
         **kwargs: Any,
     ) -> None:
+        if not set(tasks) <= set(get_args(Task)):
+            raise ValueError(f"tasks are {list(tasks)}, must be of {get_args(Task)}")
         metadata = MetadataCatalog.get(dataset_name)
         if "keypoints" in tasks:
             names = metadata.get("keypoint_names")

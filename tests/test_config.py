@@ -366,7 +366,7 @@ def test_own_config_file_has_an_output_folder_of_its_name(tmp_path: Path) -> Non
         ("model.proposal_generator.nms_thresh=.5", "model.proposal_generator.nms_thresh", 0.5),
         ("dataset.train.names=[a, b]", "dataset.train.names", ["a", "b"]),
         ("train.init_checkpoint=", "train.init_checkpoint", None),
-        ("model.roi_heads.mask_head=null", "model.roi_heads.mask_head", None),
+        ("model.roi_heads.keypoint_head=null", "model.roi_heads.keypoint_head", None),
         (
             "dataloader.test.mapper.augmentations.0.max_size=9",
             "dataloader.test.mapper.augmentations[0].max_size",

@@ -51,7 +51,8 @@ def own_file(tmp_path: Path) -> Any:
         *("train.reference_batch_size=abc", "train.reference_batch_size=0.5"),
         *("train.accumulate_steps=0", "train.max_skipped_steps=-1", "train.validation_period=-1"),
         "train.process_group_timeout=0",
-        *("train.device=cudaa", "train.device=cuda:99"),
+        *("train.device=cudaa", "train.device=cuda:99", "train.device=meta"),
+        *("train.amp.dtype=foo", "train.amp.dtype="),
         *("optimizer.lr=-0.1", "optimizer.lr=.nan", "optimizer.lr=.inf", "optimizer.lr=[1]"),
         *("optimizer.momentum=1", "optimizer.momentum=-0.1", "optimizer.weight_decay=-1"),
         *("optimizer.nesterov=3", "lr_multiplier.warmup_iters=-1", "lr_multiplier.drop_at=[2]"),
@@ -80,7 +81,7 @@ def own_file(tmp_path: Path) -> Any:
         *("dataloader.train.total_batch_size=0", "dataloader.test.num_workers=-1"),
         "dataloader.train.mapper.augmentations.0.max_size=0",
         "dataloader.train.mapper.augmentations.0.short_edge_length=[640, -800]",
-        "dataloader.evaluator.tasks=segm",
+        *("dataloader.evaluator.tasks=segm", "dataloader.evaluator.tasks=[bbox, seg]"),
     ],
 )
 def test_a_wrong_value_is_refused_by_its_key(override: str) -> None:

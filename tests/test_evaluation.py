@@ -92,6 +92,12 @@ def test_perfect_predictions_score_100(dataset: str, tmp_path: Path) -> None:
     assert evaluator.backend.split()[0] in ("pycocotools", "faster-coco-eval", "detectron2")
 
 
+def test_an_unknown_task_is_refused_before_any_prediction(dataset: str) -> None:
+    there_is = r"tasks are \['bbox', 'seg'\], must be of .*'segm', 'keypoints', 'box_proposals'"
+    with pytest.raises(ValueError, match=there_is):
+        MaskRCNNCOCOEvaluator(dataset, ["bbox", "seg"])
+
+
 def test_shifted_predictions_score_less(dataset: str) -> None:
     results = evaluated(MaskRCNNCOCOEvaluator(dataset, TASKS), dataset, shift=3.0)
     assert 0 < results["bbox"]["AP"] < 90

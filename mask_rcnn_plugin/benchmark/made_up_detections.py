@@ -24,10 +24,10 @@ from detectron2.structures import Boxes, Instances
 from pycocotools import mask as coco_mask
 
 from mask_rcnn_plugin.data.coco import register_coco_dataset
-from mask_rcnn_plugin.evaluation import MaskRCNNCOCOEvaluator, coco_results
+from mask_rcnn_plugin.evaluation import MaskRCNNCOCOEvaluator, Task, coco_results
 from mask_rcnn_plugin.modeling.mask_rle import RLEMasks
 
-TASKS = ("bbox", "segm")
+TASKS: tuple[Task, ...] = ("bbox", "segm")
 
 # An image's model input and output, as evaluators take them.
 Prediction = tuple[dict[str, Any], dict[str, Any]]
@@ -186,7 +186,7 @@ def stock_evaluator(
 def our_evaluator(
     dataset: str,
     predictions: Iterable[Prediction],
-    tasks: tuple[str, ...] = TASKS,
+    tasks: tuple[Task, ...] = TASKS,
     official: bool = False,
 ) -> MaskRCNNCOCOEvaluator:
     """The plugin's evaluator with all predictions processed, ready for `evaluate()`.

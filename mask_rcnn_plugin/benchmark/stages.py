@@ -94,7 +94,7 @@ class Peers:
             [
                 "model.backbone.stride_in_1x1=False",
                 f"model.proposal_generator.post_nms_topk=[{PROPOSALS},{PROPOSALS}]",
-                f"model.roi_heads.box_predictor.test_topk_per_image={detections}",
+                f"dataset.test.max_detections={detections}",
                 f"model.roi_heads.num_classes={CLASSES}",
             ],
         ).model

@@ -221,9 +221,9 @@ def test_an_unknown_metric_is_an_error_that_loses_nothing(
     build: Any, score: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     score(5.0, 6.0)
-    cfg = build("out", "train.checkpointer.best_metric=segm/ap", "train.eval_period=1")
+    cfg = build("out", "train.checkpointer.best_metric=segm/AP-a", "train.eval_period=1")
     train(cfg)
-    assert "best_metric is 'segm/ap', not one of ['segm/AP']" in caplog.text
+    assert "best_metric is 'segm/AP-a', not one of ['segm/AP']" in caplog.text
     assert (Path(cfg.train.output_dir) / "model_final.pth").exists()
     assert not (Path(cfg.train.output_dir) / "model_best.pth").exists()
 
