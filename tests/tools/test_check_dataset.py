@@ -83,7 +83,7 @@ def test_a_bad_file_and_its_cleaned_copy(
     assert out.splitlines()[-1] == "2 errors, 1 warnings"
 
     assert run("--json", out_file, *args, "--no-images", monkeypatch=monkeypatch) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "0 errors, 0 warnings; images not opened"
+    assert capsys.readouterr().out.splitlines()[-1] == "0 errors, 1 warnings; images not opened"
 
 
 def test_a_number_of_classes_in_the_arguments_must_be_the_datasets(
