@@ -32,6 +32,7 @@ from omegaconf import DictConfig
 
 from mask_rcnn_plugin.config import ConfigError
 from mask_rcnn_plugin.engine.batch_scaling import fit_batch
+from mask_rcnn_plugin.engine.checkpoint import BEST, FINAL, periodic_checkpoints
 from mask_rcnn_plugin.engine.launch import launch, log_processes, parse_launch_args
 from mask_rcnn_plugin.engine.preflight import check_datasets
 from mask_rcnn_plugin.engine.train_loop import check_precision
@@ -52,7 +53,10 @@ def parse_args() -> argparse.Namespace:
 
 def prepare(args: argparse.Namespace, cfg: DictConfig) -> None:
     """Check and complete the config as far as possible without building anything."""
-    if not args.resume and (Path(cfg.train.output_dir) / "last_checkpoint").exists():
+    folder = Path(cfg.train.output_dir)
+    files = ("last_checkpoint", f"{FINAL}.pth", f"{BEST}.pth")
+    there = any((folder / name).exists() for name in files) or periodic_checkpoints(folder)
+    if there and not args.resume:
         raise ConfigError(
             f"{cfg.train.output_dir} holds a training already: add --resume to go on with it, or "
             "give another train.output_dir=..."

@@ -1,8 +1,10 @@
 """train.py, eval.py and the demo, end to end on a few images."""
 
+import importlib.util
 import json
 import subprocess
 import sys
+from argparse import Namespace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -10,6 +12,9 @@ import cv2
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from mask_rcnn_plugin import get_config
+from mask_rcnn_plugin.config import ConfigError
 
 REPOSITORY = Path(__file__).parent.parent
 CONFIG = "table4_keypoints/keypoint_and_mask+synthetic"
@@ -66,6 +71,20 @@ def test_tensorboard_reads_the_events(trained: Path) -> None:
     events = EventAccumulator(str(trained / "out"))
     events.Reload()
     assert {"total_loss", "loss_mask", "segm/AP"} <= set(events.Tags()["scalars"])
+
+
+@pytest.mark.parametrize("name", ["model_0000004.pth", "model_final.pth", "model_best.pth"])
+def test_a_folder_with_anothers_checkpoints_is_refused(name: str, tmp_path: Path) -> None:
+    """Without `last_checkpoint` too: they would be pruned as ours, or ours as older ones."""
+    spec = importlib.util.spec_from_file_location("train", REPOSITORY / "train.py")
+    assert spec
+    assert spec.loader
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    cfg = get_config(CONFIG, [f"train.output_dir={tmp_path}"])
+    (tmp_path / name).touch()
+    with pytest.raises(ConfigError, match="holds a training already: add --resume"):
+        script.prepare(Namespace(resume=False), cfg)
 
 
 def test_resume_goes_on_and_a_second_start_does_not_overwrite(

@@ -259,7 +259,7 @@ def _keypoints_fault(keypoints: object, num_keypoints: int | None) -> Iterator[F
         expected = "a multiple of 3" if num_keypoints is None else f"3 x {num_keypoints}"
         yield "keypoint-count", f"keypoints are {len(keypoints)} numbers, must be {expected}"
     elif not are_finite(keypoints):
-        yield "non-finite", "keypoints have a number that is not finite"
+        yield "keypoint-format", "keypoints have a number that is not finite"
 
 
 def _as_list(value: Any) -> Any:

@@ -102,7 +102,7 @@ class TrainLoader:
         self._num_workers = num_workers
         self._seed = seed
         self._max_unreadable = max_unreadable
-        # Sizes of groups, and how many were handed over in all processes; the last is the one in use.
+        # Sizes of groups, and how many all processes were handed; the last one is in use.
         self._groups = [[batch_size, 0]]
         self._unreadable: dict[str, str] = {}
 

@@ -41,7 +41,8 @@ def check_sets(
         raise DatasetError(
             f"there must be training sets, there are {train}, and one test set, {test}"
         )
-    needs_mask = bool(cfg.dataloader.train.mapper.use_instance_mask)
+    # A user's mapper may be a function, or have no such argument.
+    needs_mask = bool(OmegaConf.select(cfg, "dataloader.train.mapper.use_instance_mask"))
     checked = [
         check_file(
             json_file,

@@ -9,7 +9,7 @@ from detectron2.config import instantiate
 from detectron2.data import build_detection_test_loader
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
@@ -25,7 +25,7 @@ def build_validation_loader(cfg: DictConfig) -> DataLoader:
         cfg: from `get_config`, its datasets set up by `setup_datasets`.
 
     Raises:
-        ConfigError: if the test set has no annotations.
+        ConfigError: if the test set has no annotations, or a mapper no augmentations to exchange.
     """
     images = instantiate(cfg.dataloader.test.dataset)
     if not any("annotations" in image for image in images):
@@ -33,6 +33,13 @@ def build_validation_loader(cfg: DictConfig) -> DataLoader:
             f"train.validation_period is {cfg.train.validation_period}, but the test set "
             f"{list(cfg.dataset.test.names)} has no annotations to compute a loss with: set it to 0"
         )
+    for key in ("dataloader.train.mapper", "dataloader.test.mapper"):
+        if OmegaConf.select(cfg, f"{key}.augmentations") is None:
+            raise ConfigError(
+                f"train.validation_period is {cfg.train.validation_period}, but {key} has no "
+                "argument augmentations, as the test's are used in place of the training's: give "
+                "it one, or set train.validation_period to 0"
+            )
     mapper = copy.deepcopy(cfg.dataloader.train.mapper)
     mapper.augmentations = cfg.dataloader.test.mapper.augmentations
     return build_detection_test_loader(

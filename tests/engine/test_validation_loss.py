@@ -82,6 +82,18 @@ def test_losses_of_the_test_set(toy_overrides: list[str]) -> None:
     assert {"total_loss", "loss_mask", "loss_keypoint", "loss_rpn_cls"} <= losses.keys()
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("mapper", [{"_target_": len}, len])
+def test_a_mapper_without_augmentations_is_refused(
+    split: str, mapper: Any, toy_overrides: list[str]
+) -> None:
+    cfg = get_config(CONFIG, [*toy_overrides, "train.validation_period=7"])
+    setup_datasets(cfg)
+    cfg.dataloader[split].mapper = mapper
+    with pytest.raises(ConfigError, match=f"is 7, but dataloader.{split}.mapper has no argument"):
+        build_validation_loader(cfg)
+
+
 def test_a_test_set_without_annotations_is_refused(
     toy_overrides: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from detectron2.config import LazyCall
 
 from mask_rcnn_plugin import get_config
 from mask_rcnn_plugin.data.coco import DatasetError
@@ -82,7 +83,7 @@ def test_a_bad_file_and_its_cleaned_copy(
     assert out.splitlines()[-1] == "2 errors, 1 warnings"
 
     assert run("--json", out_file, *args, "--no-images", monkeypatch=monkeypatch) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "0 errors, 0 warnings; images not opened"
+    assert capsys.readouterr().out.splitlines()[-1] == "0 errors, 1 warnings; images not opened"
 
 
 def test_a_number_of_classes_in_the_arguments_must_be_the_datasets(
@@ -158,6 +159,17 @@ def test_a_registered_set_is_checked_too(
     cfg.dataset.train.json = ""
     with pytest.raises(DatasetError, match="2 errors in the data sets"):
         preflight.check_datasets(cfg, "a config")
+
+
+class OwnMapper:
+    """Without `use_instance_mask`."""
+
+
+@pytest.mark.parametrize("mapper", [LazyCall(OwnMapper)(), OwnMapper, lambda record: record])
+def test_a_users_mapper_is_not_asked_for_masks(mapper: Any, toy_overrides: list[str]) -> None:
+    cfg = config(toy_overrides)
+    cfg.dataloader.train.mapper = mapper
+    preflight.check_datasets(cfg, "a config")
 
 
 def test_other_processes_learn_what_the_first_found(

@@ -20,11 +20,11 @@ Annotation = dict[str, Any]
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in image pixels
 
 _MAX_RASTER = 2**28  # pixels: a larger image's polygons are measured without drawing them
-UNFIT_KEYPOINTS = {"keypoint-format", "keypoint-count", "non-finite"}
+UNFIT_KEYPOINTS = {"keypoint-format", "keypoint-count", "keypoint-other"}
 _BOX_FAULTS = {"box-missing", "box-format", "box-negative", "box-empty", "box-outside"}
 _AREA_FAULTS = {"area-format", "area-missing"}
 # What `repair` may mend; any other error in an annotation means to drop it.
-REPAIRABLE = {*_BOX_FAULTS, *_AREA_FAULTS}
+REPAIRABLE = {*_BOX_FAULTS, *_AREA_FAULTS, *UNFIT_KEYPOINTS}
 
 
 @dataclass
@@ -33,13 +33,13 @@ class Context:
 
     Attributes:
         images: width and height by id.
-        categories: whether each has keypoints, by id.
+        categories: whether each has keypoints, by id; None: others than the data set's.
         num_keypoints: of the categories that have any; None if none has.
         needs_mask: whether all must have a segmentation, crowds too: scoring compares with them.
     """
 
     images: dict[int, tuple[int, int]]
-    categories: dict[int, bool]
+    categories: dict[int, bool | None]
     num_keypoints: int | None = None
     needs_mask: bool = False
 
@@ -68,6 +68,8 @@ def inspect(annotation: Any, context: Context) -> list[Fault]:
     faults = list(
         annotation_faults(loaded, *size, context.num_keypoints, needs_mask=context.needs_mask)
     )
+    if loaded.get("keypoints") and context.categories.get(annotation["category_id"], False) is None:
+        faults.append(("keypoint-other", ""))
     findings += faults
     findings += _extras(loaded, size, {kind for kind, _ in faults})
     if loaded.get("keypoints"):
@@ -82,7 +84,7 @@ def repair(annotation: Annotation, found: set[str], size: tuple[int, int]) -> An
     """A copy in which what can be computed anew is right.
 
     Box and area come from the mask where they are broken or missing, unusable polygons beside
-    usable ones go, num_keypoints is recounted.
+    usable ones go, as do unfit keypoints; num_keypoints is recounted.
 
     Args:
         annotation: one without errors but those of `REPAIRABLE`.
@@ -99,7 +101,10 @@ def repair(annotation: Annotation, found: set[str], size: tuple[int, int]) -> An
             mended["area"] = mask[0]
     elif found & _AREA_FAULTS and not found & _BOX_FAULTS:
         mended["area"] = mended["bbox"][2] * mended["bbox"][3]
-    if "num-keypoints" in found:
+    if found & UNFIT_KEYPOINTS:
+        mended.pop("keypoints")
+        mended.pop("num_keypoints", None)
+    elif "num-keypoints" in found:
         mended["num_keypoints"] = sum(v > 0 for v in mended["keypoints"][2::3])
     return mended
 

@@ -23,10 +23,12 @@ def clean(checked: Checked, out: str | Path) -> Counter[str]:
 
     What cannot be put right goes: an annotation; an image with a bad entry or file, and its
     annotations, also where the file is of another size than stated, as these may be of either; a
-    category with a bad entry, and its annotations. Put right are boxes and areas that are missing
-    or broken, from the mask; unusable polygons beside usable ones, dropped; num_keypoints, counted;
-    annotation ids that are 0 or taken, by unused ones. All else is the bytes of the original, boxes
-    and areas that the mask contradicts too: they may be of the whole object behind others.
+    category with a bad entry, and its annotations. Only the keypoints go of an annotation where
+    they are bad, and of a category with others than an earlier one and its annotations. Put right
+    are boxes and areas that are missing or broken, from the mask; unusable polygons beside usable
+    ones, dropped; num_keypoints, counted; annotation ids that are 0 or taken, by unused ones. All
+    else is the bytes of the original, boxes and areas that the mask contradicts too: they may be of
+    the whole object behind others.
 
     Args:
         checked: what `check_file` says of the original.
@@ -46,10 +48,7 @@ def clean(checked: Checked, out: str | Path) -> Counter[str]:
         raise DatasetError(f"{out} is the checked file itself: give another name, it is kept")
     done: Counter[str] = Counter()
     images = _clean_images(checked, file.images, done)
-    categories = [
-        _plain(raw) for i, raw in enumerate(file.categories) if i not in checked.bad_categories
-    ]
-    done["dropped: category"] += len(file.categories) - len(categories)
+    categories = _clean_categories(checked, file.categories, done)
     kept = []
     context = replace(checked.context, images=checked.clean_sizes)
     for index, raw in enumerate(file.annotations):
@@ -96,6 +95,22 @@ def _clean_images(checked: Checked, entries: list[msgspec.Raw], done: Counter[st
     return kept
 
 
+def _clean_categories(
+    checked: Checked, entries: list[msgspec.Raw], done: Counter[str]
+) -> list[bytes]:
+    kept = []
+    for index, raw in enumerate(entries):
+        if index in checked.bad_categories:
+            done["dropped: category"] += 1
+        elif index in checked.other_keypoints:
+            done["dropped: keypoints, category-keypoints"] += 1
+            parts = {"keypoints", "skeleton", "keypoint_flip_map", "keypoint_sigmas"}
+            kept.append(_dump({k: v for k, v in decode(raw).items() if k not in parts}))
+        else:
+            kept.append(_plain(raw))
+    return kept
+
+
 def _clean_annotation(
     annotation: Any, context: Context, new_id: int | None, done: Counter[str]
 ) -> Annotation | None:
@@ -113,7 +128,8 @@ def _clean_annotation(
         done[f"dropped: annotation, {min(fatal)}"] += 1
         return None
     for kind in found - left:
-        done[f"repaired: {kind}"] += 1
+        unfit = kind in annotations.UNFIT_KEYPOINTS
+        done[f"dropped: keypoints, {kind}" if unfit else f"repaired: {kind}"] += 1
     if new_id is not None:
         done["repaired: annotation id"] += 1
         mended["id"] = new_id

@@ -32,6 +32,7 @@ class Checked:
         bad_images: the kind of an error in it, by the index of an entry of "images".
         clean_sizes: width and height by image id, of the others.
         bad_categories: indices of entries of "categories" with an error.
+        other_keypoints: indices of those whose only error is to have others than an earlier one.
         flagged: indices of annotations with findings.
         new_ids: unused ids by the index of the annotation whose own is 0 or taken.
     """
@@ -46,6 +47,7 @@ class Checked:
     bad_images: dict[int, str] = field(default_factory=dict)
     clean_sizes: dict[int, tuple[int, int]] = field(default_factory=dict)
     bad_categories: set[int] = field(default_factory=set)
+    other_keypoints: set[int] = field(default_factory=set)
     flagged: set[int] = field(default_factory=set)
     new_ids: dict[int, int] = field(default_factory=dict)
 
@@ -104,16 +106,17 @@ def _check_categories(checked: Checked, file: CocoFile) -> None:
             add("category-id-duplicate", key, f"{names[key]!r} and {name!r}")
             checked.bad_categories.add(index)
             continue
-        if with_keypoints and keypoints not in ([], with_keypoints[0]):
-            text = f"{name!r} has {shown(keypoints)}, an earlier one {shown(with_keypoints[0])}"
-            add("category-keypoints", key, text)
-            checked.bad_categories.add(index)
-            continue
         if name in names.values():
             add("category-name-duplicate", key, repr(name))
         names[key] = name
         context.categories[key] = bool(keypoints)
-        with_keypoints += [keypoints] if keypoints else []
+        if with_keypoints and keypoints not in ([], with_keypoints[0]):
+            text = f"{name!r} has {shown(keypoints)}, an earlier one {shown(with_keypoints[0])}"
+            add("category-keypoints", key, text)
+            checked.other_keypoints.add(index)
+            context.categories[key] = None
+        elif keypoints:
+            with_keypoints.append(keypoints)
     checked.classes = [names[key] for key in sorted(names)]
     if with_keypoints:
         checked.keypoints = with_keypoints[0]
@@ -160,7 +163,8 @@ def _check_images(
         for i, faults in zip(here, found):
             for kind, text in faults:
                 add(kind, keys[i], text)
-            bad |= {i: kind for kind, _ in faults if kind in images.ERRORS}
+                if kind in images.ERRORS:
+                    bad[i] = kind
     checked.bad_images |= {indices[i]: kind for i, kind in bad.items()}
     checked.clean_sizes = {keys[i]: sizes[keys[i]] for i in range(len(keys)) if i not in bad}
 

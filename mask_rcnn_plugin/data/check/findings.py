@@ -80,7 +80,7 @@ KINDS = {
     "crowd-polygon": Kind(
         "warning", "annotation", "a crowd of polygons; COCO's are RLE: is it one object?"
     ),
-    "non-finite": Kind("error", "annotation", "NaN or infinity in a box, mask or keypoint"),
+    "non-finite": Kind("error", "annotation", "NaN or infinity in a box or mask"),
     "box-missing": Kind("error", "annotation", "no bbox"),
     "box-format": Kind("error", "annotation", "bbox must be [x, y, width, height] in pixels"),
     "box-negative": Kind("error", "annotation", "negative width or height: is it x1, y1, x2, y2?"),
@@ -114,8 +114,11 @@ KINDS = {
     "box-contradicts": Kind(
         "warning", "annotation", "an edge is over 5 % of the side + 2 pixels off the mask's"
     ),
-    "keypoint-format": Kind("error", "annotation", "keypoints must be a list [x, y, v, ...]"),
+    "keypoint-format": Kind(
+        "error", "annotation", "keypoints must be finite numbers [x, y, v, ...]"
+    ),
     "keypoint-count": Kind("error", "annotation", "not 3 numbers for each of the keypoints"),
+    "keypoint-other": Kind("error", "annotation", "keypoints of a category whose own differ"),
     "keypoint-missing": Kind("warning", "annotation", "no keypoints: taken as none labelled"),
     "keypoint-visibility": Kind(
         "warning", "annotation", "v must be 0, 1 or 2; above 0 is labelled"

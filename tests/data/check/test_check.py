@@ -167,7 +167,6 @@ CASES: list[tuple[str, Break]] = [
     ("crowd", annotation(2, iscrowd=1)),
     ("non-finite", annotation(bbox=[10, NAN, 20, 15])),
     ("non-finite", annotation(1, segmentation=[[0, 0, 40, 0, NAN, 30]])),
-    ("non-finite", annotation(keypoints=[12, NAN, 2, 0, 0, 0])),
     ("box-missing", without("annotations", 0, "bbox")),
     ("box-format", annotation(bbox=["10", 10, 20, 15])),
     ("box-negative", annotation(bbox=[30, 25, -20, -15])),
@@ -199,6 +198,7 @@ CASES: list[tuple[str, Break]] = [
     ("box-contradicts", annotation(bbox=[10, 10, 24, 15])),
     ("box-contradicts", annotation(2, bbox=[5, 5, 15, 20])),
     ("keypoint-format", annotation(keypoints={"head": [12, 12]})),
+    ("keypoint-format", annotation(keypoints=[12, NAN, 2, 0, 0, 0])),
     ("keypoint-count", annotation(keypoints=[12, 12, 2])),
     ("keypoint-visibility", annotation(keypoints=[12, 12, 0.9, 0, 0, 0])),
     ("keypoint-outside", annotation(keypoints=[12, 12, 2, 45, 10, 1], num_keypoints=2)),
@@ -215,10 +215,10 @@ CASES: list[tuple[str, Break]] = [
 BESIDES = {
     "no-image": {"unknown-image", "category-unused", "keypoint-none"},
     "category-format": {"unknown-category"},
-    "category-keypoints": {"unknown-category"},
     "image-format": {"unknown-image"},
     "non-finite": {"not-standard-json"},
     "area-format": {"not-standard-json"},
+    "keypoint-format": {"not-standard-json"},
     "box-small": {"mask-mixed"},
 }
 
@@ -251,7 +251,13 @@ def test_one_break_one_finding(tmp_path: Path, kind: str, breaking: Break) -> No
 def test_each_kind_has_a_test() -> None:
     elsewhere = {
         *("not-readable", "not-json", "no-test-annotation", "mask-missing", "crowd-polygon"),
-        *("keypoint-missing", "classes-differ", "keypoints-differ", "num-classes"),
+        *(
+            "keypoint-missing",
+            "keypoint-other",
+            "classes-differ",
+            "keypoints-differ",
+            "num-classes",
+        ),
         *("no-keypoints", "leak"),
     }
     assert {kind for kind, _ in CASES} | elsewhere == set(KINDS)
@@ -473,6 +479,41 @@ def test_what_is_dropped(tmp_path: Path) -> None:
     assert [i["id"] for i in content["images"]] == [2, 3]
     assert [a["id"] for a in content["annotations"]] == [12, 13, 14, 15]
     assert content["info"] == {"year": 2017}
+
+
+@pytest.mark.parametrize(
+    ("keypoints", "kind"),
+    [
+        ([12, 12, 2], "keypoint-count"),
+        ("12", "keypoint-format"),
+        ([12, NAN, 2, 0, 0, 0], "keypoint-format"),
+    ],
+)
+def test_bad_keypoints_leave_box_and_mask(tmp_path: Path, keypoints: Any, kind: str) -> None:
+    file = broken(tmp_path, annotation(keypoints=keypoints))
+    assert clean(check(file), tmp_path / "out.json") == {f"dropped: keypoints, {kind}": 1}
+    first, *others = json.loads((tmp_path / "out.json").read_text())["annotations"]
+    expected = clean_document()["annotations"]
+    del expected[0]["keypoints"], expected[0]["num_keypoints"]
+    assert [first, *others] == expected
+
+
+@pytest.mark.parametrize("names", [["valve", "grip"], ["valve"]])
+def test_a_category_of_other_keypoints_stays_without_them(tmp_path: Path, names: list[str]) -> None:
+    """As many or not: none of them may be taken for one of the first category's."""
+    document = clean_document()
+    document["categories"][1] |= {"keypoints": names, "skeleton": [[1, 1]]}
+    document["annotations"][1] |= {"keypoints": [5, 5, 2] * len(names), "num_keypoints": 9}
+    file = write(tmp_path, document)
+    checked = check(file)
+    assert {"category-keypoints", "keypoint-other"} <= checked.findings.keys()
+    assert checked.classes == ["person", "ball"]
+    done = clean(checked, tmp_path / "out.json")
+    assert done["dropped: keypoints, category-keypoints"] == 1
+    assert done["dropped: keypoints, keypoint-other"] == 1
+    cleaned = json.loads((tmp_path / "out.json").read_text())
+    assert cleaned == clean_document()
+    assert check(tmp_path / "out.json").findings == {}
 
 
 def test_an_image_of_another_size_goes_with_its_annotations(tmp_path: Path) -> None:
