@@ -109,8 +109,11 @@ class MaskRCNNCOCOEvaluator(COCOEvaluator):
         self._backend = find_backend(self._coco_api.dataset, official)
         if "keypoints" in tasks:
             for annotation in self._coco_api.anns.values():
+                if annotation["image_id"] not in self._coco_api.imgs:
+                    continue  # not scored, nor checked above
                 keypoints = annotation.get("keypoints") or [0] * 3 * len(names)
-                annotation["keypoints"] = keypoints
+                # An integer of more than 64 bits would make objects of NumPy's numbers.
+                annotation["keypoints"] = [float(value) for value in keypoints]
                 annotation.setdefault("num_keypoints", sum(v > 0 for v in keypoints[2::3]))
 
     @property

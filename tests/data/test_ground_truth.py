@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog
 from pycocotools.coco import COCO
@@ -88,10 +89,19 @@ def test_num_keypoints_that_is_not_given_is_counted(tmp_path: Path) -> None:
     file = tmp_path / "val.json"
     annotations = [
         SOUND | {"id": id_, "keypoints": keypoints}
-        for id_, keypoints in ((5, [2, 2, 1]), (6, [0, 0, 0]), (7, None), (8, []))
+        for id_, keypoints in (
+            (5, [2, 2, 1]),
+            (6, [0, 0, 0]),
+            (7, None),
+            (8, []),
+            (9, [2**64, 2, 1]),
+        )
     ]
+    annotations.append(SOUND | {"id": 10, "image_id": 9, "keypoints": "of no image"})
     file.write_text(json.dumps(coco(*annotations).dataset))
     name = register_coco_dataset(str(file), str(tmp_path))
     DatasetCatalog.get(name)
     evaluator = MaskRCNNCOCOEvaluator(name, ("keypoints",), distributed=False)
-    assert [a["num_keypoints"] for a in evaluator._coco_api.dataset["annotations"]] == [1, 0, 0, 0]
+    *scored, _ = evaluator._coco_api.dataset["annotations"]
+    assert [a["num_keypoints"] for a in scored] == [1, 0, 0, 0, 1]
+    assert np.array([a["keypoints"] for a in scored]).dtype == float
