@@ -98,7 +98,9 @@ def apply_override(cfg: DictConfig, override: str) -> str | None:
     key, equals, text = override.partition("=")
     key = key.removeprefix("+")
     if not equals or not key:
-        raise ConfigError(f"override {override!r} is not of the form key=value")
+        raise ConfigError(
+            f"override {override!r} is not of the form key=value, such as train.device=cpu"
+        )
     try:
         value = OmegaConf.create({"value": None})
         value.merge_with_dotlist([f"value={text}"])

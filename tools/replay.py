@@ -51,7 +51,10 @@ def replay(cfg: DictConfig, content: dict[str, Any]) -> None:
         model.load_state_dict(content["model"])
     except RuntimeError as error:
         some = " ".join(str(error).split())[:200]
-        raise UserError(f"the file's weights are not of this config's model: {some} ...") from error
+        raise UserError(
+            "the file's weights are not of this config's model, give the config and the key=value "
+            f"arguments of the training: {some} ..."
+        ) from error
     # Not the running statistics, which the training's forward pass has changed already.
     broken = [name for name, p in model.named_parameters() if not all_finite(p)]
     if broken:

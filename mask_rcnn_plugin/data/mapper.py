@@ -207,7 +207,7 @@ def _check_size(dataset_dict: dict[str, Any], image: np.ndarray) -> None:
         height, width = image.shape[:2]
         raise ImageError(
             dataset_dict["file_name"],
-            f"it is {width} x {height} pixels (turned as its EXIF data says), but its dataset says "
-            f"{dataset_dict['width']} x {dataset_dict['height']}: correct 'width' and 'height' in "
-            "the annotation file, and the annotations if they were made for another size",
+            f"it is {width} x {height} pixels, after any turn that its EXIF data asks for, but its "
+            f"dataset says {dataset_dict['width']} x {dataset_dict['height']}: correct 'width' and "
+            "'height' in the annotation file, and the annotations if they are of another size",
         ) from error

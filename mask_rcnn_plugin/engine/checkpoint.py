@@ -95,7 +95,13 @@ class Checkpointer(DetectionCheckpointer, _SafeReader):
         if isinstance(newest, WeightsError):
             raise newest
         if newest is None:
-            return self.load(path, checkpointables=[])
+            try:
+                return self.load(path, checkpointables=[])
+            except OSError as error:  # of a download, on a machine without internet
+                raise WeightsError(
+                    f"weights {path} cannot be loaded ({error}): download them where there is "
+                    "internet, and give the file: train.init_checkpoint=FILE"
+                ) from error
         if not all(comm.all_gather(Path(newest).is_file())):
             raise WeightsError(
                 f"{newest} is not there on all machines: to resume, train.output_dir must be on a "
@@ -272,7 +278,7 @@ def _unreadable(path: str | Path, error: Exception) -> WeightsError:
     what = (
         f"it asks for {unsafe[1]}, which no weights need and which was not run"
         if unsafe
-        else f"{type(error).__name__}: {reason}"
+        else f"it is empty, damaged or no checkpoint ({type(error).__name__} {reason})"
     )
     return WeightsError(f"weights {path} cannot be loaded: {what}")
 

@@ -269,6 +269,11 @@ def _load(args: argparse.Namespace, world_size: int, local_size: int) -> DictCon
     """
     cfg = get_config(args.config, args.overrides)
     device = cfg.train.device
+    if (args.num_gpus or 1) > 1 and device == "cpu" and "train.device=cpu" not in args.overrides:
+        raise ConfigError(
+            f"--num-gpus is {args.num_gpus}, but torch finds no GPU here: train.device=cpu runs "
+            "as many processes on the CPU"
+        )
     if world_size > 1 and device not in ("cuda", "cpu"):
         raise ConfigError(
             f"train.device is {device!r}, must be 'cuda', for each process its own GPU, or 'cpu' "

@@ -13,7 +13,7 @@ from mask_rcnn_plugin.engine.checkpoint import write_checkpoint
 from mask_rcnn_plugin.errors import UserError
 
 
-class NonFiniteLossError(FloatingPointError):
+class NonFiniteLossError(UserError, FloatingPointError):
     """A loss or gradient was not finite; the message says where, and what was written."""
 
 
@@ -67,6 +67,6 @@ def read_batch(path: str) -> dict[str, Any]:
     except Exception as error:  # whatever a file that is something else brings up
         raise UserError(
             f"{path} is not the file of a step with a non-finite loss, as a training writes them "
-            f"to nonfinite/ of its output folder: {error}"
+            f"to nonfinite/ of its output folder ({type(error).__name__})"
         ) from error
     return content

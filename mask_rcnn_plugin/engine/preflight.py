@@ -115,12 +115,17 @@ def _summary(cfg: DictConfig, config: str, overrides: Sequence[str]) -> str:
                 counts[finding.severity][kind] += finding.count
     command = shlex.join(["python", "tools/check_dataset.py", "--config-file", config, *overrides])
     errors, warnings = (
-        f"{sum(found.values())} {severity}s in the data sets ("
+        f"{found.total()} {severity}{'s' if found.total() > 1 else ''} in the data sets ("
         + ", ".join(f"{kind} {count}" for kind, count in found.most_common(5))
         + (", ..." if len(found) > 5 else "")
-        + f"): {command} shows them all"
+        + f"): {command} shows {'them' if found.total() > 1 else 'it'}"
         for severity, found in counts.items()
     )
+    if counts["error"]:
+        return (
+            f"{errors}, and with --json FILE --images DIR --fix OUT.json writes a copy without; "
+            "--no-check trains all the same"
+        )
     if counts["warning"]:
         _logger.warning(warnings)
-    return f"{errors}; --no-check trains all the same" if counts["error"] else ""
+    return ""

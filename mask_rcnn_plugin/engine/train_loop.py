@@ -199,10 +199,10 @@ class Trainer(SimpleTrainer):
         self._skipped_steps += 1
         if self._skipped_steps > self._max_skipped_steps:
             raise NonFiniteLossError(
-                f"{what}. `python tools/replay.py FILE --config-file CFG ...` repeats the step. "
-                f"A lower optimizer.lr (it is {self._lr():.3g}), a longer warm-up or "
-                "train.amp.enabled=False may help; train.max_skipped_steps="
-                f"{self._max_skipped_steps} steps may be left out"
+                f"{what}. `python tools/replay.py FILE --config-file ...`, with the config and the "
+                "key=value arguments of this training, repeats the step. A lower optimizer.lr (it "
+                f"is {self._lr():.3g}), a longer warm-up or train.amp.enabled=False may help; up "
+                f"to {self._max_skipped_steps} steps may be left out (train.max_skipped_steps)"
             )
         buffers = [k for k, b in self.model.named_buffers() if not b.isfinite().all()]
         buffers = sorted(set(chain.from_iterable(comm.all_gather(buffers))))

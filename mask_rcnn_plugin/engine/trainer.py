@@ -24,8 +24,22 @@ from mask_rcnn_plugin.engine.random_states import RandomStates, random_states_ke
 from mask_rcnn_plugin.engine.train_loop import build_trainer
 from mask_rcnn_plugin.engine.validation_loss import build_validation_loader, validation_losses
 from mask_rcnn_plugin.engine.zero_loss import ZeroLossWarning
+from mask_rcnn_plugin.errors import UserError
 
 logger = logging.getLogger(__name__)
+
+
+class _InOneLine(logging.Filter):
+    """What a user can put right is logged as its message; detectron2 logs a traceback of all."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, UserError):
+            record.msg, record.args, record.exc_info = str(error), (), None
+        return True
+
+
+logging.getLogger("detectron2.engine.train_loop").addFilter(_InOneLine())
 
 
 def train(
@@ -119,6 +133,8 @@ def train(
     checkpointer.resume_or_load(weights, resume=resume)
     if resume and checkpointer.has_checkpoint():
         start = trainer.iter + 1
+        if start >= cfg.train.max_iter:
+            logger.info("All %d iterations are done already, evaluating only", start)
     try:
         with preemption:
             trainer.train(start, cfg.train.max_iter)

@@ -5,6 +5,7 @@ import resource
 import signal
 from pathlib import Path
 from typing import IO, Any
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -69,6 +70,17 @@ def test_other_shape_is_named_once(tmp_path: Path) -> None:
 )
 def test_addresses_are_left_to_detectron2(weights: str) -> None:
     assert resolve_weights(weights) == weights
+
+
+def test_without_internet_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpointer = Checkpointer(model())
+
+    def offline(*_: object, **__: object) -> str:
+        raise URLError("Name or service not known")
+
+    monkeypatch.setattr(checkpointer.path_manager, "get_local_path", offline)
+    with pytest.raises(WeightsError, match=r"R-50\.pkl cannot be .*train\.init_checkpoint=FILE"):
+        checkpointer.resume_or_load("detectron2://ImageNetPretrained/MSRA/R-50.pkl")
 
 
 def test_missing_file_names_what_is_beside_it(tmp_path: Path) -> None:

@@ -403,6 +403,7 @@ def test_of_several_processes_the_first_one_tells_of_wrong_arguments(
         ("train.process_group_timeout=0", 1, "train.process_group_timeout is 0, must be"),
         ("train.device=cuda:0", 2, "train.device is 'cuda:0', must be 'cuda'"),
         ("train.device=cuda", 99, "99 processes on this machine .*has 1 visible GPUs"),
+        ("train.seed=1", 2, "finds no GPU here: train.device=cpu|2 processes on this machine"),
     ],
 )
 def test_what_cannot_run_in_so_many_processes_is_refused(

@@ -36,6 +36,7 @@ def test_a_diverged_training_is_repeated(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     overrides = [*toy_overrides, f"optimizer.lr={rate}", "lr_multiplier.warmup_length=0.0"]
     overrides += ["train.max_iter=9", "train.amp.enabled=False"]
@@ -43,6 +44,8 @@ def test_a_diverged_training_is_repeated(
     setup_datasets(cfg)
     with pytest.raises(NonFiniteLossError):
         train(cfg)
+    assert "loss or gradient not finite at iteration" in caplog.text
+    assert "Traceback" not in caplog.text
     (file,) = (tmp_path / "out" / "nonfinite").iterdir()
 
     replay(monkeypatch, str(file), "--config-file", CONFIG, *overrides)

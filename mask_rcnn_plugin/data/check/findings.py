@@ -36,7 +36,7 @@ KINDS = {
     "category-keypoints": Kind(
         "error", "category", "keypoints must be a list of names, the same in all that have any"
     ),
-    "category-unused": Kind("warning", "category", "a class without annotations is not learnt"),
+    "category-unused": Kind("note", "category", "a class without annotations is not learnt"),
     # Entries of "images".
     "image-format": Kind(
         "error", "image", "needs an integer id, a file_name, and width and height of 1 or more"
