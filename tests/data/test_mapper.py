@@ -291,7 +291,7 @@ def test_exif_rotation_is_applied(images: dict[str, Path]) -> None:
     image = image_mapper(True)(record(images["rotated.jpg"], height=64, width=48))["image"]
     unturned = image_mapper(True)(record(images["jpeg.jpg"]))["image"]
     assert torch.equal(image, torch.rot90(unturned, -1, (1, 2)))
-    with pytest.raises(ImageError, match="is 48 x 64 pixels .* says 64 x 48: correct 'width'"):
+    with pytest.raises(ImageError, match="is 48 x 64 pixels, .* says 64 x 48: correct 'width'"):
         image_mapper(True)(record(images["rotated.jpg"]))
 
 
