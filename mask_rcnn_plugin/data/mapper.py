@@ -137,8 +137,11 @@ class MaskRCNNDatasetMapper(DatasetMapper):
         )
         if reason is not None:
             return reason
-        # Integers overflow where detectron2 adds the sides to the corner.
+        # Of integers detectron2 makes arrays of integers, which a resize cuts to whole pixels.
         annotation["bbox"] = [float(x) for x in annotation["bbox"]]
+        if isinstance(annotation.get("segmentation"), list):
+            polygons = annotation["segmentation"]
+            annotation["segmentation"] = [np.asarray(p, dtype=float) for p in polygons]
         rle = annotation.get("segmentation")
         if isinstance(rle, dict) and isinstance(rle["counts"], list):
             annotation["segmentation"] = coco_mask.frPyObjects(rle, height, width)

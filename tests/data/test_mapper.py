@@ -77,6 +77,26 @@ def test_flip_swaps_left_and_right(tmp_path: Path) -> None:
     assert instances.gt_boxes.tensor[0].tolist() == [30, 10, 50, 30]
 
 
+def test_integers_keep_their_fractions_when_resized(tmp_path: Path) -> None:
+    """Half the size: detectron2 alone gives [2, 5, 12, 15]."""
+    file = tmp_path / "image.png"
+    cv2.imwrite(str(file), np.zeros((50, 60, 3), dtype=np.uint8))
+    mapper = MaskRCNNDatasetMapper(
+        is_train=True,
+        augmentations=[T.Resize((25, 30))],
+        image_format="BGR",
+        use_instance_mask=True,
+    )
+    square = annotation(5, segmentation=[[5, 11, 25, 11, 25, 31, 5, 31]]) | {
+        "bbox": [5, 11, 20, 20]
+    }
+    image = {"file_name": str(file), "height": 50, "width": 60, "annotations": [square]}
+    instances = mapper(image)["instances"]
+    assert instances.gt_boxes.tensor.tolist() == [[2.5, 5.5, 12.5, 15.5]]
+    (polygon,) = instances.gt_masks.polygons[0]
+    assert polygon.tolist() == [2.5, 5.5, 12.5, 5.5, 12.5, 15.5, 2.5, 15.5]
+
+
 def test_polygons_stay_polygons(tmp_path: Path) -> None:
     instances = mapped(tmp_path, [annotation(10, segmentation=SQUARE)], use_instance_mask=True)
     assert isinstance(instances.gt_masks, PolygonMasks)
@@ -280,7 +300,7 @@ def test_every_kind_of_image_becomes_8_bit_bgr(
     assert len(mapped_image["instances"]) == 1
 
 
-def test_16_bits_are_halved_not_clipped(images: dict[str, Path]) -> None:
+def test_16_bits_are_lose_the_lower_8_not_the_upper(images: dict[str, Path]) -> None:
     red = cv2.imread(str(images["good.png"]))[:, :, 2]
     for name in ("16-bit.png", "16-bit.tif"):
         image = image_mapper(is_train=False)(record(images[name]))["image"]
