@@ -5,6 +5,7 @@ that a mistake that only one of them finds ends all, and is told once.
 """
 
 import argparse
+import gc
 import logging
 import multiprocessing
 import os
@@ -214,7 +215,7 @@ def _run(
         run(args, cfg)
         if placement.world_size > 1:
             comm.synchronize()  # the store may be the first rank's, which must not go first
-            dist.destroy_process_group()
+            _destroy_process_group()
     except UserError as error:
         _tell(store, error)
         sys.exit(2)
@@ -227,6 +228,14 @@ def _run(
                 "give it more"
             ) from error
         raise
+
+
+def _destroy_process_group() -> None:
+    # What still holds a group ends its threads while the interpreter goes, which may abort it.
+    comm._LOCAL_PROCESS_GROUP = None
+    comm._get_global_gloo_group.cache_clear()
+    gc.collect()
+    dist.destroy_process_group()
 
 
 def _on_all_ranks(store: dist.Store, placement: Placement, name: str, step: Callable[[], T]) -> T:
