@@ -116,7 +116,10 @@ class Checkpointer(DetectionCheckpointer, _SafeReader):
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         self._path = path
-        return super().load(path, *args, **kwargs)
+        try:
+            return super().load(path, *args, **kwargs)
+        finally:  # detectron2's main keeps it after an error, and refuses to load again
+            self._parsed_url_during_load = None
 
     def save(self, name: str, **kwargs: Any) -> None:
         """As fvcore's, but all processes call it, as some of the states are gathered from all.
