@@ -278,8 +278,11 @@ def test_signals_of_a_cluster_do_not_end_a_worker_but_its_parent_does() -> None:
         os._exit(0)
     os.wait()
     assert {sample["pid"] for batch in islice(stream, 20) for sample in batch} == {pid}
-    with pytest.raises(RuntimeError, match="exited unexpectedly"):
+
+    def terminate() -> None:
+        """As multiprocessing does; again, as a signal that meets another one is lost."""
         for _ in islice(stream, 10_000):
-            # As multiprocessing's terminate(). Again, as one that meets another's is lost, and as
-            # batches are loaded until it arrives.
             os.kill(pid, signal.SIGTERM)
+
+    with pytest.raises(RuntimeError, match="exited unexpectedly"):
+        terminate()
