@@ -16,7 +16,7 @@ from detectron2.utils import comm
 from omegaconf import DictConfig
 from torch import nn
 
-from mask_rcnn_plugin.engine.atomic_write import atomic_write
+from mask_rcnn_plugin.atomic_write import atomic_write
 from mask_rcnn_plugin.engine.checkpoint import Checkpointer
 
 logger = logging.getLogger(__name__)

@@ -27,8 +27,8 @@ from detectron2.utils.env import seed_all_rng
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
+from mask_rcnn_plugin.atomic_write import atomic_write
 from mask_rcnn_plugin.config import ConfigError, deciding
-from mask_rcnn_plugin.engine.atomic_write import atomic_write
 from mask_rcnn_plugin.engine.checkpoint import Checkpointer, WeightsError, write_checkpoint
 from mask_rcnn_plugin.engine.evaluator import evaluate
 from mask_rcnn_plugin.engine.proposals import ProposalFiles, write_proposals

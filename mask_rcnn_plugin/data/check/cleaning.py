@@ -2,14 +2,14 @@
 
 import json
 import math
-import os
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import msgspec
 
+from mask_rcnn_plugin.atomic_write import atomic_write
 from mask_rcnn_plugin.data.check import annotations
 from mask_rcnn_plugin.data.check.annotations import Annotation, Context
 from mask_rcnn_plugin.data.check.files import Checked
@@ -64,9 +64,8 @@ def clean(checked: Checked, out: str | Path) -> Counter[str]:
     for what, entries in left.items():
         if not entries:
             raise DatasetError(f"{out} was not written: no {what} of {checked.json_file} is sound")
-    partial = out.with_name(f".{out.name}.{os.getpid()}")
     try:
-        with partial.open("wb") as stream:
+        with atomic_write(out) as stream:
             stream.write(b"{")
             for key, value in file.others.items():
                 stream.write(json.dumps(key).encode() + b": " + _plain(value) + b",\n")
@@ -76,11 +75,7 @@ def clean(checked: Checked, out: str | Path) -> Counter[str]:
             stream.write(b",\n")
             _write_list(stream, "annotations", kept)
             stream.write(b"}\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(out)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise DatasetError(f"{out} cannot be written: {error}") from error
     return +done
 
@@ -137,7 +132,7 @@ def _clean_annotation(
     return {} if mended == annotation and found == left else mended
 
 
-def _write_list(stream: BinaryIO, key: str, entries: list[bytes]) -> None:
+def _write_list(stream: IO[bytes], key: str, entries: list[bytes]) -> None:
     stream.write(f'"{key}": ['.encode())
     for index, entry in enumerate(entries):
         stream.write((b",\n" if index else b"\n") + entry)
