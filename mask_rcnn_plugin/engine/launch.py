@@ -23,7 +23,7 @@ from io import StringIO
 from itertools import groupby
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -206,6 +206,7 @@ def _run(
     placement: Placement, store: dist.Store, args: argparse.Namespace, prepare: Prepare, run: Run
 ) -> None:
     """What each process goes through."""
+    code: Any = None
     try:
         load = partial(_load, args, placement.world_size, placement.local_size)
         cfg = _on_all_ranks(store, placement, "load", load)
@@ -215,7 +216,8 @@ def _run(
         run(args, cfg)
         if placement.world_size > 1:
             comm.synchronize()  # the store may be the first rank's, which must not go first
-            _destroy_process_group()
+    except SystemExit as end:  # at a signal, or because another rank has told a mistake
+        code = end.code
     except UserError as error:
         _tell(store, error)
         sys.exit(2)
@@ -228,10 +230,18 @@ def _run(
                 "give it more"
             ) from error
         raise
+    # Not in the clauses above, where the exception still holds all of the training.
+    if dist.is_initialized():
+        destroy_process_group()
+    if code:
+        sys.exit(code)
 
 
-def _destroy_process_group() -> None:
-    # What still holds a group ends its threads while the interpreter goes, which may abort it.
+def destroy_process_group() -> None:
+    """End the process group and its threads.
+
+    Threads that live on while the interpreter goes may abort it, and with it the exit code.
+    """
     comm._LOCAL_PROCESS_GROUP = None
     comm._get_global_gloo_group.cache_clear()
     gc.collect()

@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 import torch.distributed as dist
 from omegaconf import DictConfig
 
@@ -164,8 +165,14 @@ def results(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 
 def evaluate_alone(monkeypatch: pytest.MonkeyPatch, args: list[str]) -> None:
+    """On one core, as the processes that it is compared with."""
     monkeypatch.setattr(sys, "argv", ["eval.py", *args])
-    runpy.run_path(str(REPOSITORY / "eval.py"), run_name="__main__")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        runpy.run_path(str(REPOSITORY / "eval.py"), run_name="__main__")
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_evaluation_while_training_is_that_of_one_process(

@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from mask_rcnn_plugin.config import ConfigError
+from mask_rcnn_plugin.engine.launch import destroy_process_group
 from mask_rcnn_plugin.engine.nonfinite import NonFiniteLossError, read_batch, set_random_state
 from mask_rcnn_plugin.engine.train_loop import Trainer, build_trainer
 from mask_rcnn_plugin.errors import UserError
@@ -344,10 +345,20 @@ def test_what_is_written_repeats_the_step(tmp_path: Path) -> None:
 
 
 def one_rank(rank: int, folder: Path, results: Any) -> None:
-    """A process of two: accumulates over two batches a step; its third step is rank 1's undoing."""
+    """A process of two."""
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
     )
+    results.put((rank, *accumulate_until_undone(rank, folder)))
+    destroy_process_group()
+
+
+def accumulate_until_undone(rank: int, folder: Path) -> tuple[str, np.ndarray]:
+    """Accumulates over two batches a step; the third step is rank 1's undoing.
+
+    Returns:
+        The error's message, and the weights.
+    """
     # Of rank 1 alone, in the second of two batches.
     broken = [image(float("nan") if rank else 0.0)]
     images = [image(float(i)) for i in range(8)]
@@ -360,8 +371,7 @@ def one_rank(rank: int, folder: Path, results: Any) -> None:
         built.train(0, 4)
     except NonFiniteLossError as error:
         message = str(error)
-    results.put((rank, message, built.model.module.layer.weight.detach().numpy()))
-    torch.distributed.destroy_process_group()
+    return message, built.model.module.layer.weight.detach().numpy()
 
 
 def test_two_processes_accumulate_skip_and_stop_together(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from detectron2.engine import HookBase
 import mask_rcnn_plugin  # isort: split  # noqa: F401  before anything of detectron2's
 from mask_rcnn_plugin import get_config
 from mask_rcnn_plugin.engine import checkpoint, setup_datasets, train, trainer
+from mask_rcnn_plugin.engine.launch import destroy_process_group
 
 CONFIG = "table2a_backbone/r50_c4+synthetic"
 NARROW = (
@@ -70,8 +71,14 @@ def run(pipe: Connection, overrides: list[str], save: int = 0, call: int = 0) ->
 def run_rank(pipe: Connection, rank: int, overrides: list[str], store: str) -> None:
     """Train as one of two processes; its exit code is the process's."""
     silence()
+    code: Any = 0
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    go_on(overrides, Progress(pipe))
+    try:
+        go_on(overrides, Progress(pipe))
+    except SystemExit as end:
+        code = end.code
+    destroy_process_group()
+    sys.exit(code)
 
 
 def go_on(overrides: list[str], hook: HookBase) -> None:
