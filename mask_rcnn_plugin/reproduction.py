@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from mask_rcnn_plugin.atomic_write import atomic_write
 from mask_rcnn_plugin.config import deciding, get_config
 from mask_rcnn_plugin.data import synthetic
 from mask_rcnn_plugin.paper import TASKS
@@ -225,9 +226,8 @@ def _spend(run: Run, started: float) -> None:
 
 def _finish(run: Run) -> None:
     content = {"config": run.config, "seed": run.seed, "environment": environment()}
-    partial = run.folder / f".{_DONE}"
-    partial.write_text(json.dumps(content) + "\n")
-    partial.replace(run.folder / _DONE)
+    with atomic_write(run.folder / _DONE) as file:
+        file.write(json.dumps(content).encode() + b"\n")
 
 
 def _outcome(run: Run) -> str:

@@ -108,7 +108,9 @@ def _fit_model(cfg: DictConfig, names: list[str]) -> None:
             "config without one"
         )
     roi_heads.keypoint_head.num_keypoints = len(keypoints)
-    cfg.dataloader.train.mapper.keypoint_hflip_indices = create_keypoint_hflip_indices(list(names))
+    if OmegaConf.select(cfg, "dataloader.train.mapper.use_keypoint") is not None:  # as ours has it
+        flips = create_keypoint_hflip_indices(list(names))
+        cfg.dataloader.train.mapper.keypoint_hflip_indices = flips
     if not cfg.dataloader.evaluator.get("kpt_oks_sigmas"):
         try:
             cfg.dataloader.evaluator.kpt_oks_sigmas = keypoint_oks_sigmas(test)

@@ -1,9 +1,10 @@
+import copy
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from detectron2.config import instantiate
+from detectron2.config import LazyCall, instantiate
 from omegaconf import DictConfig
 
 from mask_rcnn_plugin import get_config
@@ -44,6 +45,19 @@ def test_keypoints_come_from_the_dataset(tmp_path: Path) -> None:
     assert cfg.model.roi_heads.keypoint_head.num_keypoints == 3
     assert cfg.dataloader.train.mapper.keypoint_hflip_indices == [1, 0, 2]
     assert cfg.dataloader.evaluator.kpt_oks_sigmas == [0.1, 0.1, 0.2]
+
+
+def own_mapper(record: dict[str, Any], scale: float) -> dict[str, Any]:
+    return record
+
+
+@pytest.mark.parametrize("mapper", [LazyCall(own_mapper)(scale=2.0), own_mapper])
+def test_a_mapper_of_ones_own_is_left_as_it_is(tmp_path: Path, mapper: Any) -> None:
+    cfg = config("table4_keypoints/keypoint_only", tmp_path, [FISH_SIZED])
+    cfg.dataloader.train.mapper = mapper
+    before = copy.deepcopy(cfg.dataloader.train.mapper)
+    setup_datasets(cfg)
+    assert cfg.dataloader.train.mapper == before
 
 
 def test_images_without_keypoints_are_left_out_of_keypoint_training(tmp_path: Path) -> None:
