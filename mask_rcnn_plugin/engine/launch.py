@@ -42,6 +42,8 @@ Run = Callable[[argparse.Namespace, DictConfig], None]
 
 # What spawned processes have to end, once one of them has; a checkpoint may be half written.
 _GRACE_SECONDS = 60
+# How long a rank that has found a mistake waits for the others to end together.
+_PATIENCE_SECONDS = 10
 
 logger = logging.getLogger(__name__)
 
@@ -250,13 +252,21 @@ def destroy_process_group() -> None:
 
 def _on_all_ranks(store: dist.Store, placement: Placement, name: str, step: Callable[[], T]) -> T:
     """Do a step on every rank; a mistake on one of them ends them all."""
+    all_done = f"{name}: all"
+    deadline = 0.0
     try:
         result = step()
     except UserError as error:
         _tell(store, error)
+        # Another rank may wait for this one within the step; its end will be noticed there.
+        deadline = time.monotonic() + _PATIENCE_SECONDS
     if store.add(name, 1) == placement.world_size:
-        store.set(f"{name}: all", "")
-    store.wait([f"{name}: all"])
+        store.set(all_done, "")
+    if deadline:
+        while not store.check([all_done]) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        store.set(all_done, "")
+    store.wait([all_done])
     _end_if_another_has(store)
     return result
 

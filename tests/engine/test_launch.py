@@ -238,23 +238,15 @@ def test_a_signal_reaches_the_spawned_processes_and_their_exit_code_comes_back(
     assert spawn(launched.prepare_nothing, launched.end_with_75_at_sigterm) == 75
 
 
-def test_a_mistake_of_one_rank_in_preparation_keeps_all_from_running(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """Two ranks as threads; the second one's mistake comes after the first has prepared."""
+def exit_codes(step: Callable[[int], None]) -> dict[int, Any]:
+    """Of two ranks, as threads, that do a step together."""
     store = dist.HashStore()
     codes: dict[int, Any] = {}
-
-    def prepare(rank: int) -> None:
-        if rank == 1:
-            store.wait(["prepared"])
-            raise UserError("no data here")
-        store.set("prepared", "")
 
     def go(rank: int) -> None:
         try:
             place = Placement(rank, 2, rank, 2, "")
-            launch._on_all_ranks(store, place, "prepare", lambda: prepare(rank))
+            launch._on_all_ranks(store, place, "prepare", lambda: step(rank))
         except SystemExit as end:
             codes[rank] = end.code
 
@@ -263,8 +255,41 @@ def test_a_mistake_of_one_rank_in_preparation_keeps_all_from_running(
         thread.start()
     for thread in threads:
         thread.join()
-    assert codes == {0: 2, 1: 2}
+    return codes
+
+
+def test_a_mistake_of_one_rank_in_preparation_keeps_all_from_running(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The second one's mistake comes after the first has prepared."""
+    prepared = threading.Event()
+
+    def prepare(rank: int) -> None:
+        if rank == 1:
+            prepared.wait()
+            raise UserError("no data here")
+        prepared.set()
+
+    assert exit_codes(prepare) == {0: 2, 1: 2}
     assert capsys.readouterr().err.endswith(": no data here\n")
+
+
+def test_a_mistake_of_one_rank_ends_it_though_another_waits_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As in a barrier within the step, that fails when the other process ends."""
+    monkeypatch.setattr(launch, "_PATIENCE_SECONDS", 0)
+    ended = threading.Event()
+    waited = []
+
+    def prepare(rank: int) -> None:
+        if rank == 1:
+            raise UserError("no data here")
+        waited.append(ended.wait(60))
+
+    monkeypatch.setattr(launch, "_end_if_another_has", lambda store: ended.set() or sys.exit(2))
+    assert exit_codes(prepare) == {0: 2, 1: 2}
+    assert waited == [True]
 
 
 def test_a_mistake_is_told_once_though_all_ranks_make_it(
