@@ -11,7 +11,7 @@ predictions in COCO's format) and, with --visualize N, pictures/ of N images wit
 and the predictions. The model is made faster for inference first, with the same answers;
 --no-optimize leaves it as it is. AP is computed by the fastest of detectron2's compiled evaluation,
 faster-coco-eval and pycocotools that is installed, which results.json names; --official takes the
-last. For a row of the paper's tables, its numbers are printed beside. A test set without
+last. For a row of the paper's tables on COCO, its numbers are printed beside. A test set without
 annotations, as COCO's test-dev, gives no AP but submission/, the files for COCO's server. Several
 processes share the images and give the numbers of one; docs/cluster.md: torchrun, srun. A mistake
 in the arguments ends with exit code 2 and one line that says what is there instead, before anything
@@ -99,7 +99,8 @@ def report(args: argparse.Namespace, cfg: DictConfig, results: dict[str, Any]) -
     """Print the results and what was written, and draw the pictures."""
     output = Path(cfg.train.output_dir)
     if results:
-        row = row_of(short_name(args.config))
+        # The paper's numbers are COCO's, and no measure of another data set.
+        row = None if cfg.dataset.test.json else row_of(short_name(args.config))
         print(results_table(results, row and row.scores))
         if row:
             print(f"paper: {row.summary()}")
