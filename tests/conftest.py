@@ -1,14 +1,14 @@
 import os
 from pathlib import Path
 
+# Before torch, and for the processes that tests start too. The tests' tensors are small: threads
+# that wait for each other are slow beside other work, and add up in another order.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import pytest
-import torch
 
 import mask_rcnn_plugin  # noqa: F401  before anything of detectron2's, see compat.py
 from mask_rcnn_plugin.data.synthetic import write_dataset
-
-if "PYTEST_XDIST_WORKER" in os.environ:
-    torch.set_num_threads(1)  # a worker a core
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,6 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-import torch
 import torch.distributed as dist
 from omegaconf import DictConfig
 
@@ -51,7 +50,7 @@ def run_together(*commands: list[str], env: list[dict[str, str]] | None = None) 
     processes = [
         subprocess.Popen(
             command,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **more},
+            env={**os.environ, **more},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -165,14 +164,8 @@ def results(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 
 def evaluate_alone(monkeypatch: pytest.MonkeyPatch, args: list[str]) -> None:
-    """On one core, as the processes that it is compared with."""
     monkeypatch.setattr(sys, "argv", ["eval.py", *args])
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        runpy.run_path(str(REPOSITORY / "eval.py"), run_name="__main__")
-    finally:
-        torch.set_num_threads(threads)
+    runpy.run_path(str(REPOSITORY / "eval.py"), run_name="__main__")
 
 
 def test_evaluation_while_training_is_that_of_one_process(
