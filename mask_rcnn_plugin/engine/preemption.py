@@ -59,8 +59,8 @@ class Preemption(HookBase):
             if self._signal:
                 self._exit("during an evaluation")
             yield
-        except Exception:
-            # Workers and other processes, which got the signal too, may have ended first.
+        except (Exception, SystemExit):
+            # Of the signal, or as workers and other processes, which got it too, ended first.
             if self._signal:
                 self._exit("during an evaluation")
             raise
@@ -79,7 +79,8 @@ class Preemption(HookBase):
         self._signal = signal.Signals(number)
         self.trainer.signalled = True
         if self._at_once:
-            self._exit("during an evaluation")
+            self._at_once = False  # another signal does not end what this one brings about
+            sys.exit(EXIT_CODE)  # `at_once` logs it: logging may be what is interrupted here
 
     def _exit(self, when: str) -> None:
         logger.warning(

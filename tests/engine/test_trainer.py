@@ -1,3 +1,4 @@
+import io
 import json
 import logging
 import os
@@ -158,6 +159,37 @@ def test_a_signal_breaks_an_evaluation_off_with_everything_saved(
 
     train(cfg, resume=True, extra_hooks=[Note()])
     assert seen == [0]  # the one broken off is made up for, as of its own iteration
+
+
+def test_a_signal_while_the_log_is_written_ends_an_evaluation_without_an_error(
+    build: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    class Signalled(io.RawIOBase):
+        """A stream whose flush a signal meets."""
+
+        signals = [signal.SIGTERM] * 2
+
+        def writable(self) -> bool:
+            return True
+
+        def write(self, content: Any) -> int:
+            while self.signals:
+                os.kill(os.getpid(), self.signals.pop())
+            return len(content)
+
+    handler = logging.StreamHandler(io.TextIOWrapper(io.BufferedWriter(Signalled())))
+    monkeypatch.setattr(
+        trainer, "evaluate", lambda *_: logging.getLogger("mask_rcnn_plugin").warning("evaluating")
+    )
+    monkeypatch.setattr(logging.getLogger("mask_rcnn_plugin"), "handlers", [handler])
+    with pytest.raises(SystemExit) as ended:
+        train(build("out", "train.max_iter=3", "train.eval_period=1"))
+    assert ended.value.code == EXIT_CODE
+    assert "Logging error" not in capsys.readouterr().err
+    assert "Ended by SIGTERM during an evaluation, exit code 75" in caplog.text
 
 
 def test_a_loader_of_another_kind_trains_but_its_place_is_not_known(
