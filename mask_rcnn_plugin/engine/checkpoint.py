@@ -3,7 +3,7 @@
 import re
 import shutil
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +154,10 @@ class Checkpointer(DetectionCheckpointer, _SafeReader):
     def _candidates(self) -> list[Path]:
         """Checkpoints to resume from, the tagged one first, then by iteration from the last one."""
         folder = Path(self.save_dir)
-        tagged = [Path(self.get_checkpoint_file())] if super().has_checkpoint() else []
+        try:
+            tagged = [Path(self.get_checkpoint_file())] if super().has_checkpoint() else []
+        except UnicodeDecodeError:  # damaged itself, as `_newest` will say
+            tagged = [folder / "last_checkpoint"]
         others = [*periodic_checkpoints(folder), *folder.glob(f"{FINAL}.pth")]
         others.sort(key=_iteration, reverse=True)
         return tagged + [path for path in others if path not in tagged]
@@ -163,7 +166,8 @@ class Checkpointer(DetectionCheckpointer, _SafeReader):
         candidates = self._candidates()
         for path in candidates:
             try:
-                check_readable(path)
+                # Weights alone, as another program's, are nothing to go on from.
+                check_readable(path, {"model"} | self.checkpointables.keys() & {"trainer"})
             except WeightsError as error:
                 self.logger.warning("Not resumed from: %s", error)
             else:
@@ -249,17 +253,23 @@ def _iteration(path: Path) -> int:
         return -1
 
 
-def check_readable(path: Path) -> None:
+def check_readable(path: Path, parts: Iterable[str] = ("model",)) -> None:
     """
+    Args:
+        path: of a checkpoint.
+        parts: what must be in it.
+
     Raises:
-        WeightsError: if a checkpoint is missing, damaged or no checkpoint.
+        WeightsError: if it is missing, damaged or no checkpoint.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()  # checksums, which torch.load leaves out
         if damaged:
             raise ValueError(f"the checksum of {damaged} is wrong")
-        torch.load(path, map_location="cpu", weights_only=True)["model"]
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        for part in parts:
+            content[part]
     except Exception as error:
         raise _unreadable(path, error) from error
 
