@@ -32,6 +32,10 @@ class Preemption(HookBase):
 
     Args:
         saving: the training's hook, registered before this one.
+
+    Raises:
+        SaveError: in place of the exit, if the last checkpoint could not be written: a job that
+            began again at each such end would never get on.
     """
 
     def __init__(self, saving: PeriodicCheckpointer) -> None:
@@ -83,6 +87,8 @@ class Preemption(HookBase):
             sys.exit(EXIT_CODE)  # `at_once` logs it: logging may be what is interrupted here
 
     def _exit(self, when: str) -> None:
+        if self._saving.error:
+            raise self._saving.error
         logger.warning(
             "Ended by %s %s, exit code %d: start again with --resume to go on",
             self._signal.name if self._signal else "a signal to another process",

@@ -306,6 +306,17 @@ def test_a_full_disk_is_logged_and_the_training_goes_on(
     assert there == ["model_0000000", "model_final"]
 
 
+@pytest.mark.parametrize("evaluating", [False, True])
+def test_a_signal_without_room_to_save_is_an_error_not_the_code_to_go_on(
+    evaluating: bool, build: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "evaluate", lambda *_: os.kill(os.getpid(), signal.SIGTERM) or {})
+    full(monkeypatch, "model_0000001")
+    hooks = [] if evaluating else [Stop(1, signal.SIGTERM)]
+    with pytest.raises(SaveError, match="model_0000001.pth cannot be written"):
+        train(build("out", "train.max_iter=3", "train.eval_period=2"), extra_hooks=hooks)
+
+
 def test_no_room_for_the_final_checkpoint_is_an_error(
     build: Any, score: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
