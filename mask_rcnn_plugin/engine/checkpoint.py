@@ -66,10 +66,8 @@ class Checkpointer(DetectionCheckpointer, _SafeReader):
         """
         self._strict = True
         try:
-            self.load(path, checkpointables=[])
-        except WeightsError:
-            raise
-        except Exception as error:  # whatever unpickling or downloading comes up with
+            self._load_weights(path)
+        except OSError as error:  # of a download
             raise WeightsError(f"weights {path} cannot be loaded: {error!r}") from error
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
@@ -96,7 +94,7 @@ class Checkpointer(DetectionCheckpointer, _SafeReader):
             raise newest
         if newest is None:
             try:
-                return self.load(path, checkpointables=[])
+                return self._load_weights(path)
             except OSError as error:  # of a download, on a machine without internet
                 raise WeightsError(
                     f"weights {path} cannot be loaded ({error}): download them where there is "
@@ -120,6 +118,14 @@ class Checkpointer(DetectionCheckpointer, _SafeReader):
             return super().load(path, *args, **kwargs)
         finally:  # detectron2's main keeps it after an error, and refuses to load again
             self._parsed_url_during_load = None
+
+    def _load_weights(self, path: str) -> dict[str, Any]:
+        try:
+            return self.load(path, checkpointables=[])
+        except (WeightsError, OSError):
+            raise
+        except Exception as error:  # whatever a file of something else comes up with
+            raise WeightsError(f"weights {path} cannot be loaded: {error!r}") from error
 
     def save(self, name: str, **kwargs: Any) -> None:
         """As fvcore's, but all processes call it, as some of the states are gathered from all.

@@ -83,6 +83,13 @@ def test_without_internet_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch) 
         checkpointer.resume_or_load("detectron2://ImageNetPretrained/MSRA/R-50.pkl")
 
 
+@pytest.mark.parametrize("content", [[1], {"model": {"0.weight": "x"}}])
+def test_a_training_starts_from_no_file_of_something_else(tmp_path: Path, content: Any) -> None:
+    torch.save(content, tmp_path / "other.pth")
+    with pytest.raises(WeightsError, match=r"weights .*other\.pth cannot be loaded: "):
+        Checkpointer(model()).resume_or_load(str(tmp_path / "other.pth"))
+
+
 def test_missing_file_names_what_is_beside_it(tmp_path: Path) -> None:
     file = saved(tmp_path, {})
     assert resolve_weights(file) == file
