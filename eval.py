@@ -34,6 +34,7 @@ from omegaconf import DictConfig
 from mask_rcnn_plugin.config import short_name
 from mask_rcnn_plugin.engine import Checkpointer, evaluate, resolve_weights, setup_datasets
 from mask_rcnn_plugin.engine.launch import launch, log_processes, parse_launch_args
+from mask_rcnn_plugin.engine.setup import make_output_dir
 from mask_rcnn_plugin.evaluation import PREDICTIONS_FILE, results_table
 from mask_rcnn_plugin.paper import row_of
 from mask_rcnn_plugin.visualization import draw_predictions
@@ -86,6 +87,7 @@ def run(args: argparse.Namespace, cfg: DictConfig) -> None:
     if not args.no_optimize:
         model = optimize_for_inference(model)
 
+    make_output_dir(cfg)
     output = Path(cfg.train.output_dir)
     for name in ("detectron2", "mask_rcnn_plugin"):
         setup_logger(str(output), distributed_rank=comm.get_rank(), name=name)

@@ -35,6 +35,7 @@ from mask_rcnn_plugin.engine.batch_scaling import fit_batch
 from mask_rcnn_plugin.engine.checkpoint import BEST, FINAL, periodic_checkpoints
 from mask_rcnn_plugin.engine.launch import launch, log_processes, parse_launch_args
 from mask_rcnn_plugin.engine.preflight import check_datasets
+from mask_rcnn_plugin.engine.setup import make_output_dir
 from mask_rcnn_plugin.engine.train_loop import check_precision
 
 
@@ -72,6 +73,7 @@ def run(args: argparse.Namespace, cfg: DictConfig) -> None:
     """What each process does."""
     if not args.no_check:
         check_datasets(cfg, args.config, args.overrides)
+    make_output_dir(cfg)
     default_setup(cfg, args)
     logger = setup_logger(
         cfg.train.output_dir, distributed_rank=comm.get_rank(), name="mask_rcnn_plugin"

@@ -9,7 +9,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+from detectron2.data.transforms import Augmentation, Transform
 from detectron2.utils.registry import locate
+
+_LISTS = (list, tuple, collections.abc.Sequence, collections.abc.Iterable)
+_NEVER_NONE = (*_LISTS, collections.abc.Callable)
+_OBJECTS = (torch.nn.Module, torch.Tensor, Augmentation, Transform)
 
 
 class Signature(NamedTuple):
@@ -77,8 +82,8 @@ def fits(value: Any, hint: Any) -> bool:
         return any(fits(value, a) for a in args)
     if origin is typing.Literal:
         return value in args
-    if value is None:  # means "none", which only numbers and switches cannot be
-        return hint not in (bool, int, float)
+    if value is None:  # means "none", which numbers, switches, lists and functions cannot be
+        return hint not in (bool, int, float) and origin not in _NEVER_NONE
     if hint in (bool, str, int):
         return type(value) is hint
     if hint is float:
@@ -89,14 +94,14 @@ def fits(value: Any, hint: Any) -> bool:
         return callable(value)
     if origin in (dict, collections.abc.Mapping):
         return isinstance(value, dict)
-    if origin in (list, tuple, collections.abc.Sequence, collections.abc.Iterable):
+    if origin in _LISTS:
         elements = [a for a in args if a is not ...] or [Any]
         # However many: detectron2 writes Tuple[float] for several.
         return isinstance(value, (list, tuple)) and all(
             any(fits(v, e) for e in elements) for v in value
         )
     # None of them can be written down in a config.
-    if isinstance(hint, type) and issubclass(hint, (torch.nn.Module, torch.Tensor)):
+    if isinstance(hint, type) and issubclass(hint, _OBJECTS):
         return isinstance(value, hint)
     return True
 

@@ -74,7 +74,7 @@ def get_config(name: str, overrides: Iterable[str] = ()) -> DictConfig:
     for overlay in overlays:
         _apply_overlay(cfg, overlay)
     added = [key for override in overrides if (key := apply_override(cfg, override))]
-    if not OmegaConf.select(cfg, "train.output_dir"):
+    if OmegaConf.is_dict(cfg.train) and not OmegaConf.select(cfg, "train.output_dir"):
         cfg.train.output_dir = f"output/{'+'.join([short, *overlays])}"
     try:
         check_config(cfg, _shipped(), added)
@@ -108,7 +108,7 @@ def apply_override(cfg: DictConfig, override: str) -> str | None:
     except Exception as error:
         raise ConfigError(f"override {override!r}: {text!r} cannot be read as YAML") from error
     if override.startswith("+"):
-        OmegaConf.update(cfg, key, value)
+        _update(cfg, key, value, override)
         return key
 
     node, parts = cfg, key.split(".")
@@ -125,7 +125,7 @@ def apply_override(cfg: DictConfig, override: str) -> str | None:
             f"override {override!r}: {value!r} is a {kind(value) or type(value).__name__}, "
             f"{key} is a {kind(current)} ({current!r})"
         )
-    OmegaConf.update(node, parts[-1], value, merge=True)
+    _update(node, parts[-1], value, override)
     return None
 
 
@@ -253,6 +253,13 @@ def _find(name: str) -> tuple[Path, str]:
     raise ConfigError(f"no config {name!r}; {hint}there is {configs}")
 
 
+def _update(node: Any, key: str, value: Any, override: str) -> None:
+    try:
+        OmegaConf.update(node, key, value, merge=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"override {override!r}: {str(error).splitlines()[0]}") from error
+
+
 def _get(node: Any, key: str) -> Any:
     """A key's value; None for an argument that is not set or an interpolation without a value."""
     try:
@@ -292,7 +299,13 @@ def _apply_overlay(cfg: DictConfig, overlay: str) -> None:
     file = CONFIG_DIR / "overlays" / f"{overlay}.py"
     if not file.is_file():
         raise ConfigError(f"no overlay {overlay!r}; there is {list_overlays()}")
-    LazyConfig.load(str(file), "overlay")(cfg)
+    change = LazyConfig.load(str(file), "overlay")
+    try:
+        change(cfg)
+    except Exception as error:  # of a config that is not like the plugin's own, or changed already
+        raise ConfigError(
+            f"overlay {overlay!r} does not fit what it is put on ({type(error).__name__}: {error})"
+        ) from error
 
 
 @functools.cache

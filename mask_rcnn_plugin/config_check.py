@@ -9,7 +9,7 @@ import difflib
 import math
 import re
 import sys
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -49,6 +49,8 @@ _RANGES: dict[str, _Range] = {
     "max_unreadable": _COUNT_OR_0,
     "num_workers": _COUNT_OR_0,
     "warmup_iters": _COUNT_OR_0,
+    # The rank is added, and NumPy takes 32 bits.
+    "seed": ("an integer below 2**31", lambda x: isinstance(x, int) and x < 2**31),
     "sampling_ratio": _COUNT_OR_0,
     "freeze_at": ("an integer from 0 to 5", lambda x: x in range(6)),
     # As many as go in, in detectron2's words.
@@ -161,7 +163,7 @@ def kind(value: Any) -> str | None:
         return "number"
     if isinstance(value, str):
         return "string"
-    if isinstance(value, (list, tuple, ListConfig)):
+    if isinstance(value, Sequence) and not isinstance(value, bytes):  # tuples and OmegaConf's too
         kinds = {kind(v) for v in value}
         return f"list of {kinds.pop()}s" if kinds in ({"number"}, {"string"}) else "list"
     return "dict" if isinstance(value, (dict, DictConfig)) else None
@@ -192,7 +194,7 @@ def _check_node(value: Any, key: str, known: Any, added: set[str]) -> None:
     if value is None and key in _OPTIONAL | NULLABLE:
         return
     if is_call(value):
-        _check_call(value, key, added)
+        _check_call(value, key)
     elif is_call(known) and isinstance(value, dict):
         raise ConfigError(f"{key} calls nothing: it needs a _target_, as L(...) in a file gives it")
     elif isinstance(known, dict) and isinstance(value, dict):
@@ -220,7 +222,7 @@ def _fits_known(value: Any, known: Any) -> bool:
     return same_kind(value, known)
 
 
-def _check_call(value: dict[str, Any], key: str, added: set[str]) -> None:
+def _check_call(value: dict[str, Any], key: str) -> None:
     target = value["_target_"]
     if isinstance(target, str):
         try:
@@ -242,7 +244,7 @@ def _check_call(value: dict[str, Any], key: str, added: set[str]) -> None:
     name = getattr(target, "__qualname__", repr(target))
     for argument, given in value.items():
         path = _join(key, argument)
-        if argument == "_target_" or path in added:
+        if argument == "_target_":
             continue
         if argument not in signature.hints:
             if signature.is_open:

@@ -34,7 +34,7 @@ def print_config(args: argparse.Namespace) -> bool:
     Raises:
         ConfigError: see `get_config`.
     """
-    if args.diff:
+    if args.diff is not None:
         for line in differences(args.diff, args.config, args.overrides):
             print(line)
     elif args.print_config:
@@ -44,7 +44,7 @@ def print_config(args: argparse.Namespace) -> bool:
             "What a run takes\n# from its data sets, such as num_classes, it sets when it starts."
         )
         print(OmegaConf.to_yaml(OmegaConf.create(content)), end="")
-    return bool(args.diff or args.print_config)
+    return args.diff is not None or args.print_config
 
 
 def differences(base: str, name: str, overrides: list[str]) -> list[str]:

@@ -400,6 +400,7 @@ def test_override(override: str, key: str, value: Any) -> None:
         ("model.pixel_std.3=1", ["no key 'model.pixel_std.3'", "['0', '1', '2']"]),
         ("train.max_iter=null", ["None is a NoneType", "train.max_iter is a number"]),
         ("model=3", ["3 is a number", "model is a dict"]),
+        ("optimizer.lr={a: 1}", ["{'a': 1} is a dict", "optimizer.lr is a number"]),
         ("train.max_iter", ["not of the form key=value"]),
         ("=3", ["not of the form key=value"]),
         ("train.max_iter=[", ["cannot be read as YAML"]),
@@ -421,6 +422,20 @@ def test_unknown_config_names_the_nearest() -> None:
 def test_unknown_overlay_names_those_there_are() -> None:
     with pytest.raises(ConfigError, match=r"no overlay 'synth'; there is \['ablation', "):
         get_config("table2a_backbone/r50_fpn+synth")
+
+
+def test_an_overlay_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(
+        ConfigError, match="overlay 'synthetic' does not fit .*KeyError: 'ResNet-18"
+    ):
+        get_config("table2a_backbone/r50_fpn+synthetic+synthetic")
+
+
+def test_a_tuple_is_replaced_by_a_list_only() -> None:
+    name, key = "table2a_backbone/r50_fpn+synthetic", "model.proposal_generator.post_nms_topk"
+    assert list(OmegaConf.select(get_config(name, [f"{key}=[9, 8]"]), key)) == [9, 8]
+    with pytest.raises(ConfigError, match="9 is a number, .* is a list of numbers"):
+        get_config(name, [f"{key}=9"])
 
 
 def test_part_of_a_config_is_refused() -> None:

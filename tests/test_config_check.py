@@ -82,6 +82,9 @@ def own_file(tmp_path: Path) -> Any:
         "dataloader.train.mapper.augmentations.0.max_size=0",
         "dataloader.train.mapper.augmentations.0.short_edge_length=[640, -800]",
         *("dataloader.evaluator.tasks=segm", "dataloader.evaluator.tasks=[bbox, seg]"),
+        *("dataloader.evaluator.tasks=null", "dataloader.train.mapper=null"),
+        "dataloader.test.mapper.augmentations=[1]",
+        *("train=null", "train.seed=4294967296"),
     ],
 )
 def test_a_wrong_value_is_refused_by_its_key(override: str) -> None:
@@ -105,7 +108,7 @@ def test_gpus_that_are_not_there_are_counted() -> None:
         ("optimizer.nestrov = True", "did you mean 'optimizer.nesterov'? "),
         ("model.roi_heads.num_clases = 3", "did you mean 'model.roi_heads.num_classes'? "),
         ("train.max_iter = 'abc'", "train.max_iter is 'abc', must be an integer of 1 or more"),
-        ("train.seed = 'abc'", "train.seed is 'abc', must be an integer, such as -1"),
+        ("train.seed = 'abc'", "train.seed is 'abc', must be an integer below 2**31"),
         ("train.amp = True", "train.amp is True, must be a dict, such as {'enabled'"),
         ("del train['amp'], train['seed']", "train lacks ['seed', 'amp']"),
         ("del optimizer['params']", "optimizer lacks ['params'], which SGD needs"),
@@ -173,6 +176,19 @@ def test_a_plus_sets_a_new_key() -> None:
     assert "'train.ddp.static_graph'" in refused(BASE, "train.ddp.static_graph=true")
 
 
+@pytest.mark.parametrize(
+    ("override", "part"),
+    [
+        ("+train=5", "'train'"),
+        ("+optimizer.nestrov=true", "did you mean 'optimizer.nesterov'?"),
+        ("+optimizer.nesterov=abc", "optimizer.nesterov is 'abc', must be of type bool"),
+        ("+dataloader.test.mapper.augmentations.7=1", "augmentations.7=1': list index out"),
+    ],
+)
+def test_a_plus_sets_nothing_that_cannot_be(override: str, part: str) -> None:
+    assert part in refused(BASE, override).replace("`", "'")
+
+
 class Base(nn.Module):
     def __init__(self, a: int, b: "list[float]" = [1.0]) -> None:  # noqa: B006
         super().__init__()
@@ -208,6 +224,8 @@ def test_a_signature_has_the_arguments_that_are_passed_on() -> None:
         (None, int, False),
         (None, int | None, True),
         (None, nn.Module, True),
+        (None, list[int], False),
+        (None, Callable[[int], int], False),
         ("a", float | torch.Tensor, False),
         ([1, 2, 3], tuple[float], True),
         ([1, "a"], list[int], False),

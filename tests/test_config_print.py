@@ -92,3 +92,9 @@ def test_a_mistake_is_one_line_and_code_2(screen: Screen, args: tuple[str, ...])
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert err.startswith("train.py: no ")
     assert "did you mean" in err
+
+
+def test_a_base_that_is_empty_starts_no_training(screen: Screen) -> None:
+    code, out, err = screen(SOFTMAX, "--diff", "")
+    assert (code, out) == (2, "")
+    assert err.startswith("train.py: no config ''; ")

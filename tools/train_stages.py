@@ -30,6 +30,7 @@ from mask_rcnn_plugin.engine.batch_scaling import fit_batch
 from mask_rcnn_plugin.engine.launch import launch, log_processes, parse_launch_args
 from mask_rcnn_plugin.engine.preflight import check_datasets
 from mask_rcnn_plugin.engine.rpn_regimes import CHECKPOINT, REGIMES, check_stages
+from mask_rcnn_plugin.engine.setup import make_output_dir
 from mask_rcnn_plugin.engine.train_loop import check_precision
 from mask_rcnn_plugin.evaluation import results_table
 
@@ -61,6 +62,7 @@ def run(args: argparse.Namespace, cfg: DictConfig) -> None:
     """What each process does."""
     if not args.no_check:
         check_datasets(cfg, args.config, args.overrides)
+    make_output_dir(cfg)
     default_setup(cfg, args)
     setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="mask_rcnn_plugin")
     log_processes(cfg)

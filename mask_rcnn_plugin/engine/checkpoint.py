@@ -3,7 +3,7 @@
 import re
 import shutil
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +66,8 @@ class Checkpointer(DetectionCheckpointer, _SafeReader):
         """
         self._strict = True
         try:
-            self.load(path, checkpointables=[])
-        except WeightsError:
-            raise
-        except Exception as error:  # whatever unpickling or downloading comes up with
+            self._load_weights(path)
+        except OSError as error:  # of a download
             raise WeightsError(f"weights {path} cannot be loaded: {error!r}") from error
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
@@ -96,7 +94,7 @@ class Checkpointer(DetectionCheckpointer, _SafeReader):
             raise newest
         if newest is None:
             try:
-                return self.load(path, checkpointables=[])
+                return self._load_weights(path)
             except OSError as error:  # of a download, on a machine without internet
                 raise WeightsError(
                     f"weights {path} cannot be loaded ({error}): download them where there is "
@@ -120,6 +118,14 @@ class Checkpointer(DetectionCheckpointer, _SafeReader):
             return super().load(path, *args, **kwargs)
         finally:  # detectron2's main keeps it after an error, and refuses to load again
             self._parsed_url_during_load = None
+
+    def _load_weights(self, path: str) -> dict[str, Any]:
+        try:
+            return self.load(path, checkpointables=[])
+        except (WeightsError, OSError):
+            raise
+        except Exception as error:  # whatever a file of something else comes up with
+            raise WeightsError(f"weights {path} cannot be loaded: {error!r}") from error
 
     def save(self, name: str, **kwargs: Any) -> None:
         """As fvcore's, but all processes call it, as some of the states are gathered from all.
@@ -154,7 +160,10 @@ class Checkpointer(DetectionCheckpointer, _SafeReader):
     def _candidates(self) -> list[Path]:
         """Checkpoints to resume from, the tagged one first, then by iteration from the last one."""
         folder = Path(self.save_dir)
-        tagged = [Path(self.get_checkpoint_file())] if super().has_checkpoint() else []
+        try:
+            tagged = [Path(self.get_checkpoint_file())] if super().has_checkpoint() else []
+        except UnicodeDecodeError:  # damaged itself, as `_newest` will say
+            tagged = [folder / "last_checkpoint"]
         others = [*periodic_checkpoints(folder), *folder.glob(f"{FINAL}.pth")]
         others.sort(key=_iteration, reverse=True)
         return tagged + [path for path in others if path not in tagged]
@@ -163,7 +172,8 @@ class Checkpointer(DetectionCheckpointer, _SafeReader):
         candidates = self._candidates()
         for path in candidates:
             try:
-                check_readable(path)
+                # Weights alone, as another program's, are nothing to go on from.
+                check_readable(path, {"model"} | self.checkpointables.keys() & {"trainer"})
             except WeightsError as error:
                 self.logger.warning("Not resumed from: %s", error)
             else:
@@ -249,17 +259,23 @@ def _iteration(path: Path) -> int:
         return -1
 
 
-def check_readable(path: Path) -> None:
+def check_readable(path: Path, parts: Iterable[str] = ("model",)) -> None:
     """
+    Args:
+        path: of a checkpoint.
+        parts: what must be in it.
+
     Raises:
-        WeightsError: if a checkpoint is missing, damaged or no checkpoint.
+        WeightsError: if it is missing, damaged or no checkpoint.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()  # checksums, which torch.load leaves out
         if damaged:
             raise ValueError(f"the checksum of {damaged} is wrong")
-        torch.load(path, map_location="cpu", weights_only=True)["model"]
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        for part in parts:
+            content[part]
     except Exception as error:
         raise _unreadable(path, error) from error
 

@@ -34,6 +34,7 @@ from torch.distributed.rendezvous import rendezvous
 from mask_rcnn_plugin.config import ConfigError, get_config
 from mask_rcnn_plugin.config_print import add_print_arguments, print_config
 from mask_rcnn_plugin.engine.placement import ALONE, Placement, placement_from
+from mask_rcnn_plugin.engine.preemption import EXIT_CODE, SIGNALS
 from mask_rcnn_plugin.errors import UserError
 
 T = TypeVar("T")
@@ -220,6 +221,10 @@ def _run(
             comm.synchronize()  # the store may be the first rank's, which must not go first
     except SystemExit as end:  # at a signal, or because another rank has told a mistake
         code = end.code
+        if code == EXIT_CODE:
+            # Signals may come twice, to each process and passed on; the code is to come back.
+            for number in SIGNALS:
+                signal.signal(number, signal.SIG_IGN)
     except UserError as error:
         _tell(store, error)
         sys.exit(2)

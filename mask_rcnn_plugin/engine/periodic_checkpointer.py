@@ -28,10 +28,15 @@ class PeriodicCheckpointer(HookBase):
         max_to_keep: how many periodic ones stay, whichever run wrote them; None: all. What
             `last_checkpoint` names, the final and the best one are never deleted.
 
+    Attributes:
+        error: of the last one, if it could not be written.
+
     Raises:
         SaveError: from `after_step`, if the final one cannot be written. Any other that cannot be
             is logged as an error, and the training goes on.
     """
+
+    error: SaveError | None = None
 
     def __init__(
         self, checkpointer: Checkpointer, period: int, max_to_keep: int | None = None
@@ -46,6 +51,7 @@ class PeriodicCheckpointer(HookBase):
         iteration = self.trainer.iter
         if iteration + 1 == self.trainer.max_iter:
             self._checkpointer.save(FINAL, iteration=iteration)
+            self.error = None
         elif (iteration + 1) % self._period == 0:
             self.save_now()
 
@@ -58,7 +64,9 @@ class PeriodicCheckpointer(HookBase):
             self._checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
         except SaveError as error:
             logger.error("%s", error)
+            self.error = error
             return
+        self.error = None
         if self._max_to_keep is not None and comm.is_main_process():
             last = Path(self._checkpointer.get_checkpoint_file())
             for path in periodic_checkpoints(last.parent)[: -self._max_to_keep]:

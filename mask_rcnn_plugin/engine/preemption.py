@@ -32,6 +32,10 @@ class Preemption(HookBase):
 
     Args:
         saving: the training's hook, registered before this one.
+
+    Raises:
+        SaveError: in place of the exit, if the last checkpoint could not be written: a job that
+            began again at each such end would never get on.
     """
 
     def __init__(self, saving: PeriodicCheckpointer) -> None:
@@ -59,8 +63,8 @@ class Preemption(HookBase):
             if self._signal:
                 self._exit("during an evaluation")
             yield
-        except Exception:
-            # Workers and other processes, which got the signal too, may have ended first.
+        except (Exception, SystemExit):
+            # Of the signal, or as workers and other processes, which got it too, ended first.
             if self._signal:
                 self._exit("during an evaluation")
             raise
@@ -79,9 +83,12 @@ class Preemption(HookBase):
         self._signal = signal.Signals(number)
         self.trainer.signalled = True
         if self._at_once:
-            self._exit("during an evaluation")
+            self._at_once = False  # another signal does not end what this one brings about
+            sys.exit(EXIT_CODE)  # `at_once` logs it: logging may be what is interrupted here
 
     def _exit(self, when: str) -> None:
+        if self._saving.error:
+            raise self._saving.error
         logger.warning(
             "Ended by %s %s, exit code %d: start again with --resume to go on",
             self._signal.name if self._signal else "a signal to another process",

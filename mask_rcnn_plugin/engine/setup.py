@@ -1,5 +1,6 @@
 """What stands between a loaded config and a model: its datasets, and what they say of the model."""
 
+import tempfile
 from pathlib import Path
 
 from detectron2.data import MetadataCatalog
@@ -7,6 +8,7 @@ from detectron2.data.detection_utils import create_keypoint_hflip_indices
 from detectron2.utils import comm
 from omegaconf import DictConfig, OmegaConf
 
+from mask_rcnn_plugin.config import ConfigError
 from mask_rcnn_plugin.data.coco import (
     DatasetError,
     register_coco_dataset,
@@ -57,11 +59,28 @@ def setup_datasets(cfg: DictConfig, *, training: bool = True) -> None:
     _fit_model(cfg, (train if training else test).names)
 
 
+def make_output_dir(cfg: DictConfig) -> None:
+    """Make `train.output_dir`, if it is not there yet; every process calls this.
+
+    Raises:
+        ConfigError: if it cannot be written to.
+    """
+    folder = Path(cfg.train.output_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"train.output_dir is {cfg.train.output_dir!r}, which cannot be written to: {error}"
+        ) from error
+
+
 def draw_synthetic(cfg: DictConfig, *, training: bool = True) -> None:
     """Draw `dataset.synthetic`, where a split is in it and it is not there yet.
 
     Raises:
-        DatasetError: if its folder holds something else.
+        DatasetError: if its folder holds something else, or cannot be written to.
     """
     train, test = cfg.dataset.train, cfg.dataset.test
     splits = (train, test) if training else (test,)
@@ -72,7 +91,7 @@ def draw_synthetic(cfg: DictConfig, *, training: bool = True) -> None:
         if comm.is_main_process():
             try:
                 write_dataset(**synthetic)
-            except ValueError as caught:
+            except (ValueError, OSError) as caught:
                 error = caught
         error = comm.all_gather(error)[0]  # the others wait for the files here
         if error:
@@ -111,11 +130,17 @@ def _fit_model(cfg: DictConfig, names: list[str]) -> None:
     if OmegaConf.select(cfg, "dataloader.train.mapper.use_keypoint") is not None:  # as ours has it
         flips = create_keypoint_hflip_indices(list(names))
         cfg.dataloader.train.mapper.keypoint_hflip_indices = flips
-    if not cfg.dataloader.evaluator.get("kpt_oks_sigmas"):
+    sigmas = cfg.dataloader.evaluator.get("kpt_oks_sigmas")
+    if not sigmas:
         try:
             cfg.dataloader.evaluator.kpt_oks_sigmas = keypoint_oks_sigmas(test)
         except ValueError as error:  # now, not after the training
             raise DatasetError(str(error)) from error
+    elif len(sigmas) != len(keypoints):
+        raise DatasetError(
+            f"dataloader.evaluator.kpt_oks_sigmas has {len(sigmas)} values, but {test!r} has "
+            f"{len(keypoints)} keypoints: give one for each, or leave it out"
+        )
 
 
 def _same(train: str, test: str, key: str) -> list[str]:

@@ -248,7 +248,13 @@ class Trainer(SimpleTrainer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         configured = [{**group} for group in self.optimizer.param_groups]
-        super().load_state_dict(state_dict)
+        try:
+            super().load_state_dict(state_dict)
+        except ValueError as error:
+            raise ConfigError(
+                "the checkpoint's optimizer is not that of the config, give the one of the "
+                f"training to go on with it: {error}"
+            ) from error
         for group, now in zip(self.optimizer.param_groups, configured):
             # The config counts, also where it has changed. The schedule starts from initial_lr.
             group.update({k: v for k, v in now.items() if k not in ("params", "lr")})

@@ -83,6 +83,13 @@ def test_without_internet_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch) 
         checkpointer.resume_or_load("detectron2://ImageNetPretrained/MSRA/R-50.pkl")
 
 
+@pytest.mark.parametrize("content", [[1], {"model": {"0.weight": "x"}}])
+def test_a_training_starts_from_no_file_of_something_else(tmp_path: Path, content: Any) -> None:
+    torch.save(content, tmp_path / "other.pth")
+    with pytest.raises(WeightsError, match=r"weights .*other\.pth cannot be loaded: "):
+        Checkpointer(model()).resume_or_load(str(tmp_path / "other.pth"))
+
+
 def test_missing_file_names_what_is_beside_it(tmp_path: Path) -> None:
     file = saved(tmp_path, {})
     assert resolve_weights(file) == file
@@ -244,14 +251,24 @@ def test_the_best_model_is_no_checkpoint_to_go_on_from(tmp_path: Path) -> None:
     assert resumed(tmp_path) == 0
 
 
-@pytest.mark.parametrize("tag", ["", "model_0000009.pth", "\x00\x00", None])
-def test_a_tag_that_names_nothing_is_no_loss(tag: str | None, tmp_path: Path) -> None:
+@pytest.mark.parametrize("tag", [b"", b"model_0000009.pth", b"\x00\x00", b"\xff\xe1", None])
+def test_a_tag_that_names_nothing_is_no_loss(tag: bytes | None, tmp_path: Path) -> None:
     checkpoints(tmp_path, "0000001", "0000003")
     if tag is None:  # killed between the file and its tag
         (tmp_path / "last_checkpoint").unlink()
     else:
-        (tmp_path / "last_checkpoint").write_text(tag)
+        (tmp_path / "last_checkpoint").write_bytes(tag)
     assert resumed(tmp_path) == 3
+
+
+def test_weights_alone_are_no_checkpoint_to_go_on_from(tmp_path: Path) -> None:
+    torch.save({"model": model().state_dict()}, tmp_path / "model_0000003.pth")
+    reader = Checkpointer(model(), str(tmp_path), trainer=Counter())
+    with pytest.raises(WeightsError, match="none of the checkpoints"):
+        reader.resume_or_load("", resume=True)
+    writer = Checkpointer(model(), str(tmp_path), trainer=Counter())
+    writer.save("model_0000001", iteration=1)
+    assert reader.resume_or_load("", resume=True)["iteration"] == 1
 
 
 def test_never_silently_from_the_start(tmp_path: Path) -> None:

@@ -231,6 +231,10 @@ def test_a_signal_reaches_the_spawned_processes_and_their_exit_code_comes_back(
     assert spawn(launched.prepare_nothing, launched.end_with_75_at_sigterm) == 75
 
 
+def test_a_second_signal_does_not_change_the_exit_code(launched: ModuleType) -> None:
+    assert spawn(launched.prepare_nothing, launched.end_with_75_and_be_signalled_again) == 75
+
+
 def exit_codes(step: Callable[[int], None]) -> dict[int, Any]:
     """Of two ranks, as threads, that do a step together."""
     store = dist.HashStore()

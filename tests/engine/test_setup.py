@@ -8,8 +8,10 @@ from detectron2.config import LazyCall, instantiate
 from omegaconf import DictConfig
 
 from mask_rcnn_plugin import get_config
+from mask_rcnn_plugin.config import ConfigError
 from mask_rcnn_plugin.data.coco import DatasetError
 from mask_rcnn_plugin.engine import setup_datasets
+from mask_rcnn_plugin.engine.setup import make_output_dir
 
 
 def own_dataset(folder: Path, categories: list[dict[str, Any]], name: str) -> list[str]:
@@ -87,6 +89,9 @@ def test_given_sigmas_are_taken(tmp_path: Path) -> None:
     cfg.dataloader.evaluator.kpt_oks_sigmas = [0.3, 0.3, 0.3]
     setup_datasets(cfg)
     assert cfg.dataloader.evaluator.kpt_oks_sigmas == [0.3, 0.3, 0.3]
+    cfg.dataloader.evaluator.kpt_oks_sigmas = [0.3, 0.3]
+    with pytest.raises(DatasetError, match="kpt_oks_sigmas has 2 values, but .* has 3 keypoints"):
+        setup_datasets(cfg)
 
 
 def test_keypoint_branch_without_keypoints_is_an_error(tmp_path: Path) -> None:
@@ -127,6 +132,17 @@ def test_synthetic_dataset_is_drawn_where_it_is_used(tmp_path: Path) -> None:
     assert cfg.model.roi_heads.num_classes == 5
     with pytest.raises(DatasetError, match=r"dataset\.synthetic: .*drawn"):
         setup_datasets(get_config(name, [*drawing, "dataset.synthetic.train=3"]))
+    inside = f"dataset.synthetic.root={root / 'train.json'}"
+    with pytest.raises(DatasetError, match=r"dataset\.synthetic: .*train\.json"):
+        setup_datasets(get_config(name, [inside, "dataset.synthetic.size=64", *few]))
+
+
+def test_an_output_folder_that_cannot_be_written_to_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for folder in ("file", "file/below"):
+        cfg = get_config("table2a_backbone/r50_fpn", [f"train.output_dir={tmp_path / folder}"])
+        with pytest.raises(ConfigError, match="train.output_dir is .*, which cannot be written to"):
+            make_output_dir(cfg)
 
 
 def test_evaluation_needs_no_training_set(tmp_path: Path) -> None:

@@ -212,6 +212,14 @@ class BrokenGradient(Model):
         return {"loss": (self.layer.weight.sum() * 0).sqrt()}
 
 
+def test_a_resume_with_another_optimizer_is_refused(tmp_path: Path) -> None:
+    model = Model()
+    before, now = (trainer(tmp_path, [], model) for _ in range(2))
+    now.optimizer = torch.optim.SGD([{"params": [p]} for p in model.parameters()], lr=0.1)
+    with pytest.raises(ConfigError, match="optimizer is not that of the config.* groups"):
+        now.load_state_dict(before.state_dict())
+
+
 def test_a_gradient_alone_is_noticed(tmp_path: Path) -> None:
     built = trainer(tmp_path, [[image(1.0)]], BrokenGradient())
     with pytest.raises(NonFiniteLossError, match=r"rank 0: gradient of \['1\.0\.jpg'\]"):

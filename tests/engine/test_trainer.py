@@ -1,3 +1,4 @@
+import io
 import json
 import logging
 import os
@@ -160,6 +161,37 @@ def test_a_signal_breaks_an_evaluation_off_with_everything_saved(
     assert seen == [0]  # the one broken off is made up for, as of its own iteration
 
 
+def test_a_signal_while_the_log_is_written_ends_an_evaluation_without_an_error(
+    build: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    class Signalled(io.RawIOBase):
+        """A stream whose flush a signal meets."""
+
+        signals = [signal.SIGTERM] * 2
+
+        def writable(self) -> bool:
+            return True
+
+        def write(self, content: Any) -> int:
+            while self.signals:
+                os.kill(os.getpid(), self.signals.pop())
+            return len(content)
+
+    handler = logging.StreamHandler(io.TextIOWrapper(io.BufferedWriter(Signalled())))
+    monkeypatch.setattr(
+        trainer, "evaluate", lambda *_: logging.getLogger("mask_rcnn_plugin").warning("evaluating")
+    )
+    monkeypatch.setattr(logging.getLogger("mask_rcnn_plugin"), "handlers", [handler])
+    with pytest.raises(SystemExit) as ended:
+        train(build("out", "train.max_iter=3", "train.eval_period=1"))
+    assert ended.value.code == EXIT_CODE
+    assert "Logging error" not in capsys.readouterr().err
+    assert "Ended by SIGTERM during an evaluation, exit code 75" in caplog.text
+
+
 def test_a_loader_of_another_kind_trains_but_its_place_is_not_known(
     build: Any, score: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -272,6 +304,17 @@ def test_a_full_disk_is_logged_and_the_training_goes_on(
     assert "model_0000001.pth cannot be written: [Errno 28] No space left on device; it" in error
     there = sorted(path.stem for path in Path(cfg.train.output_dir).glob("*.pth*"))
     assert there == ["model_0000000", "model_final"]
+
+
+@pytest.mark.parametrize("evaluating", [False, True])
+def test_a_signal_without_room_to_save_is_an_error_not_the_code_to_go_on(
+    evaluating: bool, build: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "evaluate", lambda *_: os.kill(os.getpid(), signal.SIGTERM) or {})
+    full(monkeypatch, "model_0000001")
+    hooks = [] if evaluating else [Stop(1, signal.SIGTERM)]
+    with pytest.raises(SaveError, match="model_0000001.pth cannot be written"):
+        train(build("out", "train.max_iter=3", "train.eval_period=2"), extra_hooks=hooks)
 
 
 def test_no_room_for_the_final_checkpoint_is_an_error(

@@ -24,12 +24,20 @@ def missing(root: str, file_names: Sequence[str]) -> list[int]:
         if folder not in folders:
             try:
                 with os.scandir(folder) as entries:
-                    folders[folder] = {entry.name for entry in entries if not entry.is_dir()}
+                    folders[folder] = {entry.name for entry in entries if _is_file(entry)}
             except (OSError, ValueError):
                 folders[folder] = set()
         if name not in folders[folder]:
             absent.append(index)
     return absent
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    """Not so for a link to nothing or to itself; nor for a pipe, which opened would wait."""
+    try:
+        return entry.is_file()
+    except OSError:
+        return False
 
 
 def inspect_all(

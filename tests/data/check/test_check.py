@@ -1,6 +1,7 @@
 """Each kind of finding: a clean file, broken in one place, gives that one and no other."""
 
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -356,6 +357,22 @@ def test_images_may_stay_closed(tmp_path: Path) -> None:
     assert check(file, open_images=False).findings == {}
     (tmp_path / "images" / "1.png").unlink()
     assert check(file, open_images=False).findings.keys() == {"image-missing"}
+
+
+@pytest.mark.parametrize("how", ["loop", "dangling", "pipe"])
+def test_what_is_no_file_is_missing_and_the_others_are_there(tmp_path: Path, how: str) -> None:
+    file = write(tmp_path, clean_document())
+    first = tmp_path / "images" / "1.png"
+    first.unlink()
+    if how == "pipe":
+        os.mkfifo(first)
+    else:
+        first.symlink_to(first.name if how == "loop" else "nothing.png")
+    (tmp_path / "images" / "2.png").rename(tmp_path / "2.png")
+    (tmp_path / "images" / "2.png").symlink_to(tmp_path / "2.png")
+    found = check(file).findings
+    assert found.keys() == {"image-missing"}
+    assert found["image-missing"].first == ["1"]
 
 
 @settings(
