@@ -14,6 +14,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
+from detectron2.layers import get_norm
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -31,12 +32,23 @@ _OPTIONAL = {"dataset.synthetic"}
 # Numbers of the plugin's own configs that may be null as well.
 NULLABLE = {"train.checkpointer.max_to_keep"}
 
-_Range = tuple[str, Callable[[float], bool]]
+_Range = tuple[str, Callable[[Any], bool]]
 _POSITIVE: _Range = ("more than 0", lambda x: 0 < x < math.inf)
 _COUNT: _Range = ("an integer of 1 or more", lambda x: isinstance(x, int) and x >= 1)
 _COUNT_OR_0: _Range = ("an integer of 0 or more", lambda x: isinstance(x, int) and x >= 0)
 _NOT_NEGATIVE: _Range = ("0 or more, and finite", lambda x: 0 <= x < math.inf)
 _FRACTION: _Range = ("from 0 to 1", lambda x: 0 <= x <= 1)
+
+
+def _is_norm(name: Any) -> bool:
+    try:
+        get_norm(name, 32)
+    except (KeyError, TypeError):
+        return False
+    return True
+
+
+_NORM: _Range = ("'' or what detectron2's get_norm knows, such as 'FrozenBN'", _is_norm)
 _ANY: _Range = ("anything but nan", lambda x: not math.isnan(x))
 
 # The first pattern that a key's end matches counts; a list's numbers are looked up by the list's
@@ -62,7 +74,10 @@ _RANGES: dict[str, _Range] = {
     "canonical_box_size": _POSITIVE,
     "crop_size": _POSITIVE,  # of the image, or in pixels
     "*timeout": _POSITIVE,
-    "max_iter": _COUNT,
+    "max_iter": (
+        "an integer from 1 to 2**63 - 1",
+        lambda x: isinstance(x, int) and 1 <= x < 2**63,
+    ),
     "max_to_keep": _COUNT,
     "max_detections": _COUNT,
     "max_size": _COUNT,
@@ -79,6 +94,7 @@ _RANGES: dict[str, _Range] = {
     "momentum": ("from 0 to less than 1", lambda x: 0 <= x < 1),
     "lr": _NOT_NEGATIVE,
     "weight_decay*": _NOT_NEGATIVE,
+    "*norm": _NORM,
     "*_beta": _NOT_NEGATIVE,
     "loss_weight": _NOT_NEGATIVE,
     "*_thresh": _FRACTION,
@@ -274,7 +290,8 @@ def _check_ranges(value: Any, key: str, known: Any) -> None:
         name = "." + ".".join(part for part in key.split(".") if not part.isdigit())
         rule = next(r for p, r in _RANGES.items() if fnmatchcase(name, f"*.{p}"))
         text, is_right = rule
-        if not (rule is _ANY if isinstance(value, (bool, str)) else is_right(value)):
+        other = isinstance(value, bool) or (isinstance(value, str) and rule is not _NORM)
+        if not (rule is _ANY if other else is_right(value)):
             raise ConfigError(f"{key} is {value!r}, must be {text}")
 
 

@@ -26,10 +26,19 @@ def check_consistency(values: dict[str, Any]) -> None:
 
     Raises:
         ConfigError: for a task that the model has no branch for, a metric for the best model that
-            no task gives, and two limits of detections where there is one.
+            no task gives, lists whose lengths do not go together, a mapper of the other split, a
+            factor without what it multiplies, and two limits of detections where there is one.
     """
     _check_branches(values)
     _check_best_metric(values)
+    _check_lengths(values)
+    _check_mappers(values)
+    factor = _at(values, "optimizer.params.bias_lr_factor")
+    if factor not in (None, 1) and _at(values, "optimizer.params.base_lr") is None:
+        raise ConfigError(
+            f"optimizer.params.bias_lr_factor is {factor}, but optimizer.params.base_lr is not "
+            f"set: give it too, as optimizer.lr, {_at(values, 'optimizer.lr')}"
+        )
     limit = _at(values, "dataset.test.max_detections")
     for key in _FOLLOWING_MAX_DETECTIONS:
         if _at(values, key) not in (None, limit):
@@ -65,6 +74,33 @@ def _check_best_metric(values: dict[str, Any]) -> None:
     names = [f"{task}/{name}" for task in tasks for name in _METRICS.get(task, ())]
     if metric not in names and not metric.startswith(tuple(f"{task}/AP-" for task in tasks)):
         raise ConfigError(f"{key} is {metric!r}, must be one of {names} or TASK/AP-CATEGORY")
+
+
+def _check_lengths(values: dict[str, Any]) -> None:
+    for key in ("pre_nms_topk", "post_nms_topk"):
+        topk = _at(values, f"model.proposal_generator.{key}")
+        if isinstance(topk, (list, tuple)) and len(topk) != 2:
+            raise ConfigError(
+                f"model.proposal_generator.{key} is {list(topk)}, must be two numbers: in training and "
+                "in a test"
+            )
+    pairs = [("model.pixel_mean", "model.pixel_std")]
+    for branch in ("", "box_", "mask_", "keypoint_"):
+        heads = f"model.roi_heads.{branch}"
+        pairs.append((f"{heads}pooler.scales", f"{heads}in_features"))
+    for first, second in pairs:
+        a, b = _at(values, first), _at(values, second)
+        both = isinstance(a, (list, tuple)) and isinstance(b, (list, tuple))
+        if both and (len(a) != len(b) or not a):
+            raise ConfigError(f"{first} is {a}, {second} is {b}: one needs as many as the other")
+
+
+def _check_mappers(values: dict[str, Any]) -> None:
+    for split, expected in (("train", True), ("test", False)):
+        key = f"dataloader.{split}.mapper"
+        given = _at(values, f"{key}.is_train")
+        if _is_known(_at(values, key)) and given is not expected:
+            raise ConfigError(f"{key}.is_train is {given}, must be {expected}")
 
 
 def _is_known(node: Any) -> bool:

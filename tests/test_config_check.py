@@ -45,7 +45,7 @@ def own_file(tmp_path: Path) -> Any:
 @pytest.mark.parametrize(
     "override",
     [
-        *("train.max_iter=1.5", "train.max_iter=0", "train.max_iter=-3", "train.max_iter=.inf"),
+        *("train.max_iter=1.5", "train.max_iter=-3", "train.max_iter=.inf", f"train.max_iter={2**63}"),
         *("train.eval_period=-1", "train.log_period=0", "train.checkpointer.period=0"),
         *("train.checkpointer.max_to_keep=0", "train.seed=0.5", "train.amp=null"),
         *("train.reference_batch_size=abc", "train.reference_batch_size=0.5"),
@@ -71,7 +71,8 @@ def own_file(tmp_path: Path) -> Any:
         "model.roi_heads.box_predictor.test_score_thresh=2",
         "model.proposal_generator.nms_thresh=-0.1",
         "model.proposal_generator.pre_nms_topk=[0, 1]",
-        "model.backbone.freeze_at=6",
+        *("model.backbone.freeze_at=6", "model.backbone.norm=XX", "model.backbone.fpn_norm=bn"),
+        *(f"model.roi_heads.mask_pooler.{key}=foo" for key in ("pooler_type", "aggregation")),
         *(
             "model.pixel_mean=[a, b, c]",
             "model.pixel_mean=[1, 2, .nan]",
@@ -107,7 +108,7 @@ def test_gpus_that_are_not_there_are_counted() -> None:
         ("optimiser = {'lr': 3}", "no key 'optimiser'; did you mean 'optimizer'?"),
         ("optimizer.nestrov = True", "did you mean 'optimizer.nesterov'? "),
         ("model.roi_heads.num_clases = 3", "did you mean 'model.roi_heads.num_classes'? "),
-        ("train.max_iter = 'abc'", "train.max_iter is 'abc', must be an integer of 1 or more"),
+        ("train.max_iter = 'abc'", "train.max_iter is 'abc', must be an integer from 1 to 2**63"),
         ("train.seed = 'abc'", "train.seed is 'abc', must be an integer below 2**31"),
         ("train.amp = True", "train.amp is True, must be a dict, such as {'enabled'"),
         ("del train['amp'], train['seed']", "train lacks ['seed', 'amp']"),

@@ -108,3 +108,36 @@ train.checkpointer.best_metric = "segm/boundary"
 """
     )
     get_config(str(file), ["dataset.test.max_detections=80"])
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("model.proposal_generator.post_nms_topk=[1]", "post_nms_topk is [1], must be two numbers"),
+        ("model.proposal_generator.pre_nms_topk=[1,2,3]", "is [1, 2, 3], must be two numbers"),
+        (
+            "model.pixel_mean=[1,2]",
+            "model.pixel_mean is [1, 2], model.pixel_std is [1.0, 1.0, 1.0]",
+        ),
+        (
+            "model.roi_heads.mask_pooler.scales=[0.25]",
+            "model.roi_heads.mask_pooler.scales is [0.25], model.roi_heads.mask_in_features is "
+            "['p2', 'p3', 'p4', 'p5']: one needs as many as the other",
+        ),
+        ("model.roi_heads.box_in_features=[]", "model.roi_heads.box_in_features is []"),
+        (
+            "optimizer.params.bias_lr_factor=2.0",
+            "bias_lr_factor is 2.0, but optimizer.params.base_lr is not set: give it too, as "
+            "optimizer.lr, 0.02",
+        ),
+        ("dataloader.train.mapper.is_train=false", "mapper.is_train is False, must be True"),
+        ("dataloader.test.mapper.is_train=true", "mapper.is_train is True, must be False"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(override: str, said: str) -> None:
+    assert said in refused(BASE, override)
+
+
+def test_a_factor_of_the_biases_goes_with_a_rate() -> None:
+    params = "optimizer.params"
+    get_config(BASE, [f"{params}.bias_lr_factor=2.0", f"{params}.base_lr=0.02"])

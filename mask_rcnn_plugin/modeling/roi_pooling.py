@@ -11,6 +11,7 @@ All of them are built from torchvision's operators and `roi_align`, so they run 
 """
 
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -27,8 +28,10 @@ from mask_rcnn_plugin.modeling.roi_align import roi_align
 
 # detectron2's own names keep detectron2's meaning, so that an existing YAML file can change its
 # heads and nothing else. Its "ROIAlign" is the first version, half a feature cell off.
-POOLER_TYPES = ("RoIAlign", "RoIWarp", "RoIPool", "ROIAlignV2", "ROIAlign", "ROIPool")
-AGGREGATIONS = ("ave", "max")
+PoolerType = Literal["RoIAlign", "RoIWarp", "RoIPool", "ROIAlignV2", "ROIAlign", "ROIPool"]
+POOLER_TYPES = get_args(PoolerType)
+Aggregation = Literal["ave", "max"]
+AGGREGATIONS = get_args(Aggregation)
 
 
 def _check_aggregation(aggregation: str) -> None:
@@ -80,7 +83,7 @@ class RoIAlign(nn.Module):
         output_size: tuple[int, int],
         spatial_scale: float,
         sampling_ratio: int = 2,
-        aggregation: str = "ave",
+        aggregation: Aggregation = "ave",
         aligned: bool = True,
     ) -> None:
         super().__init__()
@@ -142,7 +145,7 @@ class RoIWarp(RoIAlign):
         output_size: tuple[int, int],
         spatial_scale: float,
         sampling_ratio: int = 2,
-        aggregation: str = "ave",
+        aggregation: Aggregation = "ave",
     ) -> None:
         super().__init__(output_size, spatial_scale, sampling_ratio, aggregation, aligned=False)
 
@@ -156,11 +159,11 @@ class RoIWarp(RoIAlign):
 
 
 def build_roi_layer(
-    pooler_type: str,
+    pooler_type: PoolerType,
     output_size: tuple[int, int],
     spatial_scale: float,
     sampling_ratio: int = 2,
-    aggregation: str = "ave",
+    aggregation: Aggregation = "ave",
 ) -> nn.Module:
     """The RoI layer of one feature level, by name.
 
@@ -208,8 +211,8 @@ class RoIPooler(ROIPooler):
         output_size: int,
         scales: Sequence[float],
         sampling_ratio: int = 2,
-        pooler_type: str = "RoIAlign",
-        aggregation: str = "ave",
+        pooler_type: PoolerType = "RoIAlign",
+        aggregation: Aggregation = "ave",
         canonical_box_size: int = 224,
         canonical_level: int = 4,
     ) -> None:
