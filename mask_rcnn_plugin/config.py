@@ -16,7 +16,7 @@ from typing import Any
 
 from detectron2.config import CfgNode, LazyConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from mask_rcnn_plugin.config_check import (
     NODES,
@@ -105,6 +105,11 @@ def apply_override(cfg: DictConfig, override: str) -> str | None:
         value = OmegaConf.create({"value": None})
         value.merge_with_dotlist([f"value={text}"])
         value = value["value"]
+    except InterpolationResolutionError as error:
+        raise ConfigError(
+            f"override {override!r}: {text!r} refers to another key, as only a file can: give its "
+            "value"
+        ) from error
     except Exception as error:
         raise ConfigError(f"override {override!r}: {text!r} cannot be read as YAML") from error
     if override.startswith("+"):

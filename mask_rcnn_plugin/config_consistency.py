@@ -81,8 +81,8 @@ def _check_lengths(values: dict[str, Any]) -> None:
         topk = _at(values, f"model.proposal_generator.{key}")
         if isinstance(topk, (list, tuple)) and len(topk) != 2:
             raise ConfigError(
-                f"model.proposal_generator.{key} is {list(topk)}, must be two numbers: in training and "
-                "in a test"
+                f"model.proposal_generator.{key} is {list(topk)}, must be two numbers: in training "
+                "and in a test"
             )
     pairs = [("model.pixel_mean", "model.pixel_std")]
     for branch in ("", "box_", "mask_", "keypoint_"):

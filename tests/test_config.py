@@ -404,6 +404,7 @@ def test_override(override: str, key: str, value: Any) -> None:
         ("train.max_iter", ["not of the form key=value"]),
         ("=3", ["not of the form key=value"]),
         ("train.max_iter=[", ["cannot be read as YAML"]),
+        ("train.max_iter=${train.eval_period}", ["refers to another key", "give its value"]),
         ("train.max_iter.deeper=1", ["'train.max_iter.deeper'"]),
     ],
 )

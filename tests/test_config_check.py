@@ -45,7 +45,12 @@ def own_file(tmp_path: Path) -> Any:
 @pytest.mark.parametrize(
     "override",
     [
-        *("train.max_iter=1.5", "train.max_iter=-3", "train.max_iter=.inf", f"train.max_iter={2**63}"),
+        *(
+            "train.max_iter=1.5",
+            "train.max_iter=-3",
+            "train.max_iter=.inf",
+            f"train.max_iter={2**63}",
+        ),
         *("train.eval_period=-1", "train.log_period=0", "train.checkpointer.period=0"),
         *("train.checkpointer.max_to_keep=0", "train.seed=0.5", "train.amp=null"),
         *("train.reference_batch_size=abc", "train.reference_batch_size=0.5"),

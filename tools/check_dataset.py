@@ -10,7 +10,7 @@
 With a config, as train.py takes it, both of its sets are checked, against each other and the model
 too. Prints a table of what was found: errors, on which a training would stop or learn what is not
 meant; warnings, with which it copes; notes. The exit code is 1 if there is an error, else 0; 2 for
-a mistake in the arguments.
+a mistake in the arguments, or if nothing would be left by --fix.
 """
 
 import argparse
@@ -49,6 +49,9 @@ def parse_args() -> argparse.Namespace:
         parser.error(f"{args.overrides[0]!r} changes a config, and there is none: --config-file")
     if args.config and (args.images or args.fix):
         parser.error("--images and --fix go with --json, one file at a time")
+    if args.fix is not None and (not args.fix or Path(args.fix).exists()):
+        what = f"{args.fix!r}, which is there already" if args.fix else "empty"
+        parser.error(f"--fix is {what}: give the name of a new file")
     return args
 
 

@@ -114,7 +114,7 @@ def launch(args: argparse.Namespace, prepare: Prepare, run: Run) -> None:
             whichever of them it comes from; what `run` raises, as it is.
     """
     if args.placement:
-        store, *_ = next(rendezvous(args.placement.url, *args.placement[:2]))
+        store = _meet(args)
         # torchrun's store outlives a group that it starts again, perhaps in another size.
         group = f"{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{args.placement.world_size}"
         _run(args.placement, dist.PrefixStore(group, store), args, prepare, run)
@@ -128,6 +128,26 @@ def launch(args: argparse.Namespace, prepare: Prepare, run: Run) -> None:
         _print(error)
         sys.exit(2)
     _spawn(args, prepare, run)
+
+
+def _meet(args: argparse.Namespace) -> dist.Store:
+    """The store at which the processes of torchrun or srun meet; they wait for the others there."""
+    rank, world_size, *_, url = args.placement
+    try:
+        minutes = get_config(args.config, args.overrides).train.process_group_timeout
+    except ConfigError:  # told when all have come
+        minutes = 5.0
+    try:
+        store, *_ = next(rendezvous(url, rank, world_size, timeout=timedelta(minutes=minutes)))
+    except RuntimeError as error:
+        _print(
+            UserError(
+                f"rank {rank} of {world_size} processes has not met the others at {url} within "
+                f"train.process_group_timeout, {minutes:g} minutes: {str(error).splitlines()[0]}"
+            )
+        )
+        sys.exit(2)
+    return store
 
 
 def log_processes(cfg: DictConfig) -> None:

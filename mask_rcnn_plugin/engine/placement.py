@@ -27,8 +27,8 @@ def placement_from(environment: Mapping[str, str]) -> Placement | None:
     no step of several tasks, and so no process of several.
 
     Raises:
-        ConfigError: if the variables are not complete or no numbers, or srun has put unequal
-            numbers of tasks on the nodes.
+        ConfigError: if the variables are not complete or no numbers, if this would be one process
+            more than there are, or if srun has put unequal numbers of tasks on the nodes.
     """
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     present = [name for name in names if name in environment]
@@ -41,6 +41,7 @@ def placement_from(environment: Mapping[str, str]) -> Placement | None:
             )
         _number(environment, "MASTER_PORT")
         rank, world_size, local_rank, local_size = (_number(environment, n) for n in names)
+        _check_below(rank, world_size, "RANK")
         return Placement(rank, world_size, local_rank, local_size, "env://")
     if "SLURM_STEP_NUM_TASKS" in environment:
         world_size = _number(environment, "SLURM_STEP_NUM_TASKS")
@@ -62,8 +63,10 @@ def _slurm_task(environment: Mapping[str, str], world_size: int) -> Placement:
     if "MASTER_PORT" in environment:
         port = _number(environment, "MASTER_PORT")
     host = environment.get("MASTER_ADDR") or first_host(_value(environment, "SLURM_STEP_NODELIST"))
+    rank = _number(environment, "SLURM_PROCID")
+    _check_below(rank, world_size, "SLURM_PROCID")
     return Placement(
-        rank=_number(environment, "SLURM_PROCID"),
+        rank=rank,
         world_size=world_size,
         local_rank=_number(environment, "SLURM_LOCALID"),
         local_size=int(equal[1]),
@@ -75,6 +78,11 @@ def first_host(nodelist: str) -> str:
     """The first of Slurm's compressed host names: "gpu[07-09,12],login" begins with "gpu07"."""
     first = re.split(r",(?![^\[]*\])", nodelist)[0]
     return re.sub(r"\[(\w+)[^\]]*\]", r"\1", first)
+
+
+def _check_below(rank: int, world_size: int, name: str) -> None:
+    if rank >= world_size:
+        raise ConfigError(f"{name} is {rank}, must be below the number of processes, {world_size}")
 
 
 def _value(environment: Mapping[str, str], name: str) -> str:

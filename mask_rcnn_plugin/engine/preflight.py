@@ -56,7 +56,7 @@ def check_sets(
         for json_file, image_root in files
     ]
     key = "model.roi_heads.num_classes="
-    given = [o.removeprefix(key) for o in overrides if o.startswith(key)]
+    given = [o.rpartition("=")[2] for o in overrides if o.removeprefix("+").startswith(key)]
     together = compare(
         checked[:-1],
         checked[-1],

@@ -17,6 +17,8 @@ from mask_rcnn_plugin.data.coco import (
 from mask_rcnn_plugin.data.synthetic import write_dataset
 from mask_rcnn_plugin.evaluation import keypoint_oks_sigmas
 
+_ROOM = 2**20  # bytes, for a start's log and config
+
 
 def setup_datasets(cfg: DictConfig, *, training: bool = True) -> None:
     """Register the config's datasets and fit the model to them, in place.
@@ -68,8 +70,9 @@ def make_output_dir(cfg: DictConfig) -> None:
     folder = Path(cfg.train.output_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(_ROOM))
+            file.flush()
     except OSError as error:
         raise ConfigError(
             f"train.output_dir is {cfg.train.output_dir!r}, which cannot be written to: {error}"

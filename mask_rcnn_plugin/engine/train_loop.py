@@ -241,12 +241,22 @@ class Trainer(SimpleTrainer):
 
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict()
-        state |= {"skipped_steps": self._skipped_steps, "images_per_step": self._images_per_step}
+        state |= {
+            "skipped_steps": self._skipped_steps,
+            "images_per_step": self._images_per_step,
+            "optimizer_type": type(self.optimizer).__name__,
+        }
         if self._scaler.is_enabled():
             state["grad_scaler"] = self._scaler.state_dict()
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        ours = type(self.optimizer).__name__
+        if (theirs := state_dict.get("optimizer_type", ours)) != ours:
+            raise ConfigError(
+                f"the checkpoint is of a training with {theirs}, and the config's optimizer is "
+                f"{ours}: give the one of the training to go on with it"
+            )
         configured = [{**group} for group in self.optimizer.param_groups]
         try:
             super().load_state_dict(state_dict)

@@ -337,6 +337,22 @@ def test_a_time_out_names_the_key_to_raise(monkeypatch: pytest.MonkeyPatch) -> N
         run_alone(raising(gloo), dist.HashStore())
 
 
+def test_a_process_that_never_comes_is_not_waited_for_without_end(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    args = argparse.Namespace(
+        config=CONFIG[1],
+        overrides=["train.device=cpu", "train.process_group_timeout=0.02"],
+        num_gpus=None,
+        placement=Placement(0, 2, 0, 2, f"tcp://localhost:{free_port()}"),
+    )
+    with pytest.raises(SystemExit, match="2"):
+        launch.launch(args, lambda args, cfg: None, raising(AssertionError()))
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "rank 0 of 2 processes has not met the others at tcp://localhost:" in line
+    assert "within train.process_group_timeout, 0.02 minutes: " in line
+
+
 @pytest.mark.parametrize(
     ("environment", "expected"),
     [
@@ -395,6 +411,8 @@ def parse(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], *args: s
         ({"RANK": "0"}, [], "RANK is set, WORLD_SIZE, LOCAL_RANK"),
         ({**ELASTIC, "RANK": "one"}, [], "RANK is 'one', must be a whole number"),
         ({**ELASTIC, "MASTER_PORT": ""}, [], "MASTER_PORT is '', must be a whole number"),
+        ({**STEP, "SLURM_PROCID": "2"}, [], "SLURM_PROCID is 2, must be below the number of"),
+        ({**ELASTIC, "RANK": "4"}, [], "RANK is 4, must be below the number of processes, 4"),
         ({**STEP, "SLURM_PROCID": "-1"}, [], "SLURM_PROCID is '-1', must be a whole number"),
         ({**STEP, "SLURM_STEP_TASKS_PER_NODE": "8,4"}, [], "is '8,4', must be the same number"),
         ({"SLURM_STEP_NUM_TASKS": "2"}, [], "SLURM_STEP_TASKS_PER_NODE is not set, though srun"),

@@ -212,6 +212,13 @@ class BrokenGradient(Model):
         return {"loss": (self.layer.weight.sum() * 0).sqrt()}
 
 
+def test_a_resume_with_an_optimizer_of_another_type_is_refused(tmp_path: Path) -> None:
+    before, now = (trainer(tmp_path, []) for _ in range(2))
+    now.optimizer = torch.optim.AdamW(now.model.parameters())
+    with pytest.raises(ConfigError, match="training with SGD, and the config's optimizer is AdamW"):
+        now.load_state_dict(before.state_dict())
+
+
 def test_a_resume_with_another_optimizer_is_refused(tmp_path: Path) -> None:
     model = Model()
     before, now = (trainer(tmp_path, [], model) for _ in range(2))

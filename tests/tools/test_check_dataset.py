@@ -86,10 +86,14 @@ def test_a_bad_file_and_its_cleaned_copy(
     assert capsys.readouterr().out.splitlines()[-1] == "0 errors, 1 warnings; images not opened"
 
 
+@pytest.mark.parametrize("plus", ["", "+"])
 def test_a_number_of_classes_in_the_arguments_must_be_the_datasets(
-    toy_overrides: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    plus: str,
+    toy_overrides: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    wrong = "model.roi_heads.num_classes=5"
+    wrong = f"{plus}model.roi_heads.num_classes=5"
     assert run("--config-file", CONFIG, *toy_overrides, wrong, monkeypatch=monkeypatch) == 1
     assert "num_classes 5, classes 1" in capsys.readouterr().out
 
@@ -103,6 +107,8 @@ def test_a_number_of_classes_in_the_arguments_must_be_the_datasets(
         (["--config-file", CONFIG, "--fix", "b.json"], "go with --json"),
         (["--config-file", "no"], "no config 'no'"),
         (["--json", "a.json", "--images", ".", "--fix", "b.json"], "cannot be repaired"),
+        (["--json", "a.json", "--images", ".", "--fix", "."], "'.', which is there already"),
+        (["--json", "a.json", "--images", ".", "--fix", ""], "--fix is empty"),
         (["--config-file", "table2a_backbone/r50_fpn", "dataset.train.names=[x]"], "['x']"),
     ],
 )
