@@ -161,6 +161,19 @@ def test_a_signal_breaks_an_evaluation_off_with_everything_saved(
     assert seen == [0]  # the one broken off is made up for, as of its own iteration
 
 
+def test_a_signal_in_the_evaluation_after_the_last_step_leaves_it_to_the_resume(
+    build: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "evaluate", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    cfg = build("out", "train.eval_period=0")
+    with pytest.raises(SystemExit) as ended:
+        train(cfg)
+    assert ended.value.code == EXIT_CODE
+    assert (Path(cfg.train.output_dir) / "last_checkpoint").read_text() == "model_final.pth"
+    monkeypatch.setattr(trainer, "evaluate", lambda *_: {"segm": {"AP": 1.0}})
+    assert train(cfg, resume=True) == {"segm": {"AP": 1.0}}
+
+
 def test_a_signal_while_the_log_is_written_ends_an_evaluation_without_an_error(
     build: Any,
     monkeypatch: pytest.MonkeyPatch,
