@@ -181,7 +181,7 @@ def _spawn(args: argparse.Namespace, prepare: Prepare, run: Run) -> None:
     processes = []
     for rank in range(args.num_gpus):
         placement = Placement(rank, args.num_gpus, rank, args.num_gpus, "")
-        given = (placement, store.port, args, prepare, run)
+        given = (multiprocessing.get_start_method(), placement, store.port, args, prepare, run)
         processes.append(context.Process(target=_spawned, args=given))
         processes[-1].start()
 
@@ -211,8 +211,15 @@ def _spawn(args: argparse.Namespace, prepare: Prepare, run: Run) -> None:
 
 
 def _spawned(
-    placement: Placement, port: int, args: argparse.Namespace, prepare: Prepare, run: Run
+    start_method: str,
+    placement: Placement,
+    port: int,
+    args: argparse.Namespace,
+    prepare: Prepare,
+    run: Run,
 ) -> None:
+    # As under torchrun. Workers that are spawned too take long to start, and copy the data set.
+    multiprocessing.set_start_method(start_method, force=True)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _run(placement, dist.TCPStore("127.0.0.1", port), args, prepare, run)
 

@@ -3,8 +3,10 @@
 import argparse
 import hashlib
 import json
+import multiprocessing
 import os
 import signal
+import sys
 from multiprocessing.util import Finalize
 from pathlib import Path
 
@@ -57,6 +59,11 @@ def mistake_of_rank_0(args: argparse.Namespace, cfg: DictConfig) -> None:
     if comm.is_main_process():
         raise UserError("rank 0 cannot go on")
     comm.synchronize()
+
+
+def end_with_the_start_method(args: argparse.Namespace, cfg: DictConfig) -> None:
+    """As an exit code: of the processes that load images."""
+    sys.exit(10 + multiprocessing.get_all_start_methods().index(multiprocessing.get_start_method()))
 
 
 def end_with_75_at_sigterm(args: argparse.Namespace, cfg: DictConfig) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import multiprocessing
 import os
 import runpy
 import signal
@@ -214,6 +215,12 @@ def spawn(prepare: launch.Prepare, run: launch.Run) -> int | str | None:
     with pytest.raises(SystemExit) as end:
         launch.launch(args, prepare, run)
     return end.value.code
+
+
+def test_spawned_processes_start_their_workers_as_any_other_does(launched: ModuleType) -> None:
+    methods = multiprocessing.get_all_start_methods()
+    expected = 10 + methods.index(multiprocessing.get_start_method())
+    assert spawn(launched.prepare_nothing, launched.end_with_the_start_method) == expected
 
 
 def test_a_mistake_of_one_rank_ends_all_and_is_told_once(
