@@ -35,6 +35,7 @@ import torchvision
 from tabulate import tabulate
 
 from mask_rcnn_plugin.benchmark.agreement import bf16_agreement
+from mask_rcnn_plugin.benchmark.dataset_check import DATASET_SIZES, dataset_check
 from mask_rcnn_plugin.benchmark.flops import measure_flops
 from mask_rcnn_plugin.benchmark.growth import growth
 from mask_rcnn_plugin.benchmark.made_up_detections import (
@@ -48,7 +49,7 @@ from mask_rcnn_plugin.benchmark.timing import interleave
 from mask_rcnn_plugin.reproduction import environment
 
 PEERS = ("detectron2", "detectron2 tuned", "torchvision", "plugin")
-EXTRAS = ("flops", "growth", "evaluation-memory", "bf16")
+EXTRAS = ("flops", "growth", "evaluation-memory", "dataset-check", "bf16")
 
 
 def parse_args() -> argparse.Namespace:
@@ -174,6 +175,19 @@ def to_markdown(report: dict[str, Any]) -> str:
         ]
         headers = ["images of 100 detections evaluated", "memory grown by, MB", "ms an image"]
         parts.append(tabulate(lines, headers, "pipe", disable_numparse=True))
+    if report.get("dataset_check"):
+        lines = [
+            [
+                *(f"{m['images']:,}", f"{m['annotations']:,}", number(m["file_mb"])),
+                *(f"{m['seconds']:.1f}", number(m["peak_mb"]), number(m["imports_mb"])),
+            ]
+            for m in report["dataset_check"]
+        ]
+        headers = [
+            *("images, not opened", "annotations checked", "file, MB", "seconds"),
+            *("peak memory, MB", "of it after the imports, MB"),
+        ]
+        parts.append(tabulate(lines, headers, "pipe", disable_numparse=True))
     if report.get("bf16"):
         bf16 = report["bf16"]
         parts.append(
@@ -225,6 +239,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             report["evaluation_memory"] = process_memory(
                 dataset, made_up_predictions(truth), every=1000
             )
+    if "dataset-check" in args.stage:
+        report["dataset_check"] = []
+        for images, annotations in DATASET_SIZES:
+            progress(f"check of {images:,} images, {annotations:,} annotations ...")
+            report["dataset_check"].append(dataset_check(images, annotations)._asdict())
     if "bf16" in args.stage:
         progress("bf16 on a trained model ...")
         report["bf16"] = bf16_agreement(args.trained, args.device)._asdict()

@@ -80,7 +80,7 @@ class _PeakMemory:
             _return_free_memory()
             # 5 sets the high-water mark to what is resident now.
             self._reset = _try_write(Path("/proc/self/clear_refs"), "5")
-            self._before = _high_water_mib() if self._reset else None
+            self._before = high_water_mib() if self._reset else None
         else:
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
@@ -91,7 +91,7 @@ class _PeakMemory:
         if self._before is None:
             return
         if self._device == "cpu":
-            self.mib = _high_water_mib() - self._before
+            self.mib = high_water_mib() - self._before
         else:
             torch.cuda.synchronize()
             self.mib = torch.cuda.max_memory_allocated() / 2**20 - self._before
@@ -113,7 +113,9 @@ def _try_write(file: Path, text: str) -> bool:
     return True
 
 
-def _high_water_mib() -> float:
+def high_water_mib() -> float:
+    """The most that was resident of this process since it started, or since the mark was reset, in
+    MiB; Linux. Not `ru_maxrss`, which a new process takes over from the one that starts it."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) / 1024

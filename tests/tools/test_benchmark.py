@@ -69,6 +69,35 @@ def test_a_wrong_result_is_no_success(
     assert "| sum " in capsys.readouterr().out
 
 
+def test_data_sets_are_checked_in_the_sizes_of_the_stage(
+    tool: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(tool, "DATASET_SIZES", [(5, 20), (1_000, 30)])
+    file = tmp_path / "numbers.json"
+    monkeypatch.setattr(
+        sys, "argv", ["benchmark.py", "--stage", "dataset-check", "--json", str(file)]
+    )
+    tool.main()
+    rows = json.loads(file.read_text())["dataset_check"]
+    assert [(row["images"], row["annotations"]) for row in rows] == [(5, 20), (1_000, 30)]
+    printed = capsys.readouterr().out
+    for row, start in zip(rows, ("| 5 ", "| 1,000 ")):
+        (line,) = (line for line in printed.splitlines() if line.startswith(start))
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        assert cells[1] == str(row["annotations"])
+        assert cells[3:5] == [f"{row['seconds']:.1f}", f"{row['peak_mb']:.0f}"]
+
+
+@pytest.mark.parametrize("page", ["cpu", "evaluation_memory", "dataset_check"])
+def test_pages_show_the_committed_numbers(tool: ModuleType, page: str) -> None:
+    folder = TOOL.parent.parent / "docs" / "benchmarks"
+    report = json.loads((folder / f"{page}.json").read_text())
+    assert (folder / f"{page}.md").read_text() == tool.to_markdown(report) + "\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
