@@ -197,7 +197,8 @@ def test_a_signal_while_the_log_is_written_ends_an_evaluation_without_an_error(
     monkeypatch.setattr(
         trainer, "evaluate", lambda *_: logging.getLogger("mask_rcnn_plugin").warning("evaluating")
     )
-    monkeypatch.setattr(logging.getLogger("mask_rcnn_plugin"), "handlers", [handler])
+    logger = logging.getLogger("mask_rcnn_plugin")
+    monkeypatch.setattr(logger, "handlers", [handler, *logger.handlers])  # pytest's may be there
     with pytest.raises(SystemExit) as ended:
         train(build("out", "train.max_iter=3", "train.eval_period=1"))
     assert ended.value.code == EXIT_CODE
