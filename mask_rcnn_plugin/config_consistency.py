@@ -99,7 +99,7 @@ def _check_mappers(values: dict[str, Any]) -> None:
     for split, expected in (("train", True), ("test", False)):
         key = f"dataloader.{split}.mapper"
         given = _at(values, f"{key}.is_train")
-        if _is_known(_at(values, key)) and given is not expected:
+        if _is_known(_at(values, key)) and given not in (None, expected):
             raise ConfigError(f"{key}.is_train is {given}, must be {expected}")
 
 
