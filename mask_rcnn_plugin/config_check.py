@@ -49,7 +49,7 @@ def _is_norm(name: Any) -> bool:
 
 
 _NORM: _Range = ("'' or what detectron2's get_norm knows, such as 'FrozenBN'", _is_norm)
-_ANY: _Range = ("anything but nan", lambda x: not math.isnan(x))
+_ANY: _Range = ("anything but nan", lambda x: x == x)
 
 # The first pattern that a key's end matches counts; a list's numbers are looked up by the list's
 # key. What `train` and `dataset` hold in the plugin's own configs is right in any case.
@@ -290,8 +290,8 @@ def _check_ranges(value: Any, key: str, known: Any) -> None:
         name = "." + ".".join(part for part in key.split(".") if not part.isdigit())
         rule = next(r for p, r in _RANGES.items() if fnmatchcase(name, f"*.{p}"))
         text, is_right = rule
-        other = isinstance(value, bool) or (isinstance(value, str) and rule is not _NORM)
-        if not (rule is _ANY if other else is_right(value)):
+        is_number = not isinstance(value, (bool, str))
+        if not ((is_number or rule in (_ANY, _NORM)) and is_right(value)):
             raise ConfigError(f"{key} is {value!r}, must be {text}")
 
 

@@ -1,8 +1,6 @@
 import errno
 import os
 import pickle
-import resource
-import signal
 from pathlib import Path
 from typing import IO, Any
 from urllib.error import URLError
@@ -329,16 +327,11 @@ def test_a_full_disk_is_an_error_that_leaves_the_last_checkpoint(
     assert resumed(tmp_path) == 1
 
 
-def test_a_file_size_limit_is_met_by_the_system_itself(tmp_path: Path) -> None:
+def test_a_file_size_limit_is_met_by_the_system_itself(
+    tmp_path: Path, file_size_limit: Any
+) -> None:
     writer = checkpoints(tmp_path, "0000001")
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, before[1]))
-    try:
-        with pytest.raises(SaveError, match="File too large; it needs"):
-            writer.save("model_0000003", iteration=3)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, handler)
+    with file_size_limit(1024), pytest.raises(SaveError, match="File too large; it needs"):
+        writer.save("model_0000003", iteration=3)
     check_readable(tmp_path / "model_0000001.pth")
     assert resumed(tmp_path) == 1

@@ -1,7 +1,5 @@
 import copy
 import json
-import resource
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -147,17 +145,11 @@ def test_an_output_folder_that_cannot_be_written_to_is_an_error(tmp_path: Path) 
             make_output_dir(cfg)
 
 
-def test_an_output_folder_without_room_is_an_error(tmp_path: Path) -> None:
+def test_an_output_folder_without_room_is_an_error(tmp_path: Path, file_size_limit: Any) -> None:
     cfg = get_config("table2a_backbone/r50_fpn", [f"train.output_dir={tmp_path}"])
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
-    try:
-        with pytest.raises(ConfigError, match="train.output_dir is .*, which cannot be written to"):
-            make_output_dir(cfg)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, handler)
+    message = "train.output_dir is .*, which cannot be written to"
+    with file_size_limit(1000), pytest.raises(ConfigError, match=message):
+        make_output_dir(cfg)
 
 
 def test_evaluation_needs_no_training_set(tmp_path: Path) -> None:

@@ -1,5 +1,3 @@
-import resource
-import signal
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -300,17 +298,11 @@ def test_broken_running_statistics_cannot_be_left_out(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_does_not_keep_a_step_from_being_left_out(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, file_size_limit: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     built = trainer(tmp_path, [[image(float("nan"))]], max_skipped_steps=1)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
-    try:
+    with file_size_limit(100):
         built.train(0, 1)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, handler)
     assert "cannot be written" in caplog.text
     assert not list((tmp_path / "nonfinite").iterdir())
 
