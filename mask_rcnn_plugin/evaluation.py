@@ -32,7 +32,7 @@ from mask_rcnn_plugin.average_precision import (
 )
 from mask_rcnn_plugin.data.coco import COCO_KEYPOINT_OKS_SIGMAS
 from mask_rcnn_plugin.data.ground_truth import check_ground_truth
-from mask_rcnn_plugin.modeling.mask_rle import RLEMasks
+from mask_rcnn_plugin.fast.mask_rle import RLEMasks
 
 PREDICTIONS_FILE = "coco_instances_results.json"
 Task = Literal["bbox", "segm", "keypoints", "box_proposals"]

@@ -13,7 +13,7 @@ from detectron2.data.detection_utils import read_image
 from detectron2.structures import Boxes, BoxMode, Instances
 from detectron2.utils.visualizer import Visualizer
 
-from mask_rcnn_plugin.modeling.mask_rle import RLEMasks
+from mask_rcnn_plugin.fast.mask_rle import RLEMasks
 
 # Drawn pictures are at least this high, so that labels can be read on small images.
 _MIN_HEIGHT = 480

@@ -9,9 +9,13 @@ from pathlib import Path
 # that wait for each other are slow beside other work, and add up in another order.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-import pytest
+import mask_rcnn_plugin  # noqa: F401, I001  before anything of detectron2's, see compat.py
 
-import mask_rcnn_plugin  # noqa: F401  before anything of detectron2's, see compat.py
+import pytest
+import torch
+from detectron2.structures import Boxes, Instances, Keypoints, PolygonMasks
+from torch import Tensor, nn
+
 from mask_rcnn_plugin.data.synthetic import write_dataset
 
 
@@ -54,3 +58,137 @@ def toy_overrides(toy_dataset: Path, tmp_path: Path) -> list[str]:
         "train.device=cpu",
         f"train.output_dir={tmp_path / 'out'}",
     ]
+
+
+@pytest.fixture
+def redraw() -> Callable[..., None]:
+    """Draws a module's parameters and batch-norm statistics anew, far from initialisation."""
+
+    def draw(module: nn.Module, gain: float = 1.5, seed: int = 0) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        for name, value in module.state_dict().items():
+            fan_in = value[0].numel() if value.dim() > 1 else 1
+            noise = torch.randn(value.shape, generator=generator)
+            if name.endswith("running_var") or (name.endswith("norm.weight")):
+                noise = 0.5 + noise.abs()
+            elif value.dim() > 1:
+                noise *= gain / fan_in**0.5
+            elif value.dim() == 1:
+                noise *= 0.3
+            else:
+                continue
+            value.copy_(noise)
+
+    return draw
+
+
+@pytest.fixture
+def assert_near() -> Callable[..., None]:
+    """Two tensors agree to a part of the largest value, or of `least` if that is larger."""
+
+    def check(
+        ours: Tensor, theirs: Tensor, what: str = "", least: float = 0.0, tolerance: float = 1e-5
+    ) -> None:
+        assert ours.shape == theirs.shape, what
+        assert ours.dtype == theirs.dtype, what
+        if theirs.numel():
+            error = (ours.double() - theirs.double()).abs().max()
+            assert error <= tolerance * max(theirs.abs().max(), least), f"{what}: off by {error}"
+
+    return check
+
+
+@pytest.fixture
+def assert_same_training(assert_near: Callable[..., None]) -> Callable[..., None]:
+    """Two models' losses, and the gradients of all their parameters and of `inputs`, agree."""
+
+    def check(
+        ours: tuple[nn.Module, dict[str, Tensor], list[Tensor]],
+        theirs: tuple[nn.Module, dict[str, Tensor], list[Tensor]],
+    ) -> None:
+        (model, losses, inputs), (their_model, their_losses, their_inputs) = ours, theirs
+        assert losses.keys() == their_losses.keys()
+        for name, loss in losses.items():
+            assert their_losses[name] > 0.01, f"{name} says nothing"
+            assert_near(loss, their_losses[name], name)
+        sum(losses.values()).backward()
+        sum(their_losses.values()).backward()
+        their_parameters = dict(their_model.named_parameters())
+        # A softmax over cells does not feel the last bias: its gradient is rounding alone.
+        grads = [q.grad for q in their_parameters.values() if q.grad is not None]
+        least = 0.1 * max(grad.abs().max().item() for grad in grads)
+        for name, p in model.named_parameters():
+            q = their_parameters.pop(name)
+            assert (p.grad is None) == (q.grad is None), name
+            if q.grad is not None:
+                assert_near(p.grad, q.grad, name, least)
+        assert not their_parameters
+        for x, y in zip(inputs, their_inputs, strict=True):
+            assert y.grad.abs().max() > 0
+            assert_near(x.grad, y.grad, "input")
+
+    return check
+
+
+@pytest.fixture
+def assert_idle() -> Callable[..., None]:
+    """A loss is zero and its gradient a zero for every trainable parameter."""
+
+    def check(loss: Tensor, module: nn.Module) -> None:
+        module.zero_grad()
+        assert loss.item() == 0
+        loss.backward()
+        for name, p in module.named_parameters():
+            if p.requires_grad:
+                assert p.grad is not None, name
+                assert p.grad.eq(0).all(), name
+
+    return check
+
+
+@pytest.fixture
+def ground_truth() -> Callable[..., Instances]:
+    """Three objects of classes 0, 2, 1 in a 96 x 128 image: a square, a triangle, a bar."""
+
+    def make(count: int = 3, image_size: tuple[int, int] = (96, 128)) -> Instances:
+        polygons = [
+            [10, 10, 50, 10, 50, 50, 10, 50],
+            [60, 80, 100, 80, 80, 20],
+            [5, 60, 45, 60, 45, 85, 5, 85],
+        ]
+        boxes = torch.tensor([[10.0, 10, 50, 50], [60, 20, 100, 80], [5, 60, 45, 85]])
+        keypoints = torch.tensor(
+            [
+                [[20.0, 15, 2], [49, 30, 1], [0, 0, 0]],
+                [[80, 21, 2], [100, 80, 2], [90, 70, 1]],
+                [[10, 61, 1], [30, 84, 2], [44.5, 62, 2]],
+            ]
+        )
+        return Instances(
+            image_size,
+            gt_boxes=Boxes(boxes[:count]),
+            gt_classes=torch.tensor([0, 2, 1])[:count],
+            gt_masks=PolygonMasks([[p] for p in polygons[:count]]),
+            gt_keypoints=Keypoints(keypoints[:count]),
+        )
+
+    return make
+
+
+@pytest.fixture
+def proposals(ground_truth: Callable[..., Instances]) -> Callable[..., Instances]:
+    """Proposals of one image as the heads get them in training: boxes beside the objects."""
+
+    def make(count: int = 3) -> Instances:
+        instances = ground_truth(count)
+        shift = torch.tensor([[2.0, -3, 4, 1], [-5, 2, 3, -4], [1, 1, -2, 3]])[:count]
+        if not count:  # as detectron2 gives an image without positives
+            return Instances(
+                (96, 128),
+                proposal_boxes=Boxes(torch.zeros(0, 4)),
+                gt_classes=torch.zeros(0, dtype=torch.int64),
+            )
+        instances.proposal_boxes = Boxes(instances.gt_boxes.tensor + shift)
+        return instances
+
+    return make

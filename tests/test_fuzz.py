@@ -43,7 +43,7 @@ from mask_rcnn_plugin.data.coco import register_coco_dataset
 from mask_rcnn_plugin.data.mapper import MaskRCNNDatasetMapper
 from mask_rcnn_plugin.errors import UserError
 from mask_rcnn_plugin.evaluation import MaskRCNNCOCOEvaluator
-from mask_rcnn_plugin.modeling.mask_rle import RLEMasks
+from mask_rcnn_plugin.fast.mask_rle import RLEMasks
 
 CASES = int(os.environ.get("FUZZ_CASES", "2000"))
 FUZZ: dict[str, Any] = {

@@ -25,7 +25,7 @@ from pycocotools import mask as coco_mask
 
 from mask_rcnn_plugin.data.coco import register_coco_dataset
 from mask_rcnn_plugin.evaluation import MaskRCNNCOCOEvaluator, Task, coco_results
-from mask_rcnn_plugin.modeling.mask_rle import RLEMasks
+from mask_rcnn_plugin.fast.mask_rle import RLEMasks
 
 TASKS: tuple[Task, ...] = ("bbox", "segm")
 

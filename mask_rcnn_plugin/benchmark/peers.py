@@ -20,6 +20,7 @@ from torchvision.models.detection import MaskRCNN as TorchvisionMaskRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
 
+from mask_rcnn_plugin.fast.folding import FrozenBNConv2d
 from mask_rcnn_plugin.modeling import (
     MaskRCNN,
     MaskRCNNC4ROIHeads,
@@ -28,7 +29,6 @@ from mask_rcnn_plugin.modeling import (
     MaskRCNNROIHeads,
     RoIPooler,
 )
-from mask_rcnn_plugin.modeling.folding import FrozenBNConv2d
 
 # The plugin's class, detectron2's, and the arguments that detectron2's doesn't have.
 _STOCK: dict[type, tuple[type, tuple[str, ...]]] = {

@@ -1,5 +1,6 @@
 """The models. Importing this package registers them with detectron2."""
 
+from mask_rcnn_plugin.fast.mask_rle import RLEMasks, encode_masks
 from mask_rcnn_plugin.modeling.backbone import (
     build_mask_rcnn_resnet_backbone,
     res5_head,
@@ -8,7 +9,6 @@ from mask_rcnn_plugin.modeling.backbone import (
 )
 from mask_rcnn_plugin.modeling.keypoint_head import MaskRCNNKeypointHead
 from mask_rcnn_plugin.modeling.mask_head import MaskRCNNFCNHead, MaskRCNNMLPHead
-from mask_rcnn_plugin.modeling.mask_rle import RLEMasks, encode_masks
 from mask_rcnn_plugin.modeling.meta_arch import MaskRCNN
 from mask_rcnn_plugin.modeling.optimize import optimize_for_inference
 from mask_rcnn_plugin.modeling.roi_heads import MaskRCNNC4ROIHeads, MaskRCNNROIHeads

@@ -23,7 +23,7 @@ from detectron2.modeling.backbone.resnet import (
 )
 from torch import nn
 
-from mask_rcnn_plugin.modeling.folding import fold_frozen_batch_norm
+from mask_rcnn_plugin.fast.folding import fold_frozen_batch_norm
 
 Norm = str | Callable[[int], nn.Module]  # of so many channels, as `get_norm` takes it
 

@@ -8,7 +8,7 @@ from detectron2.modeling.roi_heads import ROI_KEYPOINT_HEAD_REGISTRY, KRCNNConvD
 from detectron2.structures import Instances
 from torch import Tensor
 
-from mask_rcnn_plugin.modeling.keypoint_decoding import decode_keypoints
+from mask_rcnn_plugin.fast.keypoint_decoding import decode_keypoints
 from mask_rcnn_plugin.modeling.keypoint_ops import encode_keypoints, keypoint_loss
 
 

@@ -7,7 +7,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, detector_po
 from detectron2.structures import Instances
 
 from mask_rcnn_plugin.config import require_mask_rcnn_config
-from mask_rcnn_plugin.modeling.mask_rle import RLEMasks, encode_masks
+from mask_rcnn_plugin.fast.mask_rle import RLEMasks, encode_masks
 
 MASK_FORMATS = ("rle", "bitmap")
 

@@ -12,9 +12,9 @@ from detectron2.modeling.proposal_generator import StandardRPNHead
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers, KRCNNConvDeconvUpsampleHead
 from torch import Tensor, nn
 
-from mask_rcnn_plugin.modeling.folding import fold_batch_norm_for_inference
+from mask_rcnn_plugin.fast.folding import fold_batch_norm_for_inference
+from mask_rcnn_plugin.fast.winograd import use_winograd
 from mask_rcnn_plugin.modeling.roi_pooling import RoIAlign, RoIPooler
-from mask_rcnn_plugin.modeling.winograd import use_winograd
 
 Module = TypeVar("Module", bound=nn.Module)
 

@@ -13,8 +13,8 @@ from detectron2.modeling.roi_heads import Res5ROIHeads, StandardROIHeads, build_
 from torch import nn
 
 from mask_rcnn_plugin.config import require_mask_rcnn_config
+from mask_rcnn_plugin.fast.folding import fold_frozen_batch_norm
 from mask_rcnn_plugin.modeling.backbone import res5_head, stage_channels
-from mask_rcnn_plugin.modeling.folding import fold_frozen_batch_norm
 from mask_rcnn_plugin.modeling.roi_pooling import RoIPooler
 
 _RES5_SIDE = 7  # of res5's output on an RoI (Fig. 4, left)

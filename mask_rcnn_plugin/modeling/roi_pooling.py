@@ -24,7 +24,7 @@ from detectron2.modeling.poolers import (
 from detectron2.structures import Boxes
 from torch import Tensor, nn
 
-from mask_rcnn_plugin.modeling.roi_align import roi_align
+from mask_rcnn_plugin.fast.roi_align import roi_align
 
 # detectron2's own names keep detectron2's meaning, so that an existing YAML file can change its
 # heads and nothing else. Its "ROIAlign" is the first version, half a feature cell off.

@@ -5,7 +5,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-from mask_rcnn_plugin.modeling.roi_align import roi_align
+from mask_rcnn_plugin.fast.roi_align import roi_align
 
 
 def draw(dtype: torch.dtype = torch.float32, count: int = 60) -> tuple[Tensor, Tensor]:

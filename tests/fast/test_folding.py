@@ -8,12 +8,12 @@ import torch
 from detectron2.layers import Conv2d, FrozenBatchNorm2d, get_norm
 from torch import Tensor, nn
 
-from mask_rcnn_plugin.modeling import res5_head, resnet_backbone
-from mask_rcnn_plugin.modeling.folding import (
+from mask_rcnn_plugin.fast.folding import (
     FrozenBNConv2d,
     fold_batch_norm_for_inference,
     fold_frozen_batch_norm,
 )
+from mask_rcnn_plugin.modeling import res5_head, resnet_backbone
 
 Check = Callable[..., None]
 

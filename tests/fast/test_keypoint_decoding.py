@@ -7,8 +7,8 @@ import torch
 from detectron2.structures.keypoints import heatmaps_to_keypoints
 from torch import Tensor
 
-from mask_rcnn_plugin.modeling import keypoint_decoding
-from mask_rcnn_plugin.modeling.keypoint_decoding import decode_keypoints
+from mask_rcnn_plugin.fast import keypoint_decoding
+from mask_rcnn_plugin.fast.keypoint_decoding import decode_keypoints
 from mask_rcnn_plugin.modeling.keypoint_ops import encode_keypoints
 
 
