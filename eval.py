@@ -32,11 +32,11 @@ from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 
 from mask_rcnn_plugin.config import short_name
+from mask_rcnn_plugin.config.paper import row_of
 from mask_rcnn_plugin.engine import Checkpointer, evaluate, resolve_weights, setup_datasets
 from mask_rcnn_plugin.engine.launch import launch, log_processes, parse_launch_args
 from mask_rcnn_plugin.engine.setup import make_output_dir
 from mask_rcnn_plugin.evaluation import PREDICTIONS_FILE, results_table
-from mask_rcnn_plugin.paper import row_of
 from mask_rcnn_plugin.visualization import draw_predictions
 
 

@@ -9,7 +9,7 @@ from math import isnan, sqrt
 from statistics import mean, stdev
 from typing import NamedTuple
 
-from mask_rcnn_plugin.paper import ROWS
+from mask_rcnn_plugin.config.paper import ROWS
 
 Measured = Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]
 

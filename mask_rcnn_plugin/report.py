@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from tabulate import tabulate
 
 from mask_rcnn_plugin.claims import AS_GOOD_WITHIN, CLAIMS, Claim, Effect, Measured
-from mask_rcnn_plugin.paper import TABLES, TASKS, rows_of
+from mask_rcnn_plugin.config.paper import TABLES, TASKS, rows_of
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 

@@ -24,8 +24,8 @@ from tqdm import tqdm
 
 from mask_rcnn_plugin.atomic_write import atomic_write
 from mask_rcnn_plugin.config import deciding, get_config
+from mask_rcnn_plugin.config.paper import TASKS
 from mask_rcnn_plugin.data import synthetic
-from mask_rcnn_plugin.paper import TASKS
 
 # What each scale lays over a row.
 SCALES = {"coco": "", "synthetic": "+ablation"}

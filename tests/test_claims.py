@@ -6,7 +6,7 @@ from statistics import mean, stdev
 import pytest
 
 from mask_rcnn_plugin.claims import CLAIMS, Claim, Effect
-from mask_rcnn_plugin.paper import row_of
+from mask_rcnn_plugin.config.paper import row_of
 
 
 def measured(**configs: list[float]) -> dict[str, dict[str, dict[str, list[float]]]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mask_rcnn_plugin import report
 from mask_rcnn_plugin.claims import CLAIMS
-from mask_rcnn_plugin.paper import rows_of
+from mask_rcnn_plugin.config.paper import rows_of
 
 PAGE = Path(__file__).parent.parent / "docs" / "reproduction"
 BENCHMARK = PAGE.parent / "benchmarks"

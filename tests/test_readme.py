@@ -15,7 +15,7 @@ from detectron2.modeling import (
 )
 
 from mask_rcnn_plugin import add_mask_rcnn_config, get_config, list_configs
-from mask_rcnn_plugin.paper import ROWS, TABLES, TASKS
+from mask_rcnn_plugin.config.paper import ROWS, TABLES, TASKS
 
 REPOSITORY = Path(__file__).parent.parent
 README = (REPOSITORY / "README.md").read_text()

@@ -11,7 +11,7 @@ import pytest
 
 from mask_rcnn_plugin import report
 from mask_rcnn_plugin.claims import CLAIMS, Effect, Measured
-from mask_rcnn_plugin.paper import TABLES
+from mask_rcnn_plugin.config.paper import TABLES
 from mask_rcnn_plugin.report import (
     Block,
     claim_records,

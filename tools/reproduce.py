@@ -35,10 +35,10 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from mask_rcnn_plugin import report
 from mask_rcnn_plugin.claims import CLAIMS, Measured
+from mask_rcnn_plugin.config.paper import TABLES, rows_of
 from mask_rcnn_plugin.engine import setup_datasets
 from mask_rcnn_plugin.errors import UserError
 from mask_rcnn_plugin.evaluation import PREDICTIONS_FILE
-from mask_rcnn_plugin.paper import TABLES, rows_of
 from mask_rcnn_plugin.reproduction import SCALES, Run, execute, plan
 from mask_rcnn_plugin.visualization import draw_prediction, draw_truth, read_predictions
 

@@ -13,13 +13,13 @@ from detectron2.structures import Instances
 from fvcore.nn import weight_init
 from torch import Tensor, nn
 
-from mask_rcnn_plugin.config import require_mask_rcnn_config
 from mask_rcnn_plugin.modeling.mask_loss import (
     mask_targets,
     sigmoid_mask_loss,
     softmax_mask_loss,
     softmax_mask_probs,
 )
+from mask_rcnn_plugin.modeling.yaml_keys import require_mask_rcnn_config
 
 LOSS_TYPES = ("sigmoid", "softmax")
 

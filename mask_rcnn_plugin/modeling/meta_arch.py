@@ -6,8 +6,8 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, detector_postprocess
 from detectron2.structures import Instances
 
-from mask_rcnn_plugin.config import require_mask_rcnn_config
 from mask_rcnn_plugin.fast.mask_rle import RLEMasks, encode_masks
+from mask_rcnn_plugin.modeling.yaml_keys import require_mask_rcnn_config
 
 MASK_FORMATS = ("rle", "bitmap")
 

@@ -12,10 +12,10 @@ from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.modeling.roi_heads import Res5ROIHeads, StandardROIHeads, build_mask_head
 from torch import nn
 
-from mask_rcnn_plugin.config import require_mask_rcnn_config
 from mask_rcnn_plugin.fast.folding import fold_frozen_batch_norm
 from mask_rcnn_plugin.modeling.backbone import res5_head, stage_channels
 from mask_rcnn_plugin.modeling.roi_pooling import RoIPooler
+from mask_rcnn_plugin.modeling.yaml_keys import require_mask_rcnn_config
 
 _RES5_SIDE = 7  # of res5's output on an RoI (Fig. 4, left)
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mask_rcnn_plugin import get_config
-from mask_rcnn_plugin.call_signature import fits, signature_of
+from mask_rcnn_plugin.config.call_signature import fits, signature_of
 from mask_rcnn_plugin.errors import ConfigError
 
 BASE = "table2a_backbone/r50_fpn"

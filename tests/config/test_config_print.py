@@ -70,7 +70,7 @@ def test_diff_has_what_differs_and_no_more(screen: Screen) -> None:
 def test_a_config_is_printed_without_the_weights(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    parse_args = runpy.run_path(str(Path(__file__).parent.parent / "eval.py"))["parse_args"]
+    parse_args = runpy.run_path(str(Path(__file__).parents[2] / "eval.py"))["parse_args"]
     given = ["eval.py", "--config-file", SOFTMAX]
     for extra, code in [("--print-config", 0), (f"--diff={SIGMOID}", 0), ("train.seed=1", 2)]:
         monkeypatch.setattr("sys.argv", [*given, extra])

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from mask_rcnn_plugin.call_signature import is_call
+from mask_rcnn_plugin.config.call_signature import is_call
 from mask_rcnn_plugin.errors import ConfigError
 
 _BRANCHES = {"segm": "mask_head", "keypoints": "keypoint_head"}

@@ -1,9 +1,5 @@
-"""Configs, in both of detectron2's languages.
-
-LazyConfig: `get_config` loads one of the repository's configs (by short name, from anywhere) or any
-other LazyConfig file, and applies overrides; a key that does not exist is refused.
-YAML: `add_mask_rcnn_config` adds the keys that the plugin's heads read.
-"""
+"""LazyConfigs: `get_config` loads one of the repository's (by short name, from anywhere) or any
+other file, and applies overrides; a key that does not exist is refused."""
 
 import copy
 import difflib
@@ -14,11 +10,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from detectron2.config import CfgNode, LazyConfig
+from detectron2.config import LazyConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
-from mask_rcnn_plugin.config_check import (
+from mask_rcnn_plugin.config.check import (
     NODES,
     NULLABLE,
     check_config,
@@ -27,9 +23,9 @@ from mask_rcnn_plugin.config_check import (
     same_kind,
     settable,
 )
-from mask_rcnn_plugin.errors import ConfigError as ConfigError
+from mask_rcnn_plugin.errors import ConfigError
 
-_PACKAGE = Path(__file__).parent
+_PACKAGE = Path(__file__).parent.parent
 # Inside the package when installed, beside it in a clone.
 CONFIG_DIR = next(d for d in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if d.is_dir())
 # Folders of CONFIG_DIR that hold parts of configs.
@@ -197,41 +193,6 @@ def deciding(cfg: DictConfig) -> dict[str, Any]:
         for key, value in flatten(cfg).items()
         if not any(f"{key}.".startswith(f"{free}.") for free in _FREE)
     }
-
-
-def add_mask_rcnn_config(cfg: CfgNode) -> None:
-    """Add the plugin's keys to a detectron2 YAML config; those that are there keep their values.
-
-    MODEL.ROI_MASK_HEAD.LOSS_TYPE: "sigmoid" or "softmax" (Table 2b).
-    MODEL.ROI_MASK_HEAD.FC_DIMS: hidden widths of `MaskRCNNMLPHead` (Table 2e).
-    MODEL.ROI_MASK_HEAD.OUTPUT_FORMAT: "rle" or "bitmap", what `MaskRCNN` returns.
-    MODEL.ROI_{BOX,MASK,KEYPOINT}_HEAD.POOLER_AGGREGATION: "ave" or "max" (Table 2c).
-
-    detectron2's own MODEL.ROI_{BOX,MASK,KEYPOINT}_HEAD.POOLER_TYPE also takes "RoIPool", "RoIWarp"
-    and "RoIAlign" with the plugin's RoI heads.
-    """
-    model = cfg.MODEL
-    for node, key, value in [
-        (model.ROI_MASK_HEAD, "LOSS_TYPE", "sigmoid"),
-        (model.ROI_MASK_HEAD, "FC_DIMS", [1024, 1024]),
-        (model.ROI_MASK_HEAD, "OUTPUT_FORMAT", "rle"),
-        (model.ROI_BOX_HEAD, "POOLER_AGGREGATION", "ave"),
-        (model.ROI_MASK_HEAD, "POOLER_AGGREGATION", "ave"),
-        (model.ROI_KEYPOINT_HEAD, "POOLER_AGGREGATION", "ave"),
-    ]:
-        node.setdefault(key, value)
-
-
-def require_mask_rcnn_config(cfg: CfgNode) -> None:
-    """
-    Raises:
-        KeyError: if `add_mask_rcnn_config` was not called on a YAML config.
-    """
-    if "LOSS_TYPE" not in cfg.MODEL.ROI_MASK_HEAD:
-        raise KeyError(
-            "this config has not the plugin's keys: call mask_rcnn_plugin.add_mask_rcnn_config(cfg)"
-            " after get_cfg(), or set DETECTRON2_ENV_MODULE=mask_rcnn_plugin.env"
-        )
 
 
 def _split(name: str) -> list[str]:

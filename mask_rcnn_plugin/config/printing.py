@@ -5,7 +5,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from mask_rcnn_plugin.config import flatten, get_config, plain
+from mask_rcnn_plugin.config.loading import flatten, get_config, plain
 
 
 def add_print_arguments(parser: argparse.ArgumentParser) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mask_rcnn_plugin.paper import ROWS, TABLES, TASKS, row_of, rows_of
+from mask_rcnn_plugin.config.paper import ROWS, TABLES, TASKS, row_of, rows_of
 
 
 def scores(config: str, task: str) -> list[float]:

@@ -19,8 +19,8 @@ from detectron2.utils.registry import locate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mask_rcnn_plugin.call_signature import fits, is_call, signature_of
-from mask_rcnn_plugin.config_consistency import check_consistency
+from mask_rcnn_plugin.config.call_signature import fits, is_call, signature_of
+from mask_rcnn_plugin.config.consistency import check_consistency
 from mask_rcnn_plugin.errors import ConfigError
 
 # The top of a config. What others refer to comes first, so that it is named, not they.
