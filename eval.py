@@ -37,7 +37,7 @@ from mask_rcnn_plugin.engine import Checkpointer, evaluate, resolve_weights, set
 from mask_rcnn_plugin.engine.launch import launch, log_processes, parse_launch_args
 from mask_rcnn_plugin.engine.setup import make_output_dir
 from mask_rcnn_plugin.evaluation import PREDICTIONS_FILE, results_table
-from mask_rcnn_plugin.visualization import draw_predictions
+from mask_rcnn_plugin.evaluation.pictures import draw_predictions
 
 
 def parse_args() -> argparse.Namespace:

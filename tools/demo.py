@@ -32,7 +32,7 @@ from tqdm import tqdm
 from mask_rcnn_plugin.engine import setup_datasets, train
 from mask_rcnn_plugin.errors import UserError
 from mask_rcnn_plugin.evaluation import PREDICTIONS_FILE, results_table
-from mask_rcnn_plugin.visualization import draw_predictions
+from mask_rcnn_plugin.evaluation.pictures import draw_predictions
 
 CONFIG = "table5_multitask/keypoint_and_mask+synthetic"
 OUTPUT = Path("output/demo")

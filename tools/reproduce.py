@@ -39,8 +39,8 @@ from mask_rcnn_plugin.config.paper import TABLES, rows_of
 from mask_rcnn_plugin.engine import setup_datasets
 from mask_rcnn_plugin.errors import UserError
 from mask_rcnn_plugin.evaluation import PREDICTIONS_FILE
+from mask_rcnn_plugin.evaluation.pictures import draw_prediction, draw_truth, read_predictions
 from mask_rcnn_plugin.reproduction import SCALES, Run, execute, plan
-from mask_rcnn_plugin.visualization import draw_prediction, draw_truth, read_predictions
 
 SCRIPTS = Path(__file__).resolve().parents[1]  # of train.py and eval.py
 # What "all" means. At the synthetic scale a row keeps its heads, layers and losses, so what

@@ -1,11 +1,11 @@
 """Training and evaluation of a config, on detectron2's trainer, loader and evaluator."""
 
 from mask_rcnn_plugin.engine.checkpoint import Checkpointer, resolve_weights
-from mask_rcnn_plugin.engine.evaluator import evaluate
 from mask_rcnn_plugin.engine.lr_schedule import warmup_multistep
 from mask_rcnn_plugin.engine.rpn_regimes import train_stages
 from mask_rcnn_plugin.engine.setup import setup_datasets
 from mask_rcnn_plugin.engine.trainer import train
+from mask_rcnn_plugin.evaluation.testing import evaluate
 
 __all__ = [
     "Checkpointer",

@@ -18,11 +18,11 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from mask_rcnn_plugin import average_precision
 from mask_rcnn_plugin.data.coco import register_coco_dataset
 from mask_rcnn_plugin.evaluation import (
     PREDICTIONS_FILE,
     MaskRCNNCOCOEvaluator,
+    average_precision,
     coco_results,
     keypoint_oks_sigmas,
     results_table,

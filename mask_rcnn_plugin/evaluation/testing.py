@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mask_rcnn_plugin.evaluation import (
+from mask_rcnn_plugin.evaluation.evaluator import (
     PREDICTIONS_FILE,
     MaskRCNNCOCOEvaluator,
     write_results,

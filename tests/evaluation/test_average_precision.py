@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
-from mask_rcnn_plugin import average_precision
-from mask_rcnn_plugin.average_precision import (
+from mask_rcnn_plugin.benchmark.made_up_detections import made_up_ground_truth, made_up_predictions
+from mask_rcnn_plugin.evaluation import average_precision, coco_results
+from mask_rcnn_plugin.evaluation.average_precision import (
     Backend,
     Detections,
     evaluate_task,
@@ -22,8 +23,6 @@ from mask_rcnn_plugin.average_precision import (
     unpack,
     write_predictions,
 )
-from mask_rcnn_plugin.benchmark.made_up_detections import made_up_ground_truth, made_up_predictions
-from mask_rcnn_plugin.evaluation import coco_results
 
 TASKS = ("bbox", "segm", "keypoints")
 KEYPOINTS = 5

@@ -22,7 +22,8 @@ from detectron2.structures import Instances
 from detectron2.utils import comm
 from tabulate import tabulate
 
-from mask_rcnn_plugin.average_precision import (
+from mask_rcnn_plugin.data.coco import COCO_KEYPOINT_OKS_SIGMAS
+from mask_rcnn_plugin.evaluation.average_precision import (
     Detections,
     evaluate_task,
     find_backend,
@@ -30,8 +31,7 @@ from mask_rcnn_plugin.average_precision import (
     paused_gc,
     write_predictions,
 )
-from mask_rcnn_plugin.data.coco import COCO_KEYPOINT_OKS_SIGMAS
-from mask_rcnn_plugin.data.ground_truth import check_ground_truth
+from mask_rcnn_plugin.evaluation.ground_truth import check_ground_truth
 from mask_rcnn_plugin.fast.mask_rle import RLEMasks
 
 PREDICTIONS_FILE = "coco_instances_results.json"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mask_rcnn_plugin.data.coco import register_coco_dataset
-from mask_rcnn_plugin.visualization import draw_predictions
+from mask_rcnn_plugin.evaluation.pictures import draw_predictions
 
 
 @pytest.fixture

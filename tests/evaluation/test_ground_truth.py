@@ -11,8 +11,8 @@ from detectron2.data import DatasetCatalog
 from pycocotools.coco import COCO
 
 from mask_rcnn_plugin.data.coco import DatasetError, register_coco_dataset
-from mask_rcnn_plugin.data.ground_truth import check_ground_truth
 from mask_rcnn_plugin.evaluation import MaskRCNNCOCOEvaluator
+from mask_rcnn_plugin.evaluation.ground_truth import check_ground_truth
 
 SOUND = {
     **{"id": 5, "image_id": 1, "category_id": 1, "bbox": [1, 1, 4, 4], "area": 16, "iscrowd": 0},
