@@ -42,7 +42,7 @@ with warnings.catch_warnings():
     from mask_rcnn_plugin import modeling  # registers everything
 
 from mask_rcnn_plugin.config import add_mask_rcnn_config, get_config, list_configs  # noqa: E402
-from mask_rcnn_plugin.modeling.optimize import optimize_for_inference  # noqa: E402
+from mask_rcnn_plugin.inference.optimize import optimize_for_inference  # noqa: E402
 
 __version__ = "0.1.0"
 

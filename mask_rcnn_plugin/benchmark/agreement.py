@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from mask_rcnn_plugin.benchmark.stages import boxes_lost
 from mask_rcnn_plugin.engine import Checkpointer, setup_datasets
-from mask_rcnn_plugin.modeling.optimize import optimize_for_inference
+from mask_rcnn_plugin.inference.optimize import optimize_for_inference
 
 
 class Agreement(NamedTuple):

@@ -36,9 +36,9 @@ from mask_rcnn_plugin.benchmark.weights import draw_like_trained
 from mask_rcnn_plugin.engine.train_loop import Trainer
 from mask_rcnn_plugin.evaluation import coco_results
 from mask_rcnn_plugin.fast.keypoint_decoding import decode_keypoints
+from mask_rcnn_plugin.inference.optimize import optimize_for_inference
 from mask_rcnn_plugin.modeling import MaskRCNNFCNHead, MaskRCNNKeypointHead, encode_masks
 from mask_rcnn_plugin.modeling.mask_loss import mask_targets
-from mask_rcnn_plugin.modeling.optimize import optimize_for_inference
 
 DETECTIONS = 100
 PROPOSALS = 1000

@@ -10,7 +10,6 @@ from mask_rcnn_plugin.modeling.backbone import (
 from mask_rcnn_plugin.modeling.keypoint_head import MaskRCNNKeypointHead
 from mask_rcnn_plugin.modeling.mask_head import MaskRCNNFCNHead, MaskRCNNMLPHead
 from mask_rcnn_plugin.modeling.meta_arch import MaskRCNN
-from mask_rcnn_plugin.modeling.optimize import optimize_for_inference
 from mask_rcnn_plugin.modeling.roi_heads import MaskRCNNC4ROIHeads, MaskRCNNROIHeads
 from mask_rcnn_plugin.modeling.roi_pooling import RoIAlign, RoIPooler, RoIWarp, build_roi_layer
 
@@ -28,7 +27,6 @@ __all__ = [
     "build_mask_rcnn_resnet_backbone",
     "build_roi_layer",
     "encode_masks",
-    "optimize_for_inference",
     "res5_head",
     "resnet_backbone",
     "stage_channels",
