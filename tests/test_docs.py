@@ -4,8 +4,9 @@ import json
 import re
 from pathlib import Path
 
-from mask_rcnn_plugin import report
-from mask_rcnn_plugin.claims import CLAIMS
+from reproduce import report
+from reproduce.claims import CLAIMS
+
 from mask_rcnn_plugin.config.paper import rows_of
 
 PAGE = Path(__file__).parent.parent / "docs" / "reproduction"

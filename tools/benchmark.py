@@ -32,21 +32,20 @@ import mask_rcnn_plugin  # isort: split
 import detectron2
 import torch
 import torchvision
-from tabulate import tabulate
-
-from mask_rcnn_plugin.benchmark.agreement import bf16_agreement
-from mask_rcnn_plugin.benchmark.dataset_check import DATASET_SIZES, dataset_check
-from mask_rcnn_plugin.benchmark.flops import measure_flops
-from mask_rcnn_plugin.benchmark.growth import growth
-from mask_rcnn_plugin.benchmark.made_up_detections import (
+from benchmark.agreement import bf16_agreement
+from benchmark.dataset_check import DATASET_SIZES, dataset_check
+from benchmark.flops import measure_flops
+from benchmark.growth import growth
+from benchmark.made_up_detections import (
     made_up_ground_truth,
     made_up_predictions,
     process_memory,
     register_made_up,
 )
-from mask_rcnn_plugin.benchmark.stages import STAGES, Peers, Row
-from mask_rcnn_plugin.benchmark.timing import interleave
-from mask_rcnn_plugin.reproduction import environment
+from benchmark.stages import STAGES, Peers, Row
+from benchmark.timing import interleave
+from reproduce.runs import environment
+from tabulate import tabulate
 
 PEERS = ("detectron2", "detectron2 tuned", "torchvision", "plugin")
 EXTRAS = ("flops", "growth", "evaluation-memory", "dataset-check", "bf16")

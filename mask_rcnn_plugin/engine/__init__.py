@@ -2,17 +2,13 @@
 
 from mask_rcnn_plugin.engine.checkpoint import Checkpointer, resolve_weights
 from mask_rcnn_plugin.engine.lr_schedule import warmup_multistep
-from mask_rcnn_plugin.engine.rpn_regimes import train_stages
 from mask_rcnn_plugin.engine.setup import setup_datasets
 from mask_rcnn_plugin.engine.trainer import train
-from mask_rcnn_plugin.evaluation.testing import evaluate
 
 __all__ = [
     "Checkpointer",
-    "evaluate",
     "resolve_weights",
     "setup_datasets",
     "train",
-    "train_stages",
     "warmup_multistep",
 ]

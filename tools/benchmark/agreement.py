@@ -8,7 +8,7 @@ import torch
 from detectron2.config import LazyConfig, instantiate
 from omegaconf import DictConfig
 
-from mask_rcnn_plugin.benchmark.stages import boxes_lost
+from benchmark.stages import boxes_lost
 from mask_rcnn_plugin.engine import Checkpointer, setup_datasets
 from mask_rcnn_plugin.inference.optimize import optimize_for_inference
 

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from detectron2.utils.analysis import FlopCountAnalysis
 
-from mask_rcnn_plugin.benchmark.stages import Peers
-from mask_rcnn_plugin.benchmark.timing import interleave, matmul_flops
+from benchmark.stages import Peers
+from benchmark.timing import interleave, matmul_flops
 
 
 class Flops(NamedTuple):

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from reproduce.runs import Run, execute, plan
 from tqdm import tqdm
 
 from mask_rcnn_plugin.config import ConfigError
-from mask_rcnn_plugin.reproduction import Run, execute, plan
 
 ROIALIGN, SIGMOID = "table2c_roi_layer/roialign_ave", "table2b_mask_loss/sigmoid"
 ROIPOOL = "table2c_roi_layer/roipool_max"
@@ -176,7 +176,7 @@ def test_an_interruption_leaves_nothing_behind_and_the_same_call_goes_on(
 
     run = a_run(tmp_path / "run")
     with monkeypatch.context() as patch:
-        patch.setattr("mask_rcnn_plugin.reproduction.time.sleep", interrupt)
+        patch.setattr("reproduce.runs.time.sleep", interrupt)
         with pytest.raises(KeyboardInterrupt):
             execute([run], endless, jobs=1, num_gpus=1)
     with pytest.raises(ProcessLookupError):
@@ -203,7 +203,7 @@ def test_the_estimate_leaves_out_what_was_done_before(
             totals.append(self.n)
             super().close()
 
-    monkeypatch.setattr("mask_rcnn_plugin.reproduction.tqdm", Bar)
+    monkeypatch.setattr("reproduce.runs.tqdm", Bar)
     begun = Run("a", ("train.seed=0",), 0, 100, tmp_path / "begun")
     begun.folder.mkdir()
     (begun.folder / "metrics.json").write_text('{"iteration": 89}\n')

@@ -12,8 +12,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
-from mask_rcnn_plugin.claims import AS_GOOD_WITHIN, CLAIMS, Claim, Effect, Measured
 from mask_rcnn_plugin.config.paper import TABLES, TASKS, rows_of
+from reproduce.claims import AS_GOOD_WITHIN, CLAIMS, Claim, Effect, Measured
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 

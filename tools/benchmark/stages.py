@@ -29,10 +29,10 @@ from detectron2.utils.events import EventStorage
 from pycocotools import mask as coco_mask
 from torch import Tensor, nn
 
+from benchmark import made_up_detections as made_up
+from benchmark.peers import stock_detectron2, torchvision_twin
+from benchmark.weights import draw_like_trained
 from mask_rcnn_plugin import get_config
-from mask_rcnn_plugin.benchmark import made_up_detections as made_up
-from mask_rcnn_plugin.benchmark.peers import stock_detectron2, torchvision_twin
-from mask_rcnn_plugin.benchmark.weights import draw_like_trained
 from mask_rcnn_plugin.engine.train_loop import Trainer
 from mask_rcnn_plugin.evaluation import coco_results
 from mask_rcnn_plugin.fast.keypoint_decoding import decode_keypoints

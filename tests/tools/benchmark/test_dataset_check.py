@@ -4,8 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-
-from mask_rcnn_plugin.benchmark.dataset_check import dataset_check, timed_check, write_made_up
+from benchmark.dataset_check import dataset_check, timed_check, write_made_up
 
 
 def test_a_made_up_data_set_is_checked_and_measured(tmp_path: Path) -> None:

@@ -2,8 +2,7 @@
 
 import numpy as np
 import pytest
-
-from mask_rcnn_plugin.benchmark.timing import interleave
+from benchmark.timing import interleave
 
 
 def test_functions_take_turns() -> None:

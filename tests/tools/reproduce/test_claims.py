@@ -4,8 +4,8 @@ from math import sqrt
 from statistics import mean, stdev
 
 import pytest
+from reproduce.claims import CLAIMS, Claim, Effect
 
-from mask_rcnn_plugin.claims import CLAIMS, Claim, Effect
 from mask_rcnn_plugin.config.paper import row_of
 
 

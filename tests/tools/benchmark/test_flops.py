@@ -1,9 +1,8 @@
 """The number of operations of the model, by hand."""
 
 import torch
-
-from mask_rcnn_plugin.benchmark.flops import measure_flops
-from mask_rcnn_plugin.benchmark.stages import Peers
+from benchmark.flops import measure_flops
+from benchmark.stages import Peers
 
 
 def test_parts_add_up_and_are_those_of_the_layers() -> None:

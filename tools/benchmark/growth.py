@@ -9,7 +9,7 @@ from detectron2.structures import Instances
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
-from mask_rcnn_plugin.benchmark.stages import (
+from benchmark.stages import (
     CLASSES,
     MANY_CLASSES,
     Peers,

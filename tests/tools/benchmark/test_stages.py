@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-
-from mask_rcnn_plugin.benchmark.stages import STAGES, Peers, made_up_masks
+from benchmark.stages import STAGES, Peers, made_up_masks
 
 SMALL = [name for name in STAGES if name != "evaluation"]  # minutes; has tests of its own
 

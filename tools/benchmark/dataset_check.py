@@ -14,8 +14,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
-from mask_rcnn_plugin.benchmark.made_up_detections import made_up_ground_truth
-from mask_rcnn_plugin.benchmark.timing import high_water_mib
+from benchmark.made_up_detections import made_up_ground_truth
+from benchmark.timing import high_water_mib
 from mask_rcnn_plugin.data.check import check_file
 
 # Images and annotations; the last are about COCO's.

@@ -8,11 +8,9 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-
-from mask_rcnn_plugin import report
-from mask_rcnn_plugin.claims import CLAIMS, Effect, Measured
-from mask_rcnn_plugin.config.paper import TABLES
-from mask_rcnn_plugin.report import (
+from reproduce import report
+from reproduce.claims import CLAIMS, Effect, Measured
+from reproduce.report import (
     Block,
     claim_records,
     claim_rows,
@@ -25,6 +23,8 @@ from mask_rcnn_plugin.report import (
     to_html,
     to_markdown,
 )
+
+from mask_rcnn_plugin.config.paper import TABLES
 
 
 def scores(*values: float) -> dict[str, list[float]]:

@@ -1,9 +1,8 @@
 """The growth table's lines at a small size."""
 
 import torch
-
-from mask_rcnn_plugin.benchmark.growth import growth
-from mask_rcnn_plugin.benchmark.stages import Peers
+from benchmark.growth import growth
+from benchmark.stages import Peers
 
 
 def test_lines() -> None:

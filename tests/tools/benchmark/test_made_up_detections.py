@@ -6,9 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from pycocotools import mask as coco_mask
-
-from mask_rcnn_plugin.benchmark.made_up_detections import (
+from benchmark.made_up_detections import (
     made_up_ground_truth,
     made_up_predictions,
     our_evaluator,
@@ -17,6 +15,8 @@ from mask_rcnn_plugin.benchmark.made_up_detections import (
     resident_mb,
     stock_evaluator,
 )
+from pycocotools import mask as coco_mask
+
 from mask_rcnn_plugin.evaluation import MaskRCNNCOCOEvaluator
 
 
