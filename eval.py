@@ -33,12 +33,12 @@ from omegaconf import DictConfig
 
 from mask_rcnn_plugin.config import short_name
 from mask_rcnn_plugin.config.paper import row_of
-from mask_rcnn_plugin.engine import Checkpointer, resolve_weights, setup_datasets
-from mask_rcnn_plugin.engine.launch import launch, log_processes, parse_launch_args
-from mask_rcnn_plugin.engine.setup import make_output_dir
 from mask_rcnn_plugin.evaluation import PREDICTIONS_FILE, results_table
 from mask_rcnn_plugin.evaluation.pictures import draw_predictions
 from mask_rcnn_plugin.evaluation.testing import evaluate
+from mask_rcnn_plugin.training import Checkpointer, resolve_weights, setup_datasets
+from mask_rcnn_plugin.training.launch import launch, log_processes, parse_launch_args
+from mask_rcnn_plugin.training.setup import make_output_dir
 
 
 def parse_args() -> argparse.Namespace:

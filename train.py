@@ -22,7 +22,7 @@ import argparse
 from pathlib import Path
 
 # First: the plugin makes detectron2 importable on current Pillow and NumPy.
-from mask_rcnn_plugin.engine import resolve_weights, setup_datasets, train  # isort: split
+from mask_rcnn_plugin.training import resolve_weights, setup_datasets, train  # isort: split
 
 from detectron2.data import MetadataCatalog
 from detectron2.engine import default_setup
@@ -31,12 +31,12 @@ from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 
 from mask_rcnn_plugin.config import ConfigError
-from mask_rcnn_plugin.engine.batch_scaling import fit_batch
-from mask_rcnn_plugin.engine.checkpoint import BEST, FINAL, periodic_checkpoints
-from mask_rcnn_plugin.engine.launch import launch, log_processes, parse_launch_args
-from mask_rcnn_plugin.engine.preflight import check_datasets
-from mask_rcnn_plugin.engine.setup import make_output_dir
-from mask_rcnn_plugin.engine.train_loop import check_precision
+from mask_rcnn_plugin.training.batch_scaling import fit_batch
+from mask_rcnn_plugin.training.checkpoint import BEST, FINAL, periodic_checkpoints
+from mask_rcnn_plugin.training.launch import launch, log_processes, parse_launch_args
+from mask_rcnn_plugin.training.preflight import check_datasets
+from mask_rcnn_plugin.training.setup import make_output_dir
+from mask_rcnn_plugin.training.train_loop import check_precision
 
 
 def parse_args() -> argparse.Namespace:

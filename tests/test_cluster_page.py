@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mask_rcnn_plugin import get_config
-from mask_rcnn_plugin.engine.batch_scaling import fit_batch
+from mask_rcnn_plugin.training.batch_scaling import fit_batch
 
 REPOSITORY = Path(__file__).parent.parent
 PAGE = (REPOSITORY / "docs" / "cluster.md").read_text()

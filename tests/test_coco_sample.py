@@ -9,8 +9,8 @@ from detectron2.config import instantiate
 from detectron2.utils.events import EventStorage
 
 from mask_rcnn_plugin import get_config
-from mask_rcnn_plugin.engine import setup_datasets
 from mask_rcnn_plugin.evaluation.testing import evaluate
+from mask_rcnn_plugin.training import setup_datasets
 
 SAMPLE = os.environ.get("MASK_RCNN_COCO_SAMPLE", "")
 

@@ -4,10 +4,9 @@ import json
 import re
 from pathlib import Path
 
+from mask_rcnn_plugin.config.paper import rows_of
 from reproduce import report
 from reproduce.claims import CLAIMS
-
-from mask_rcnn_plugin.config.paper import rows_of
 
 PAGE = Path(__file__).parent.parent / "docs" / "reproduction"
 BENCHMARK = PAGE.parent / "benchmarks"

@@ -32,6 +32,8 @@ import mask_rcnn_plugin  # isort: split
 import detectron2
 import torch
 import torchvision
+from tabulate import tabulate
+
 from benchmark.agreement import bf16_agreement
 from benchmark.dataset_check import DATASET_SIZES, dataset_check
 from benchmark.flops import measure_flops
@@ -45,7 +47,6 @@ from benchmark.made_up_detections import (
 from benchmark.stages import STAGES, Peers, Row
 from benchmark.timing import interleave
 from reproduce.runs import environment
-from tabulate import tabulate
 
 PEERS = ("detectron2", "detectron2 tuned", "torchvision", "plugin")
 EXTRAS = ("flops", "growth", "evaluation-memory", "dataset-check", "bf16")

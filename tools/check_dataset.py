@@ -22,9 +22,9 @@ from mask_rcnn_plugin import get_config  # isort: split
 
 from mask_rcnn_plugin.data.check import Findings, check_file, clean
 from mask_rcnn_plugin.data.check.findings import total
-from mask_rcnn_plugin.engine.preflight import check_sets
-from mask_rcnn_plugin.engine.setup import draw_synthetic
 from mask_rcnn_plugin.errors import UserError
+from mask_rcnn_plugin.training.preflight import check_sets
+from mask_rcnn_plugin.training.setup import draw_synthetic
 
 
 def parse_args() -> argparse.Namespace:

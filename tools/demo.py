@@ -29,10 +29,10 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 from tqdm import tqdm
 
-from mask_rcnn_plugin.engine import setup_datasets, train
 from mask_rcnn_plugin.errors import UserError
 from mask_rcnn_plugin.evaluation import PREDICTIONS_FILE, results_table
 from mask_rcnn_plugin.evaluation.pictures import draw_predictions
+from mask_rcnn_plugin.training import setup_datasets, train
 
 CONFIG = "table5_multitask/keypoint_and_mask+synthetic"
 OUTPUT = Path("output/demo")

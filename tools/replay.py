@@ -28,10 +28,10 @@ from omegaconf import DictConfig
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from mask_rcnn_plugin.engine import setup_datasets
-from mask_rcnn_plugin.engine.nonfinite import read_batch, set_random_state
-from mask_rcnn_plugin.engine.train_loop import build_trainer
 from mask_rcnn_plugin.errors import UserError
+from mask_rcnn_plugin.training import setup_datasets
+from mask_rcnn_plugin.training.nonfinite import read_batch, set_random_state
+from mask_rcnn_plugin.training.train_loop import build_trainer
 
 
 def parse_args() -> argparse.Namespace:

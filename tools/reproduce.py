@@ -32,15 +32,15 @@ from mask_rcnn_plugin import get_config  # isort: split
 
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from reproduce import report
-from reproduce.claims import CLAIMS, Measured
-from reproduce.runs import SCALES, Run, execute, plan
 
 from mask_rcnn_plugin.config.paper import TABLES, rows_of
-from mask_rcnn_plugin.engine import setup_datasets
 from mask_rcnn_plugin.errors import UserError
 from mask_rcnn_plugin.evaluation import PREDICTIONS_FILE
 from mask_rcnn_plugin.evaluation.pictures import draw_prediction, draw_truth, read_predictions
+from mask_rcnn_plugin.training import setup_datasets
+from reproduce import report
+from reproduce.claims import CLAIMS, Measured
+from reproduce.runs import SCALES, Run, execute, plan
 
 SCRIPTS = Path(__file__).resolve().parents[1]  # of train.py and eval.py
 # What "all" means. At the synthetic scale a row keeps its heads, layers and losses, so what

@@ -19,20 +19,20 @@ import argparse
 from pathlib import Path
 
 # First: the plugin makes detectron2 importable on current Pillow and NumPy.
-from mask_rcnn_plugin.engine import resolve_weights, setup_datasets  # isort: split
+from mask_rcnn_plugin.training import resolve_weights, setup_datasets  # isort: split
 
 from detectron2.engine import default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
-from train_stages.regimes import CHECKPOINT, REGIMES, check_stages, train_stages
 
-from mask_rcnn_plugin.engine.batch_scaling import fit_batch
-from mask_rcnn_plugin.engine.launch import launch, log_processes, parse_launch_args
-from mask_rcnn_plugin.engine.preflight import check_datasets
-from mask_rcnn_plugin.engine.setup import make_output_dir
-from mask_rcnn_plugin.engine.train_loop import check_precision
 from mask_rcnn_plugin.evaluation import results_table
+from mask_rcnn_plugin.training.batch_scaling import fit_batch
+from mask_rcnn_plugin.training.launch import launch, log_processes, parse_launch_args
+from mask_rcnn_plugin.training.preflight import check_datasets
+from mask_rcnn_plugin.training.setup import make_output_dir
+from mask_rcnn_plugin.training.train_loop import check_precision
+from train_stages.regimes import CHECKPOINT, REGIMES, check_stages, train_stages
 
 
 def parse_args() -> argparse.Namespace:

@@ -5,7 +5,7 @@ from detectron2.config import LazyCall as L
 from detectron2.solver import get_default_optimizer_params
 from omegaconf import OmegaConf
 
-from mask_rcnn_plugin.engine.lr_schedule import warmup_multistep
+from mask_rcnn_plugin.training.lr_schedule import warmup_multistep
 
 optimizer = L(torch.optim.SGD)(
     params=L(get_default_optimizer_params)(weight_decay_norm=0.0),

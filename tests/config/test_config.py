@@ -15,8 +15,8 @@ from omegaconf import OmegaConf
 from mask_rcnn_plugin import add_mask_rcnn_config, get_config, list_configs
 from mask_rcnn_plugin.config import CONFIG_DIR, ConfigError, flatten, list_overlays, short_name
 from mask_rcnn_plugin.config.paper import ROWS, row_of
-from mask_rcnn_plugin.engine import setup_datasets
 from mask_rcnn_plugin.modeling import MaskRCNNMLPHead
+from mask_rcnn_plugin.training import setup_datasets
 
 CONFIGS = list_configs()
 

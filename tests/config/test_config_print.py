@@ -8,7 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from mask_rcnn_plugin.config import flatten, get_config
-from mask_rcnn_plugin.engine.launch import parse_launch_args
+from mask_rcnn_plugin.training.launch import parse_launch_args
 
 SIGMOID, SOFTMAX = "table2b_mask_loss/sigmoid", "table2b_mask_loss/softmax"
 

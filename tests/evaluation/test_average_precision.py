@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from benchmark.made_up_detections import made_up_ground_truth, made_up_predictions
 from pycocotools.coco import COCO
 
+from benchmark.made_up_detections import made_up_ground_truth, made_up_predictions
 from mask_rcnn_plugin.evaluation import average_precision, coco_results
 from mask_rcnn_plugin.evaluation.average_precision import (
     Backend,

@@ -7,8 +7,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from benchmark.peers import stock_detectron2
-from benchmark.weights import draw_like_trained
 from detectron2.config import get_cfg, instantiate
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_model
@@ -16,6 +14,8 @@ from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Instances, pairwise_iou
 from torch import nn
 
+from benchmark.peers import stock_detectron2
+from benchmark.weights import draw_like_trained
 from mask_rcnn_plugin import get_config, optimize_for_inference
 from mask_rcnn_plugin.modeling import RoIPooler
 

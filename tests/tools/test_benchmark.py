@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+
 from benchmark.stages import Peers, Row
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "benchmark.py"

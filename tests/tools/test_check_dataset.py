@@ -14,7 +14,7 @@ from detectron2.config import LazyCall
 
 from mask_rcnn_plugin import get_config
 from mask_rcnn_plugin.data.coco import DatasetError
-from mask_rcnn_plugin.engine import preflight, setup_datasets
+from mask_rcnn_plugin.training import preflight, setup_datasets
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TOOL = REPOSITORY / "tools" / "check_dataset.py"

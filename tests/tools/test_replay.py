@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from mask_rcnn_plugin import get_config
-from mask_rcnn_plugin.engine import setup_datasets, train
-from mask_rcnn_plugin.engine.nonfinite import NonFiniteLossError
+from mask_rcnn_plugin.training import setup_datasets, train
+from mask_rcnn_plugin.training.nonfinite import NonFiniteLossError
 
 CONFIG = "table4_keypoints/keypoint_and_mask+synthetic"
 SCRIPT = Path(__file__).parents[2] / "tools" / "replay.py"

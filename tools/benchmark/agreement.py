@@ -9,8 +9,8 @@ from detectron2.config import LazyConfig, instantiate
 from omegaconf import DictConfig
 
 from benchmark.stages import boxes_lost
-from mask_rcnn_plugin.engine import Checkpointer, setup_datasets
 from mask_rcnn_plugin.inference.optimize import optimize_for_inference
+from mask_rcnn_plugin.training import Checkpointer, setup_datasets
 
 
 class Agreement(NamedTuple):

@@ -33,12 +33,12 @@ from benchmark import made_up_detections as made_up
 from benchmark.peers import stock_detectron2, torchvision_twin
 from benchmark.weights import draw_like_trained
 from mask_rcnn_plugin import get_config
-from mask_rcnn_plugin.engine.train_loop import Trainer
 from mask_rcnn_plugin.evaluation import coco_results
 from mask_rcnn_plugin.fast.keypoint_decoding import decode_keypoints
 from mask_rcnn_plugin.inference.optimize import optimize_for_inference
 from mask_rcnn_plugin.modeling import MaskRCNNFCNHead, MaskRCNNKeypointHead, encode_masks
 from mask_rcnn_plugin.modeling.mask_loss import mask_targets
+from mask_rcnn_plugin.training.train_loop import Trainer
 
 DETECTIONS = 100
 PROPOSALS = 1000

@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from mask_rcnn_plugin.atomic_write import atomic_write
-from mask_rcnn_plugin.engine.checkpoint import Checkpointer
+from mask_rcnn_plugin.training.checkpoint import Checkpointer
 
 logger = logging.getLogger(__name__)
 

@@ -29,9 +29,9 @@ from torch import Tensor, nn
 
 from mask_rcnn_plugin.atomic_write import atomic_write
 from mask_rcnn_plugin.config import ConfigError, deciding
-from mask_rcnn_plugin.engine.checkpoint import Checkpointer, WeightsError, write_checkpoint
-from mask_rcnn_plugin.engine.trainer import train
 from mask_rcnn_plugin.evaluation.testing import evaluate
+from mask_rcnn_plugin.training.checkpoint import Checkpointer, WeightsError, write_checkpoint
+from mask_rcnn_plugin.training.trainer import train
 from train_stages.proposals import ProposalFiles, write_proposals
 
 REGIMES = ("separate", "4step")

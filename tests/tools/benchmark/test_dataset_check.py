@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from benchmark.dataset_check import dataset_check, timed_check, write_made_up
 
 

@@ -1,6 +1,7 @@
 """The number of operations of the model, by hand."""
 
 import torch
+
 from benchmark.flops import measure_flops
 from benchmark.stages import Peers
 

@@ -1,6 +1,7 @@
 """The growth table's lines at a small size."""
 
 import torch
+
 from benchmark.growth import growth
 from benchmark.stages import Peers
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from pycocotools import mask as coco_mask
+
 from benchmark.made_up_detections import (
     made_up_ground_truth,
     made_up_predictions,
@@ -15,8 +17,6 @@ from benchmark.made_up_detections import (
     resident_mb,
     stock_evaluator,
 )
-from pycocotools import mask as coco_mask
-
 from mask_rcnn_plugin.evaluation import MaskRCNNCOCOEvaluator
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from benchmark.stages import STAGES, Peers, made_up_masks
 
 SMALL = [name for name in STAGES if name != "evaluation"]  # minutes; has tests of its own

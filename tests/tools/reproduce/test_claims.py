@@ -4,9 +4,9 @@ from math import sqrt
 from statistics import mean, stdev
 
 import pytest
-from reproduce.claims import CLAIMS, Claim, Effect
 
 from mask_rcnn_plugin.config.paper import row_of
+from reproduce.claims import CLAIMS, Claim, Effect
 
 
 def measured(**configs: list[float]) -> dict[str, dict[str, dict[str, list[float]]]]:

@@ -8,6 +8,8 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+
+from mask_rcnn_plugin.config.paper import TABLES
 from reproduce import report
 from reproduce.claims import CLAIMS, Effect, Measured
 from reproduce.report import (
@@ -23,8 +25,6 @@ from reproduce.report import (
     to_html,
     to_markdown,
 )
-
-from mask_rcnn_plugin.config.paper import TABLES
 
 
 def scores(*values: float) -> dict[str, list[float]]:

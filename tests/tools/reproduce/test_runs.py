@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from reproduce.runs import Run, execute, plan
 from tqdm import tqdm
 
 from mask_rcnn_plugin.config import ConfigError
+from reproduce.runs import Run, execute, plan
 
 ROIALIGN, SIGMOID = "table2c_roi_layer/roialign_ave", "table2b_mask_loss/sigmoid"
 ROIPOOL = "table2c_roi_layer/roipool_max"

@@ -18,6 +18,12 @@ from detectron2.layers import FrozenBatchNorm2d
 from detectron2.structures import Boxes, BoxMode, Instances
 from omegaconf import DictConfig
 from torch import Tensor, nn
+
+from mask_rcnn_plugin import get_config
+from mask_rcnn_plugin.config import ConfigError, list_configs
+from mask_rcnn_plugin.data.mapper import MaskRCNNDatasetMapper
+from mask_rcnn_plugin.training import setup_datasets, train
+from mask_rcnn_plugin.training.checkpoint import WeightsError
 from train_stages import regimes as rpn_regimes
 from train_stages.proposals import ProposalFiles, ProposalWriter, write_proposals
 from train_stages.regimes import (
@@ -29,12 +35,6 @@ from train_stages.regimes import (
     train_stages,
     unite_weights,
 )
-
-from mask_rcnn_plugin import get_config
-from mask_rcnn_plugin.config import ConfigError, list_configs
-from mask_rcnn_plugin.data.mapper import MaskRCNNDatasetMapper
-from mask_rcnn_plugin.engine import setup_datasets, train
-from mask_rcnn_plugin.engine.checkpoint import WeightsError
 
 C4, FPN = "table2a_backbone/r50_c4+synthetic", "table2a_backbone/r50_fpn+synthetic"
 FILES = ProposalFiles(["a.pkl"], ["b.pkl"])

@@ -17,10 +17,10 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from mask_rcnn_plugin.config import ConfigError
-from mask_rcnn_plugin.engine.launch import destroy_process_group
-from mask_rcnn_plugin.engine.nonfinite import NonFiniteLossError, read_batch, set_random_state
-from mask_rcnn_plugin.engine.train_loop import Trainer, build_trainer
 from mask_rcnn_plugin.errors import UserError
+from mask_rcnn_plugin.training.launch import destroy_process_group
+from mask_rcnn_plugin.training.nonfinite import NonFiniteLossError, read_batch, set_random_state
+from mask_rcnn_plugin.training.train_loop import Trainer, build_trainer
 
 
 class Model(nn.Module):

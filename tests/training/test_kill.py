@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from mask_rcnn_plugin.engine.checkpoint import check_readable
-from mask_rcnn_plugin.engine.preemption import EXIT_CODE
+from mask_rcnn_plugin.training.checkpoint import check_readable
+from mask_rcnn_plugin.training.preemption import EXIT_CODE
 
 KILLS, ITERATIONS = 20, 22
 PATIENCE = 120  # seconds, for what takes one
@@ -26,7 +26,7 @@ def training() -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(Path(__file__).parent)
         module = importlib.import_module("training_process")
-        context.set_forkserver_preload(["mask_rcnn_plugin", "mask_rcnn_plugin.engine"])
+        context.set_forkserver_preload(["mask_rcnn_plugin", "mask_rcnn_plugin.training"])
 
         def start(function: str, *arguments: Any) -> Any:
             receiver, sender = context.Pipe(duplex=False)

@@ -2,7 +2,7 @@ from itertools import pairwise
 
 import pytest
 
-from mask_rcnn_plugin.engine import warmup_multistep
+from mask_rcnn_plugin.training import warmup_multistep
 
 
 def test_paper_schedule_of_160k() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from detectron2.utils import comm
 
-from mask_rcnn_plugin.engine.random_states import RandomStates, random_states_kept
+from mask_rcnn_plugin.training.random_states import RandomStates, random_states_kept
 
 
 def draw() -> list[float]:

@@ -4,7 +4,7 @@ from typing import Any
 
 from detectron2.engine import hooks
 
-from mask_rcnn_plugin.engine.periodic_checkpointer import PeriodicCheckpointer
+from mask_rcnn_plugin.training.periodic_checkpointer import PeriodicCheckpointer
 
 
 class EvaluationHook(hooks.EvalHook):

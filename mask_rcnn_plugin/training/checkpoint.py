@@ -14,8 +14,8 @@ from detectron2.utils.file_io import PathManager
 from fvcore.common.checkpoint import Checkpointer as FvcoreCheckpointer
 
 from mask_rcnn_plugin.atomic_write import SUFFIX, atomic_write
-from mask_rcnn_plugin.engine import safe_pickle
 from mask_rcnn_plugin.errors import UserError
+from mask_rcnn_plugin.training import safe_pickle
 
 FINAL, BEST = "model_final", "model_best"
 

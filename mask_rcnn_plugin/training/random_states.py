@@ -11,7 +11,7 @@ import torch
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 
-from mask_rcnn_plugin.engine.nonfinite import random_state, set_random_state
+from mask_rcnn_plugin.training.nonfinite import random_state, set_random_state
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
-from mask_rcnn_plugin.engine.checkpoint import (
+from mask_rcnn_plugin.training.checkpoint import (
     FINAL,
     Checkpointer,
     SaveError,

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from mask_rcnn_plugin import get_config
 from mask_rcnn_plugin.config import ConfigError
-from mask_rcnn_plugin.engine import setup_datasets, train
-from mask_rcnn_plugin.engine.validation_loss import build_validation_loader, validation_losses
+from mask_rcnn_plugin.training import setup_datasets, train
+from mask_rcnn_plugin.training.validation_loss import build_validation_loader, validation_losses
 
 CONFIG = "table4_keypoints/keypoint_and_mask+synthetic"
 

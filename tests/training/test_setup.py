@@ -10,8 +10,8 @@ from omegaconf import DictConfig
 from mask_rcnn_plugin import get_config
 from mask_rcnn_plugin.config import ConfigError
 from mask_rcnn_plugin.data.coco import DatasetError
-from mask_rcnn_plugin.engine import setup_datasets
-from mask_rcnn_plugin.engine.setup import make_output_dir
+from mask_rcnn_plugin.training import setup_datasets
+from mask_rcnn_plugin.training.setup import make_output_dir
 
 
 def own_dataset(folder: Path, categories: list[dict[str, Any]], name: str) -> list[str]:
@@ -162,7 +162,7 @@ def test_evaluation_needs_no_training_set(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("names", [[], ["coco_2014_minival", "coco_2017_val"]])
 def test_there_is_one_test_set(names: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mask_rcnn_plugin.engine.setup._check_exists", lambda name: None)
+    monkeypatch.setattr("mask_rcnn_plugin.training.setup._check_exists", lambda name: None)
     cfg = get_config("table2a_backbone/r50_fpn")
     cfg.dataset.test.names = names
     with pytest.raises(DatasetError, match="there must be one test set"):

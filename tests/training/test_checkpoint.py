@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from mask_rcnn_plugin.engine import Checkpointer, resolve_weights
-from mask_rcnn_plugin.engine import checkpoint as checkpoint_module
-from mask_rcnn_plugin.engine.checkpoint import SaveError, WeightsError, check_readable
+from mask_rcnn_plugin.training import Checkpointer, resolve_weights
+from mask_rcnn_plugin.training import checkpoint as checkpoint_module
+from mask_rcnn_plugin.training.checkpoint import SaveError, WeightsError, check_readable
 
 
 def model(width: int = 3) -> nn.Module:

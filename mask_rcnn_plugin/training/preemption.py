@@ -13,7 +13,7 @@ from typing import Any
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
-from mask_rcnn_plugin.engine.periodic_checkpointer import PeriodicCheckpointer
+from mask_rcnn_plugin.training.periodic_checkpointer import PeriodicCheckpointer
 
 EXIT_CODE = 75
 """Of a training that SIGTERM or SIGUSR1 has ended; EX_TEMPFAIL of sysexits.h."""

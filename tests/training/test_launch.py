@@ -19,9 +19,9 @@ import torch.distributed as dist
 from omegaconf import DictConfig
 
 from mask_rcnn_plugin.config import ConfigError, get_config
-from mask_rcnn_plugin.engine import launch
-from mask_rcnn_plugin.engine.placement import ALONE, Placement, first_host, placement_from
 from mask_rcnn_plugin.errors import UserError
+from mask_rcnn_plugin.training import launch
+from mask_rcnn_plugin.training.placement import ALONE, Placement, first_host, placement_from
 
 HERE = Path(__file__).parent
 REPOSITORY = HERE.parent.parent

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mask_rcnn_plugin.config import ConfigError
-from mask_rcnn_plugin.engine.checkpoint import SaveError
-from mask_rcnn_plugin.engine.nonfinite import (
+from mask_rcnn_plugin.training.checkpoint import SaveError
+from mask_rcnn_plugin.training.nonfinite import (
     NonFiniteLossError,
     random_state,
     write_batch,

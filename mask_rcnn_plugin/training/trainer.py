@@ -14,17 +14,17 @@ from omegaconf import DictConfig
 from torch import nn
 
 from mask_rcnn_plugin.data.coco import DatasetError
-from mask_rcnn_plugin.engine.best_checkpointer import BestCheckpointer
-from mask_rcnn_plugin.engine.checkpoint import Checkpointer, SaveError, resolve_weights
-from mask_rcnn_plugin.engine.evaluation_hook import EvaluationHook
-from mask_rcnn_plugin.engine.periodic_checkpointer import PeriodicCheckpointer
-from mask_rcnn_plugin.engine.preemption import Preemption
-from mask_rcnn_plugin.engine.random_states import RandomStates, random_states_kept
-from mask_rcnn_plugin.engine.train_loop import build_trainer
-from mask_rcnn_plugin.engine.validation_loss import build_validation_loader, validation_losses
-from mask_rcnn_plugin.engine.zero_loss import ZeroLossWarning
 from mask_rcnn_plugin.errors import UserError
 from mask_rcnn_plugin.evaluation.testing import evaluate
+from mask_rcnn_plugin.training.best_checkpointer import BestCheckpointer
+from mask_rcnn_plugin.training.checkpoint import Checkpointer, SaveError, resolve_weights
+from mask_rcnn_plugin.training.evaluation_hook import EvaluationHook
+from mask_rcnn_plugin.training.periodic_checkpointer import PeriodicCheckpointer
+from mask_rcnn_plugin.training.preemption import Preemption
+from mask_rcnn_plugin.training.random_states import RandomStates, random_states_kept
+from mask_rcnn_plugin.training.train_loop import build_trainer
+from mask_rcnn_plugin.training.validation_loss import build_validation_loader, validation_losses
+from mask_rcnn_plugin.training.zero_loss import ZeroLossWarning
 
 logger = logging.getLogger(__name__)
 

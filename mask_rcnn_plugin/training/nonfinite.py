@@ -9,8 +9,8 @@ from detectron2.structures import BitMasks, Boxes, Instances, Keypoints, Polygon
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mask_rcnn_plugin.engine.checkpoint import write_checkpoint
 from mask_rcnn_plugin.errors import UserError
+from mask_rcnn_plugin.training.checkpoint import write_checkpoint
 
 
 class NonFiniteLossError(UserError, FloatingPointError):

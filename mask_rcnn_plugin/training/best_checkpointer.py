@@ -10,7 +10,7 @@ from detectron2.engine import HookBase
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 
-from mask_rcnn_plugin.engine.checkpoint import (
+from mask_rcnn_plugin.training.checkpoint import (
     BEST,
     Checkpointer,
     SaveError,

@@ -3,7 +3,7 @@ import logging
 import pytest
 from detectron2.engine import TrainerBase
 
-from mask_rcnn_plugin.engine.zero_loss import ZeroLossWarning
+from mask_rcnn_plugin.training.zero_loss import ZeroLossWarning
 
 
 class Losses(TrainerBase):

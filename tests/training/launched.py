@@ -10,15 +10,15 @@ import sys
 from multiprocessing.util import Finalize
 from pathlib import Path
 
-from mask_rcnn_plugin.engine import setup_datasets, train  # isort: split
+from mask_rcnn_plugin.training import setup_datasets, train  # isort: split
 
 from detectron2.engine import HookBase, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 
-from mask_rcnn_plugin.engine.launch import launch, log_processes, parse_launch_args
 from mask_rcnn_plugin.errors import UserError
+from mask_rcnn_plugin.training.launch import launch, log_processes, parse_launch_args
 
 
 class WriteDigests(HookBase):

@@ -15,9 +15,9 @@ from omegaconf import DictConfig
 
 from mask_rcnn_plugin import get_config
 from mask_rcnn_plugin.data.coco import DatasetError
-from mask_rcnn_plugin.engine import checkpoint, setup_datasets, train, trainer
-from mask_rcnn_plugin.engine.checkpoint import SaveError
-from mask_rcnn_plugin.engine.preemption import EXIT_CODE
+from mask_rcnn_plugin.training import checkpoint, setup_datasets, train, trainer
+from mask_rcnn_plugin.training.checkpoint import SaveError
+from mask_rcnn_plugin.training.preemption import EXIT_CODE
 
 # Narrow: a step takes 0.2 s.
 CONFIG = "table2a_backbone/r50_c4+synthetic"

@@ -5,7 +5,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mask_rcnn_plugin import get_config
 from mask_rcnn_plugin.config import ConfigError
-from mask_rcnn_plugin.engine.batch_scaling import fit_batch, scale_to_batch
+from mask_rcnn_plugin.training.batch_scaling import fit_batch, scale_to_batch
 
 ROW = "table2a_backbone/r50_fpn"
 

@@ -14,8 +14,8 @@ from detectron2.engine import HookBase
 
 import mask_rcnn_plugin  # isort: split  # noqa: F401  before anything of detectron2's
 from mask_rcnn_plugin import get_config
-from mask_rcnn_plugin.engine import checkpoint, setup_datasets, train, trainer
-from mask_rcnn_plugin.engine.launch import destroy_process_group
+from mask_rcnn_plugin.training import checkpoint, setup_datasets, train, trainer
+from mask_rcnn_plugin.training.launch import destroy_process_group
 
 CONFIG = "table2a_backbone/r50_c4+synthetic"
 NARROW = (

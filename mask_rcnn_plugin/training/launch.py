@@ -33,9 +33,9 @@ from torch.distributed.rendezvous import rendezvous
 
 from mask_rcnn_plugin.config import ConfigError, get_config
 from mask_rcnn_plugin.config.printing import add_print_arguments, print_config
-from mask_rcnn_plugin.engine.placement import ALONE, Placement, placement_from
-from mask_rcnn_plugin.engine.preemption import EXIT_CODE, SIGNALS
 from mask_rcnn_plugin.errors import UserError
+from mask_rcnn_plugin.training.placement import ALONE, Placement, placement_from
+from mask_rcnn_plugin.training.preemption import EXIT_CODE, SIGNALS
 
 T = TypeVar("T")
 Prepare = Callable[[argparse.Namespace, DictConfig], None]
