@@ -33,8 +33,9 @@ train = OmegaConf.create(
         eval_period=20_000,
         validation_period=0,  # iterations between losses on the test set; 0: none
         log_period=20,
+        checkpointer=dict(period=5000, max_to_keep=5),
         # Best model by a metric of the evaluation, e.g. segm/AP, in model_best.pth; null: none.
-        checkpointer=dict(period=5000, max_to_keep=5, best_metric=None),
+        best_metric=None,
         device=_device,
         seed=-1,  # a negative one: another for each run
         max_skipped_steps=0,  # steps with a non-finite loss to leave out before stopping

@@ -62,7 +62,7 @@ def _check_branches(values: dict[str, Any]) -> None:
 
 
 def _check_best_metric(values: dict[str, Any]) -> None:
-    key = "train.checkpointer.best_metric"
+    key = "train.best_metric"
     metric = _at(values, key)
     if metric in (None, ""):
         return

@@ -180,7 +180,13 @@ def flatten(cfg: DictConfig, *, resolve: bool = False) -> dict[str, Any]:
 
 # No trained weight depends on these, so they may change between the runs of one training.
 _FREE = (
-    *("train.output_dir", "train.device", "train.checkpointer", "train.cudnn_benchmark"),
+    *(
+        "train.output_dir",
+        "train.device",
+        "train.checkpointer",
+        "train.best_metric",
+        "train.cudnn_benchmark",
+    ),
     *("train.eval_period", "train.log_period", "train.process_group_timeout"),
     *("dataloader.train.num_workers", "dataloader.test.num_workers"),
 )

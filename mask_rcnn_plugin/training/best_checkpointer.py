@@ -64,7 +64,7 @@ class BestCheckpointer(HookBase):
         flat = flatten_results_dict(results)
         if self._metric not in flat:
             logger.error(
-                "train.checkpointer.best_metric is %r, not one of %s: no best model is kept",
+                "train.best_metric is %r, not one of %s: no best model is kept",
                 self._metric,
                 sorted(flat),
             )

@@ -88,10 +88,9 @@ def train(
             type(loader).__name__,
         )
     checkpointer = Checkpointer(model, cfg.train.output_dir, **parts)
-    settings = dict(cfg.train.checkpointer)
-    metric = settings.pop("best_metric")
+    metric = cfg.train.best_metric
     best = BestCheckpointer(checkpointer, metric) if metric else None
-    saving = PeriodicCheckpointer(checkpointer, **settings)
+    saving = PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer)
     preemption = Preemption(saving)
 
     results: dict[str, Any] = {}

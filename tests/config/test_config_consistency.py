@@ -8,7 +8,7 @@ from mask_rcnn_plugin import get_config
 from mask_rcnn_plugin.errors import ConfigError
 
 BASE = "table2a_backbone/r50_fpn"
-METRIC = "train.checkpointer.best_metric"
+METRIC = "train.best_metric"
 PREDICTOR = "model.roi_heads.box_predictor.test_topk_per_image"
 EVALUATOR = "dataloader.evaluator.max_detections"
 
@@ -104,7 +104,7 @@ model, dataset, dataloader, optimizer, lr_multiplier, train = (
 )
 model.roi_heads = L(Heads)(my_branch=1)
 dataloader.evaluator._target_ = Evaluator
-train.checkpointer.best_metric = "segm/boundary"
+train.best_metric = "segm/boundary"
 """
     )
     get_config(str(file), ["dataset.test.max_detections=80"])

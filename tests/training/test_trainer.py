@@ -240,7 +240,7 @@ def best(cfg: DictConfig) -> tuple[str, float, int]:
 
 
 def test_the_best_model_is_kept_over_resumes(build: Any, score: Any) -> None:
-    keep = ("train.checkpointer.best_metric=segm/AP", "train.eval_period=1")
+    keep = ("train.best_metric=segm/AP", "train.eval_period=1")
     score(5.0, 50.0, float("nan"), 20.0)
     with pytest.raises(KeyboardInterrupt):
         train(build("out", *keep, "train.max_iter=3"), extra_hooks=[Stop(1)])
@@ -267,7 +267,7 @@ def test_an_unknown_metric_is_an_error_that_loses_nothing(
     build: Any, score: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     score(5.0, 6.0)
-    cfg = build("out", "train.checkpointer.best_metric=segm/AP-a", "train.eval_period=1")
+    cfg = build("out", "train.best_metric=segm/AP-a", "train.eval_period=1")
     train(cfg)
     assert "best_metric is 'segm/AP-a', not one of ['segm/AP']" in caplog.text
     assert (Path(cfg.train.output_dir) / "model_final.pth").exists()
