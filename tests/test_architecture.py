@@ -1,0 +1,88 @@
+"""Imports go downwards only: a room of the package may use those below it, never one above."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+PACKAGE = REPOSITORY / "mask_rcnn_plugin"
+
+# From the ground up. A module at the top of the package is a room of its own.
+GROUND = ("compat", "errors", "atomic_write")
+ROOMS = (*GROUND, "fast", "modeling", "", "config", "env", "data", "evaluation", "inference")
+ROOMS = (*ROOMS, "training")
+
+
+def modules(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*.py"))
+
+
+def room_of(module: str) -> str:
+    """ "mask_rcnn_plugin.data.coco" is in the room "data", the package itself in ""."""
+    return (module.split(".") + [""])[1]
+
+
+def imported(file: Path) -> set[str]:
+    """Full names of the plugin's modules that a file imports, inside functions too.
+
+    Relative imports, which only configs have, stay among them.
+    """
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(node.module or "")
+            # `from mask_rcnn_plugin import compat` names a module, not what is in one.
+            if node.module == "mask_rcnn_plugin":
+                names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    known = {p.relative_to(PACKAGE).parts[0].removesuffix(".py") for p in modules(PACKAGE)}
+    return {
+        name
+        for name in names
+        if name.split(".")[0] == "mask_rcnn_plugin"
+        and (room_of(name) in known or name == "mask_rcnn_plugin")
+    }
+
+
+@pytest.mark.parametrize("file", modules(PACKAGE), ids=lambda f: str(f.relative_to(PACKAGE)))
+def test_imports_go_downwards(file: Path) -> None:
+    parts = file.relative_to(PACKAGE).with_suffix("").parts
+    room = "" if parts == ("__init__",) else parts[0]
+    allowed = set(ROOMS[: ROOMS.index(room) + 1])
+    if room == "":  # the public API names what is above it
+        allowed |= {"config", "inference"}
+    assert {room_of(name) for name in imported(file)} <= allowed
+
+
+def test_the_package_knows_no_tool() -> None:
+    tools = {p.stem for p in (REPOSITORY / "tools").iterdir()} | {"train", "eval", "tests"}
+    for file in modules(PACKAGE):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                roots = {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                roots = {(node.module or "").split(".")[0]}
+            else:
+                continue
+            assert not roots & tools, file
+
+
+def test_models_of_configs_are_made_of_modeling_alone() -> None:
+    for file in modules(REPOSITORY / "configs" / "common" / "models"):
+        assert {room_of(name) for name in imported(file)} <= {"modeling"}, file
+
+
+def test_importing_the_plugin_loads_no_harness() -> None:
+    code = (
+        "import sys, mask_rcnn_plugin; "
+        "print(*sorted(m for m in sys.modules if m.startswith('mask_rcnn_plugin.')))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    rooms = {room_of(name) for name in result.stdout.split()}
+    assert not rooms & {"training", "data", "evaluation"}
