@@ -21,8 +21,8 @@ def modules(folder: Path) -> list[Path]:
 
 
 def room_of(module: str) -> str:
-    """ "mask_rcnn_plugin.data.coco" is in the room "data", the package itself in ""."""
-    return (module.split(".") + [""])[1]
+    """The part below the package: "data" of mask_rcnn_plugin.data.coco, "" of the package."""
+    return (*module.split("."), "")[1]
 
 
 def imported(file: Path) -> set[str]:
