@@ -1,7 +1,7 @@
 """The check of data sets before a training: what is wrong, what it means, and a cleaned copy."""
 
 from mask_rcnn_plugin.data.check.cleaning import clean
-from mask_rcnn_plugin.data.check.files import Checked, check_file
+from mask_rcnn_plugin.data.check.dataset import Checked, check_file
 from mask_rcnn_plugin.data.check.findings import KINDS, Findings
 from mask_rcnn_plugin.data.check.splits import compare
 

@@ -5,7 +5,7 @@ import filecmp
 import os
 from collections.abc import Sequence
 
-from mask_rcnn_plugin.data.check.files import Checked
+from mask_rcnn_plugin.data.check.dataset import Checked
 from mask_rcnn_plugin.data.check.findings import Findings
 
 
@@ -28,7 +28,7 @@ def compare(
             file counts as in both sets.
     """
     findings = Findings()
-    if test.file is None or any(checked.file is None for checked in train):
+    if test.document is None or any(checked.document is None for checked in train):
         return findings
     for checked in train:
         _compare_names(findings, "classes-differ", checked.classes, test.classes)

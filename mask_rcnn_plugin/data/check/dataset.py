@@ -1,0 +1,261 @@
+"""The check of one COCO-format dataset: its annotation file and its images."""
+
+import json
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from mask_rcnn_plugin.data.annotation_rules import category_error, image_error, shown
+from mask_rcnn_plugin.data.check import annotations, images
+from mask_rcnn_plugin.data.check.annotations import UNFIT_KEYPOINTS, Context
+from mask_rcnn_plugin.data.check.findings import Findings
+
+_LISTS = ("images", "annotations", "categories")
+_NOT_SCORED = ("area-missing", "polygon-dropped")  # warnings in training, refused by an evaluation
+
+
+@dataclass
+class Checked:
+    """What is known of a dataset after its check.
+
+    Attributes:
+        document: the annotation file; None if it could not be read, and then nothing below is set.
+        context: its sound images and categories.
+        classes, keypoints: names, as detectron2 would number them.
+        paths: of the sound images, by image id.
+        bad_images: by the index of an entry of "images", the kind of error in it or in its file.
+        bad_categories: indices of entries of "categories" with an error.
+        other_keypoints: indices of those whose only error is to have others than an earlier one.
+        flagged: indices of annotations with findings.
+        new_ids: unused ids, by the index of an annotation whose own is 0 or taken.
+    """
+
+    json_file: str
+    findings: Findings = field(default_factory=Findings)
+    document: dict[str, Any] | None = None
+    context: Context = field(default_factory=lambda: Context({}, {}))
+    classes: list[str] = field(default_factory=list)
+    keypoints: list[str] = field(default_factory=list)
+    paths: dict[int, str] = field(default_factory=dict)
+    bad_images: dict[int, str] = field(default_factory=dict)
+    bad_categories: set[int] = field(default_factory=set)
+    other_keypoints: set[int] = field(default_factory=set)
+    flagged: set[int] = field(default_factory=set)
+    new_ids: dict[int, int] = field(default_factory=dict)
+
+    def size(self) -> str:
+        """How many entries the file has, in words."""
+        if self.document is None:
+            return "not read"
+        return ", ".join(f"{len(self.document[name])} {name}" for name in _LISTS)
+
+
+def check_file(
+    json_file: str,
+    image_root: str,
+    *,
+    training: bool = True,
+    needs_mask: bool = False,
+    open_images: bool = True,
+    progress: bool = True,
+) -> Checked:
+    """Check a COCO-format file, and that its image files are there.
+
+    Args:
+        json_file: path of the annotations.
+        image_root: folder that the file names are relative to.
+        training: whether the dataset is trained on, and so must have annotations; one that is not
+            is evaluated on, and so must have areas.
+        needs_mask: whether the model has a mask branch.
+        open_images: whether to open and decode each image.
+        progress: whether to show progress bars on standard error.
+    """
+    checked = Checked(json_file)
+    checked.document = document = _read(json_file, checked.findings)
+    if document is None:
+        return checked
+    _check_categories(checked, document["categories"])
+    _check_image_entries(checked, document["images"])
+    _check_image_files(checked, document["images"], image_root, open_images, progress)
+    checked.context.needs_mask = needs_mask
+    _check_annotations(checked, document["annotations"], training, progress)
+    return checked
+
+
+def _read(json_file: str, findings: Findings) -> dict[str, Any] | None:
+    """The file's content, with the three lists; None, and a finding that says why, otherwise."""
+    constants = Counter[str]()
+
+    def constant(name: str) -> float:  # Python reads NaN and Infinity, JSON has none
+        constants[name] += 1
+        return float(name)
+
+    try:
+        content = Path(json_file).read_bytes()
+    except (OSError, ValueError) as error:
+        findings.add("not-readable", text=str(error))
+        return None
+    try:
+        document = json.loads(content.decode("utf-8"), parse_constant=constant)
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, too deep
+        findings.add("not-json", text=str(error) if content.strip() else "the file is empty")
+        return None
+    if not isinstance(document, dict):
+        findings.add("not-coco", text=f"the file holds {shown(document)}, must be an object")
+        return None
+    document.setdefault("annotations", [])  # a test set may have none
+    for name in _LISTS:
+        if not isinstance(document.get(name), list):
+            text = f"{name!r} is {shown(document.get(name))}, must be a list; keys: "
+            findings.add("not-coco", text=text + shown(sorted(document)))
+            return None
+    if not document["categories"]:
+        findings.add("not-coco", text="'categories' is empty")
+        return None
+    if constants:
+        findings.add("not-standard-json", text=f"{constants.total()} such values")
+    return document
+
+
+def _check_categories(checked: Checked, entries: list[Any]) -> None:
+    add, context = checked.findings.add, checked.context
+    names: dict[int, str] = {}
+    for index, category in enumerate(entries):
+        text = category_error(category)
+        if text:
+            add("category-format", f"#{index}", text)
+            checked.bad_categories.add(index)
+            continue
+        key, name, keypoints = category["id"], category["name"], category.get("keypoints") or []
+        if key in names:
+            add("category-id-duplicate", key, f"{names[key]!r} and {name!r}")
+            checked.bad_categories.add(index)
+            continue
+        if name in names.values():
+            add("category-name-duplicate", key, repr(name))
+        names[key] = name
+        context.categories[key] = bool(keypoints)
+        if keypoints and checked.keypoints not in ([], keypoints):
+            text = f"{name!r} has {shown(keypoints)}, an earlier one {shown(checked.keypoints)}"
+            add("category-keypoints", key, text)
+            checked.other_keypoints.add(index)
+            context.categories[key] = None
+        elif keypoints:
+            checked.keypoints = keypoints
+            context.num_keypoints = len(keypoints)
+    checked.classes = [names[key] for key in sorted(names)]
+
+
+def _check_image_entries(checked: Checked, entries: list[Any]) -> None:
+    add, sizes = checked.findings.add, checked.context.images
+    ids: dict[str, int] = {}  # by file name
+    for index, image in enumerate(entries):
+        text = image_error(image)
+        if text:
+            add("image-format", f"#{index}", text)
+            checked.bad_images[index] = "image-format"
+            continue
+        key, name = image["id"], image["file_name"]
+        if key in sizes:
+            add("image-id-duplicate", key, f"{checked.paths[key]} and {name}")
+            checked.bad_images[index] = "image-id-duplicate"
+            continue
+        if ids.setdefault(name, key) != key:
+            add("file-name-duplicate", key, f"{name} is image {ids[name]} too")
+        sizes[key] = image["width"], image["height"]
+        checked.paths[key] = name
+    if not entries:
+        add("no-image")
+
+
+def _check_image_files(
+    checked: Checked, entries: list[Any], root: str, open_images: bool, progress: bool
+) -> None:
+    sound = [index for index in range(len(entries)) if index not in checked.bad_images]
+    checked.paths = {key: os.path.join(root, name) for key, name in checked.paths.items()}
+    absent = images.missing(checked.paths.values())
+    to_open = [] if not open_images else [i for i in sound if _path(checked, i) not in absent]
+    sizes = [checked.context.images[entries[index]["id"]] for index in to_open]
+    opened = images.inspect_all([_path(checked, i) for i in to_open], sizes, progress)
+    faults = dict(zip(to_open, opened))
+    for index in sound:
+        path = _path(checked, index)
+        for kind, text in [("image-missing", path)] if path in absent else faults.get(index, []):
+            checked.findings.add(kind, entries[index]["id"], text)
+            if kind in images.ERRORS:
+                checked.bad_images[index] = kind
+
+
+def _path(checked: Checked, index: int) -> str:
+    assert checked.document is not None
+    return checked.paths[checked.document["images"][index]["id"]]
+
+
+def _check_annotations(
+    checked: Checked, entries: list[Any], training: bool, progress: bool
+) -> None:
+    add, context = checked.findings.add, checked.context
+    ids: dict[int, int] = {}  # by the index of the annotation
+    per_image, per_category = Counter[int](), Counter[int]()
+    without_mask: list[int] = []
+    has_masks = labelled = False
+    silent = None if progress else True  # None: unless it is a terminal
+    bar = tqdm(entries, "annotations", unit="", mininterval=1, disable=silent, leave=False)
+    for index, annotation in enumerate(bar):
+        found = annotations.inspect(annotation, context)
+        kinds = {kind for kind, _ in found}
+        if found:
+            checked.flagged.add(index)
+            where = f"#{index}" if "annotation-format" in kinds else annotation["id"]
+            for kind, text in found:
+                severity = "error" if kind in _NOT_SCORED and not training else ""
+                add(kind, where, text and f"{where}: {text}", severity)
+            if kinds & {"annotation-format", "unknown-image"}:
+                continue
+        ids[index] = annotation["id"]
+        per_image[annotation["image_id"]] += 1
+        per_category[annotation["category_id"]] += 1
+        has_masks |= bool(annotation.get("segmentation"))
+        if not annotation.get("segmentation") and "crowd" not in kinds:
+            without_mask.append(annotation["id"])
+        if context.num_keypoints and not labelled and not kinds & UNFIT_KEYPOINTS:
+            labelled = any((annotation.get("keypoints") or [])[2::3])
+
+    _check_ids(checked, ids)
+    if not entries:
+        add("no-annotation" if training else "no-test-annotation")
+        return
+    if has_masks and not context.needs_mask:
+        for key in without_mask:
+            add("mask-mixed", key)
+    for key in context.images:
+        if key not in per_image:
+            add("image-no-annotation", key)
+    if training:
+        for key, name in zip(sorted(context.categories), checked.classes):
+            if key not in per_category:
+                add("category-unused", key, repr(name))
+        if context.num_keypoints and not labelled:
+            add("keypoint-none")
+
+
+def _check_ids(checked: Checked, ids: dict[int, int]) -> None:
+    """Annotation ids that COCO's tools cannot do with, and others in their place."""
+    # detectron2 makes the same exception, for COCO's own 2014 files.
+    severity = "warning" if "minival" in checked.json_file else ""
+    seen: set[int] = set()
+    wrong = []
+    for index, key in ids.items():
+        if key in seen:
+            checked.findings.add("annotation-id-duplicate", key, severity=severity)
+        elif key == 0:
+            checked.findings.add("annotation-id-zero", 0)
+        if key in seen or key == 0:
+            wrong.append(index)
+        seen.add(key)
+    unused = (key for key in range(1, len(ids) + len(seen) + 1) if key not in seen)
+    checked.new_ids = dict(zip(wrong, unused))
