@@ -1,4 +1,4 @@
-"""The data sets of a config, checked before anything is trained on them."""
+"""The datasets of a config, checked before anything is trained on them."""
 
 import logging
 import shlex
@@ -25,8 +25,8 @@ def check_sets(
     """Check training and test set of a config, each by itself and with each other and the model.
 
     Args:
-        cfg: from `get_config`; its data sets need not be set up.
-        overrides: with which it was made: a num_classes given there must be the data set's.
+        cfg: from `get_config`; its datasets need not be set up.
+        overrides: with which it was made: a num_classes given there must be the dataset's.
         open_images: whether to open and decode each image.
         progress: whether to show progress bars on standard error.
 
@@ -34,27 +34,24 @@ def check_sets(
         What was found in each file, the test set last, and in their comparison.
 
     Raises:
-        DatasetError: if a data set's name is not registered, or there is not one test set.
+        DatasetError: if a dataset's name is not registered, or there is not one test set.
     """
     train, test = (dataset_files(cfg.dataset[split]) for split in ("train", "test"))
     if len(test) != 1 or not train:
-        raise DatasetError(
-            f"there must be training sets, there are {train}, and one test set, {test}"
-        )
+        raise DatasetError(f"training sets are {train}, test sets {test}: give some and one")
     # A user's mapper may be a function, or have no such argument.
     needs_mask = bool(OmegaConf.select(cfg, "dataloader.train.mapper.use_instance_mask"))
-    checked = [
-        check_file(
-            json_file,
-            image_root,
+
+    def check(files: tuple[str, str], training: bool) -> Checked:
+        return check_file(
+            *files,
             training=training,
             needs_mask=needs_mask,
             open_images=open_images,
             progress=progress,
         )
-        for files, training in ((train, True), (test, False))
-        for json_file, image_root in files
-    ]
+
+    checked = [check(files, training=True) for files in train] + [check(test[0], training=False)]
     key = "model.roi_heads.num_classes="
     given = [o.rpartition("=")[2] for o in overrides if o.removeprefix("+").startswith(key)]
     together = compare(
@@ -68,7 +65,7 @@ def check_sets(
 
 
 def dataset_files(split: DictConfig) -> list[tuple[str, str]]:
-    """Annotation file and image folder of each data set of a config's `dataset.train` or `.test`.
+    """Annotation file and image folder of each dataset of a config's `dataset.train` or `.test`.
 
     Raises:
         DatasetError: if a name is not registered with a COCO-format file.
@@ -88,8 +85,8 @@ def dataset_files(split: DictConfig) -> list[tuple[str, str]]:
 def check_datasets(cfg: DictConfig, config: str, overrides: Sequence[str] = ()) -> None:
     """`check_sets` for a training, without opening images; every process calls this.
 
-    Images are not opened as that takes minutes of each start; what is wrong with one turns up when
-    it is read. One process checks, the others learn what came of it.
+    Opening images takes minutes at each start; what is wrong with one turns up when it is read. One
+    process checks, the others learn the outcome.
 
     Args:
         cfg: from `get_config`.
@@ -99,33 +96,33 @@ def check_datasets(cfg: DictConfig, config: str, overrides: Sequence[str] = ()) 
     Raises:
         DatasetError: in every process, if there is an error.
     """
-    message = _summary(cfg, config, overrides) if comm.is_main_process() else ""
-    message = comm.all_gather(message)[0]
-    if message:
-        raise DatasetError(message)
-
-
-def _summary(cfg: DictConfig, config: str, overrides: Sequence[str]) -> str:
-    """The errors in a line, "" if there is none; warnings are logged."""
-    checked, together = check_sets(cfg, overrides, open_images=False)
-    counts: dict[str, Counter[str]] = {"error": Counter(), "warning": Counter()}
-    for findings in (*(c.findings for c in checked), together):
-        for kind, finding in findings.items():
-            if finding.severity in counts:
-                counts[finding.severity][kind] += finding.count
-    command = shlex.join(["python", "tools/check_dataset.py", "--config-file", config, *overrides])
-    errors, warnings = (
-        f"{found.total()} {severity}{'s' if found.total() > 1 else ''} in the data sets ("
-        + ", ".join(f"{kind} {count}" for kind, count in found.most_common(5))
-        + (", ..." if len(found) > 5 else "")
-        + f"): {command} shows {'them' if found.total() > 1 else 'it'}"
-        for severity, found in counts.items()
-    )
-    if counts["error"]:
-        return (
+    errors = ""
+    if comm.is_main_process():
+        checked, together = check_sets(cfg, overrides, open_images=False)
+        found = [*(c.findings for c in checked), together]
+        arguments = ["--config-file", config, *overrides]
+        command = shlex.join(["python", "tools/check_dataset.py", *arguments])
+        errors = _summary(found, "error", command)
+        warnings = _summary(found, "warning", command)
+        if warnings and not errors:
+            _logger.warning(warnings)
+    errors = comm.all_gather(errors)[0]
+    if errors:
+        raise DatasetError(
             f"{errors}, and with --json FILE --images DIR --fix OUT.json writes a copy without; "
             "--no-check trains all the same"
         )
-    if counts["warning"]:
-        _logger.warning(warnings)
-    return ""
+
+
+def _summary(found: Sequence[Findings], severity: str, command: str) -> str:
+    """All findings of a severity in one line; "" if there is none."""
+    counts = Counter[str]()
+    for findings in found:
+        counts += {k: f.count for k, f in findings.items() if f.severity == severity}
+    if not counts:
+        return ""
+    kinds = ", ".join(f"{kind} {count}" for kind, count in counts.most_common(5))
+    more = ", ..." if len(counts) > 5 else ""
+    return (
+        f"datasets have {severity}s ({kinds}{more}), {counts.total()} in all: {command} lists them"
+    )

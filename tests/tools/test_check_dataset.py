@@ -143,11 +143,10 @@ def test_train_stops_before_anything_is_written(
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     last = done.stderr.splitlines()[-1]
-    assert last.startswith(
-        "train.py: 2 errors in the data sets (box-negative 1, unknown-category 1)"
-    )
+    assert last.startswith("train.py: ")
+    assert "(box-negative 1, unknown-category 1)" in last
     assert f"python tools/check_dataset.py {' '.join(arguments)}" in last
-    assert "--fix OUT.json writes a copy without" in last
+    assert "--fix" in last
     assert "area-contradicts" not in done.stderr  # the table has the warnings too
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
@@ -164,7 +163,7 @@ def test_a_registered_set_is_checked_too(
 ) -> None:
     cfg = config(toy_overrides + own(bad, toy_dataset / "train"))
     cfg.dataset.train.json = ""
-    with pytest.raises(DatasetError, match="2 errors in the data sets"):
+    with pytest.raises(DatasetError, match="box-negative 1, unknown-category 1"):
         preflight.check_datasets(cfg, "a config")
 
 
@@ -196,5 +195,5 @@ def test_missing_images_are_found_though_none_is_opened(
 ) -> None:
     cfg = config(toy_overrides)
     cfg.dataset.train.images = str(tmp_path)
-    with pytest.raises(DatasetError, match=r"image-missing 12\)"):
+    with pytest.raises(DatasetError, match="image-missing 12"):
         preflight.check_datasets(cfg, "a config")
