@@ -1,6 +1,6 @@
 # make setup   .venv with everything; done in a moment when nothing has changed
 # make demo    tools/demo.py; its arguments: make demo DEMO_ARGS="--quick"
-# make test    the tests; pytest's arguments: make test TEST_ARGS="-n 2 tests/modeling"
+# make test    the tests, on all cores; pytest's arguments: make test TEST_ARGS="-n 0 tests/modeling"
 # make lint    ruff and mypy
 #
 # PYTHON=python3.12 names the Python that .venv is made of.
@@ -25,7 +25,7 @@ READY := .venv/.ready
 setup: $(READY)
 
 # torch comes with the first pip; the second finds detectron2's requirements, torch not among them.
-$(READY): pyproject.toml tools/install_detectron2.py tools/detectron2_blobs.txt
+$(READY): pyproject.toml tools/install_detectron2.py $(wildcard tools/detectron2_blobs*.txt)
 	@$(PYTHON) -c '$(CHECK_VERSION)'
 	$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv .venv
 	$(PY) -m pip install --editable '.[dev]'
@@ -36,8 +36,11 @@ endif
 demo: setup
 	$(PY) tools/demo.py $(DEMO_ARGS)
 
+# An interpreter of the user's may lack pytest-xdist: its tests run on one core.
+ALL_CORES = import importlib.util as u; print("-n auto" if u.find_spec("xdist") else "")
+
 test: setup
-	$(PY) -m pytest $(TEST_ARGS)
+	$(PY) -m pytest $$($(PY) -c '$(ALL_CORES)') $(TEST_ARGS)
 
 lint: setup
 	$(PY) -m ruff check .

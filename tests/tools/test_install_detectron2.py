@@ -1,39 +1,59 @@
-"""tools/install_detectron2.py, on a made-up carrier wheel: no network, no real detectron2."""
+"""tools/install_detectron2.py, on two made-up carriers: no network, no real detectron2."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import importlib.util
+import io
 import os
 import subprocess
 import sys
+import tarfile
 import zipfile
-from base64 import urlsafe_b64encode
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import setuptools
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "install_detectron2.py"
-COMMIT = "a1b2c3d4e5f60718293a4b5c6d7e8f9001122334"
 
 # Blob ids from `git hash-object`, not from the code under test.
-INIT = b'__version__ = "0.6"\n'
-INIT_ID = "4f20502e124da285d3781cc1e9db4f7370eb7341"
-NMS = b"def nms():\n    return 'kept'\n"
-NMS_ID = "f8797b4346a33b3d91e7b8205dae8afc958c01e8"
 EMPTY_ID = "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391"
-
-LISTED = {
-    "detectron2/__init__.py": (INIT_ID, INIT),
+EVIL = b"evil = True\n"
+EVIL_ID = "548d671112b20d3b09e1696c8122f9fb60a40bdf"
+PACKAGE = {
+    "detectron2/__init__.py": (
+        "4f20502e124da285d3781cc1e9db4f7370eb7341",
+        b'__version__ = "0.6"\n',
+    ),
     "detectron2/layers/__init__.py": (EMPTY_ID, b""),
-    "detectron2/layers/nms.py": (NMS_ID, NMS),
+    "detectron2/layers/nms.py": (
+        "f8797b4346a33b3d91e7b8205dae8afc958c01e8",
+        b"def nms():\n    return 'kept'\n",
+    ),
 }
+RELEASE = {
+    "detectron2/model_zoo/__init__.py": (
+        "ba7f8a450494abb9fbc0ecd8c67134f28688a1ea",
+        b'import gone\n\n\ndef get():\n    return gone.path("zoo.yaml")\n',
+    ),
+    "detectron2/model_zoo/configs/LVISv0.5/zoo.yaml": (
+        "38f817474c06adb659c385a6637c0cd15afa608d",
+        b"MODEL: {}\n",
+    ),
+    "detectron2/projects/__init__.py": (EMPTY_ID, b""),
+    "projects/PointRend/point_rend/__init__.py": (
+        "bb94e6634be61bb6865efff5a855132fe8e5c5dc",
+        b'HEAD = "PointRend"\n',
+    ),
+    "tools/train_net.py": ("eadb9a9e0f12f730164c29655dd1cb7f20309811", b'print("trained")\n'),
+}
+LISTED = PACKAGE | RELEASE
 FOREIGN = {
     "detectron2/utils/stranger.py": b"raise SystemExit\n",
     "ultralytics/__init__.py": b"raise SystemExit\n",
-    "carrier-1.0.dist-info/METADATA": b"Metadata-Version: 2.1\nName: carrier\nVersion: 1.0\n",
+    "setup.py": b"raise SystemExit\n",
 }
 
 
@@ -42,32 +62,69 @@ def tool(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The tool as a fresh module, so that a test may change its constants."""
     spec = importlib.util.spec_from_file_location("install_detectron2", TOOL)
     module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)  # dataclasses look their module up
+    monkeypatch.setitem(sys.modules, spec.name, module)
     spec.loader.exec_module(module)
     return module
 
 
-def write_carrier(path: Path, changes: dict[str, bytes | None] | None = None) -> Path:
-    """Write the listed and the foreign files; a change replaces one, or with None leaves it out."""
-    files = {name: data for name, (_, data) in LISTED.items()} | FOREIGN | (changes or {})
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, data in files.items():
-            if data is not None:
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+class Carriers:
+    """The two archives, which the tool takes for the pinned ones."""
+
+    def __init__(self, tool: ModuleType, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.tool, self.monkeypatch = tool, monkeypatch
+        self.wheel = folder / "carrier-1.0-py3-none-any.whl"
+        self.sdist = folder / "carrier-0.6.tar.gz"
+        for option, listed in (("WHEEL", PACKAGE), ("SDIST", RELEASE)):
+            blobs = folder / f"{option}.txt"
+            lines = [f"{blob}  {name}" for name, (blob, _) in listed.items()]
+            blobs.write_text("\n".join(["# commit: none", *lines]) + "\n")
+            carrier = getattr(tool, option)._replace(blob_list=blobs)
+            monkeypatch.setattr(tool, option, carrier)
+        self.write({})
+        self.pin()
+
+    @property
+    def arguments(self) -> list[str]:
+        return ["--wheel", str(self.wheel), "--sdist", str(self.sdist)]
+
+    def write(self, changes: dict[str, bytes | None]) -> None:
+        """Write both archives; a change replaces a file's contents, or with None drops it."""
+
+        def contents(listed: dict[str, tuple[str, bytes]]) -> dict[str, bytes]:
+            files = {name: data for name, (_, data) in listed.items()} | FOREIGN
+            files |= {name: data for name, data in changes.items() if name in files}
+            return {name: data for name, data in files.items() if data is not None}
+
+        with zipfile.ZipFile(self.wheel, "w") as archive:
+            for name, data in contents(PACKAGE).items():
                 archive.writestr(name, data)
-    return path
+        with tarfile.open(self.sdist, "w:gz") as archive:
+            for name, data in contents(RELEASE).items():
+                member = tarfile.TarInfo(f"carrier-0.6/{name}")
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+
+    def pin(self) -> None:
+        """Take the archives' hashes, as they are now, for the right ones."""
+        for option, path in (("WHEEL", self.wheel), ("SDIST", self.sdist)):
+            carrier = getattr(self.tool, option)._replace(sha256=sha256(path))
+            self.monkeypatch.setattr(self.tool, option, carrier)
 
 
 @pytest.fixture
-def carrier(tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A carrier whose hash and blob list the tool takes for the pinned ones, detectron2 absent."""
-    blob_list = tmp_path / "blobs.txt"
-    lines = [f"# commit: {COMMIT}", *(f"{blob}  {name}" for name, (blob, _) in LISTED.items())]
-    blob_list.write_text("\n".join(lines) + "\n")
-    wheel = write_carrier(tmp_path / "carrier-1.0-py3-none-any.whl")
-    monkeypatch.setattr(tool, "BLOB_LIST", blob_list)
-    monkeypatch.setattr(tool, "CARRIER_SHA256", hashlib.sha256(wheel.read_bytes()).hexdigest())
+def carriers(tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Carriers:
+    zoo = "detectron2/model_zoo/__init__.py"
+    fixes = (
+        tool.Fix(zoo, "import gone", ""),
+        tool.Fix(zoo, "gone.path", "str"),
+    )
+    monkeypatch.setattr(tool, "FIXES", fixes)
     monkeypatch.setattr(tool, "find_detectron2", lambda: None)
-    return wheel
+    return Carriers(tool, tmp_path, monkeypatch)
 
 
 @pytest.fixture
@@ -78,166 +135,201 @@ def pip_calls(tool: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[tuple[s
     return calls
 
 
-@pytest.mark.parametrize(("data", "expected"), [(b"", EMPTY_ID), (INIT, INIT_ID), (NMS, NMS_ID)])
-def test_blob_id_is_the_one_git_gives(tool: ModuleType, data: bytes, expected: str) -> None:
-    assert tool.blob_id(data) == expected
+@pytest.mark.parametrize(("blob", "data"), [*LISTED.values(), (EVIL_ID, EVIL)])
+def test_blob_id_is_the_one_git_gives(tool: ModuleType, blob: str, data: bytes) -> None:
+    assert tool.blob_id(data) == blob
 
 
-def test_the_repository_s_blob_list(tool: ModuleType) -> None:
-    source = tool.read_blob_list(tool.BLOB_LIST)
-    assert source.version == "0.6+0ad20f1"
-    assert source.commit.startswith("0ad20f13e23f")
-    assert len(source.blobs) == 168
-    assert all(path.startswith("detectron2/") for path in source.blobs)
-    assert "detectron2/utils/visualizer_new.py" not in source.blobs
-    changed = source.blobs["detectron2/checkpoint/c2_model_loading.py"]
-    assert changed == "6c424c6cd4ad153cd5a7e99ceec01db072ebc3c9"
+def test_the_repository_s_blob_lists(tool: ModuleType) -> None:
+    package = tool.read_blob_list(tool.WHEEL.blob_list)
+    release = tool.read_blob_list(tool.SDIST.blob_list)
+    assert (len(package), len(release)) == (167, 163)
+    assert package.keys().isdisjoint(release)
+    assert all(len(blob) == 40 for blob in (package | release).values())
+    assert "detectron2/utils/visualizer_new.py" not in package  # the carrier's, not upstream's
+    name = "detectron2/checkpoint/c2_model_loading.py"  # upstream's, not the carrier's changed one
+    assert release[name] == "8c8d181bd7200bd3fd38446e743f8f16780d6e76"
+    assert {fix.path for fix in tool.FIXES} <= (package | release).keys()
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (f"{EMPTY_ID}  detectron2/a.py\n", "no line '# commit: "),
-        (f"# commit: {COMMIT}\n{EMPTY_ID} detectron2/a.py\n", ":2: expected '<40 hex digits>"),
-        (f"# commit: {COMMIT}\n" + f"{EMPTY_ID}  a.py\n" * 2, ":3: a.py is listed twice"),
-    ],
-)
-def test_a_malformed_blob_list_is_refused(
-    tool: ModuleType, tmp_path: Path, text: str, message: str
-) -> None:
-    (tmp_path / "blobs.txt").write_text(text)
-    with pytest.raises(ValueError, match=message):
-        tool.read_blob_list(tmp_path / "blobs.txt")
+def test_torch_is_not_required(tool: ModuleType) -> None:
+    assert not any("torch" in requirement for requirement in tool.REQUIREMENTS)
 
 
-def test_foreign_files_are_dropped(tool: ModuleType, carrier: Path, tmp_path: Path) -> None:
-    source = tool.read_blob_list(tool.BLOB_LIST)
-    files = tool.read_verified(carrier, source.blobs)
+def test_only_listed_files_are_taken(tool: ModuleType, carriers: Carriers) -> None:
+    files = tool.read_verified(carriers.wheel, tool.WHEEL)
+    files |= tool.read_verified(carriers.sdist, tool.SDIST)
     assert files == {name: data for name, (_, data) in LISTED.items()}
-
-    wheel = tool.build_wheel(files, source, tmp_path)
-    assert wheel.name == "detectron2-0.6+a1b2c3d-py3-none-any.whl"
-    dist_info = "detectron2-0.6+a1b2c3d.dist-info"
-    with zipfile.ZipFile(wheel) as archive:
-        own = {name for name in archive.namelist() if name.startswith(f"{dist_info}/")}
-        assert set(archive.namelist()) - own == set(LISTED)
-        licence = archive.read(f"{dist_info}/licenses/LICENSE")
-        metadata = archive.read(f"{dist_info}/METADATA").decode()
-    assert licence == tool.LICENSE.read_bytes()
-    assert COMMIT in metadata
-    requirements = [line for line in metadata.splitlines() if line.startswith("Requires-Dist:")]
-    assert len(requirements) == len(tool.REQUIREMENTS)
-    assert not any("torch" in line for line in requirements)  # pip must leave the user's alone
-
-
-def test_the_record_lists_every_file_by_its_hash(
-    tool: ModuleType, carrier: Path, tmp_path: Path
-) -> None:
-    source = tool.read_blob_list(tool.BLOB_LIST)
-    wheel = tool.build_wheel(tool.read_verified(carrier, source.blobs), source, tmp_path)
-    expected = []
-    with zipfile.ZipFile(wheel) as archive:
-        for name in archive.namelist():
-            data = archive.read(name)
-            digest = urlsafe_b64encode(hashlib.sha256(data).digest()).decode().rstrip("=")
-            expected.append([name, f"sha256={digest}", str(len(data))])
-        [record] = (name for name in archive.namelist() if name.endswith(".dist-info/RECORD"))
-        found = list(csv.reader(archive.read(record).decode().splitlines()))
-    # Its own line comes last and is bare, as the format asks.
-    assert found == [*expected[:-1], [record, "", ""]]
 
 
 @pytest.mark.parametrize("name", list(LISTED))
 def test_a_tampered_file_is_named_and_nothing_installed(
     name: str,
     tool: ModuleType,
-    carrier: Path,
-    pip_calls: list[tuple[str, ...]],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    # The carrier's own hash is right here: the check of each file has to hold by itself.
-    write_carrier(carrier, {name: b"evil = True\n"})
-    monkeypatch.setattr(tool, "CARRIER_SHA256", hashlib.sha256(carrier.read_bytes()).hexdigest())
-    monkeypatch.setattr(tool, "build_wheel", lambda *_: pytest.fail("a wheel was written"))
-
-    assert tool.main(["--wheel", str(carrier)]) == 2
-    evil_id = "548d671112b20d3b09e1696c8122f9fb60a40bdf"
-    assert f"error: {name}: expected blob {LISTED[name][0]}, found {evil_id}" in (
-        capsys.readouterr().err
-    )
-    assert pip_calls == []
-
-
-def test_a_missing_file_is_named_and_nothing_installed(
-    tool: ModuleType,
-    carrier: Path,
-    pip_calls: list[tuple[str, ...]],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    write_carrier(carrier, {"detectron2/layers/nms.py": None})
-    monkeypatch.setattr(tool, "CARRIER_SHA256", hashlib.sha256(carrier.read_bytes()).hexdigest())
-
-    assert tool.main(["--wheel", str(carrier)]) == 2
-    assert "error: detectron2/layers/nms.py: expected blob" in capsys.readouterr().err
-    assert pip_calls == []
-
-
-def test_another_wheel_than_the_pinned_one_is_refused(
-    tool: ModuleType,
-    carrier: Path,
+    carriers: Carriers,
     pip_calls: list[tuple[str, ...]],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    write_carrier(carrier, {"ultralytics/__init__.py": b"\n"})  # all listed files are right
-    assert tool.main(["--wheel", str(carrier)]) == 2
+    carriers.write({name: EVIL})
+    carriers.pin()  # the check of each file has to hold by itself
+    assert tool.main(carriers.arguments) == 2
     error = capsys.readouterr().err
-    assert f"{carrier.name}: expected sha256 {tool.CARRIER_SHA256}, found " in error
+    assert all(part in error for part in (name, LISTED[name][0], EVIL_ID))
+    assert pip_calls == []
+
+
+@pytest.mark.parametrize("name", list(LISTED))
+def test_a_missing_file_is_named_and_nothing_installed(
+    name: str,
+    tool: ModuleType,
+    carriers: Carriers,
+    pip_calls: list[tuple[str, ...]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    carriers.write({name: None})
+    carriers.pin()
+    assert tool.main(carriers.arguments) == 2
+    assert name in capsys.readouterr().err
+    assert pip_calls == []
+
+
+@pytest.mark.parametrize("option", ["WHEEL", "SDIST"])
+def test_another_archive_than_the_pinned_one_is_refused(
+    option: str,
+    tool: ModuleType,
+    carriers: Carriers,
+    pip_calls: list[tuple[str, ...]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = carriers.wheel if option == "WHEEL" else carriers.sdist
+    pinned = sha256(path)
+    carriers.write({"setup.py": b"\n"})  # all listed files are right
+    if option == "SDIST":  # its check comes second
+        wheel = tool.WHEEL._replace(sha256=sha256(carriers.wheel))
+        carriers.monkeypatch.setattr(tool, "WHEEL", wheel)
+    assert tool.main(carriers.arguments) == 2
+    error = capsys.readouterr().err
+    assert all(part in error for part in (path.name, pinned, sha256(path)))
+    assert pip_calls == []
+
+
+@pytest.mark.parametrize("option", ["--wheel", "--sdist"])
+def test_an_archive_that_is_not_there_is_named(
+    option: str, tool: ModuleType, carriers: Carriers, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*carriers.arguments, option, "absent.archive"]
+    assert tool.main(arguments) == 1
+    assert "absent.archive" in capsys.readouterr().err
+
+
+def test_fixes_are_made_to_whole_words_wherever_they_stand(
+    tool: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fix = tool.Fix("a.py", "np.int", "int")
+    monkeypatch.setattr(tool, "FIXES", (fix,))
+    files = {"a.py": b"np.int, np.int64(np.int)", "b.py": b"np.int"}
+    assert tool.apply_fixes(files) == {"a.py": b"int, np.int64(int)", "b.py": b"np.int"}
+
+
+@pytest.mark.parametrize(("path", "old"), [("a.py", "np.int"), ("absent.py", "np.float")])
+def test_a_fix_whose_text_is_not_there_is_an_error(
+    path: str,
+    old: str,
+    tool: ModuleType,
+    carriers: Carriers,
+    pip_calls: list[tuple[str, ...]],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = path.replace("a.py", "detectron2/layers/nms.py")
+    monkeypatch.setattr(tool, "FIXES", (*tool.FIXES, tool.Fix(path, old, "")))
+    assert tool.main(carriers.arguments) == 2
+    error = capsys.readouterr().err
+    assert path in error
+    assert old in error
     assert pip_calls == []
 
 
 def test_a_failed_download_says_what_to_do(
     tool: ModuleType,
-    carrier: Path,
+    carriers: Carriers,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")  # pip itself fails, without trying the network
+    monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
     assert tool.main([]) == 1
     error = capfd.readouterr().err.splitlines()[-1]
-    assert error.startswith(f"install_detectron2: error: cannot download {tool.CARRIER}")
-    assert f"build detectron2 from source by upstream's guide: {tool.INSTALL_GUIDE}" in error
+    assert tool.WHEEL.requirement in error
+    assert tool.INSTALL_GUIDE in error
+
+
+def test_downloads_by_hash_and_runs_nothing_of_it(
+    tool: ModuleType,
+    carriers: Carriers,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    index, folder = tmp_path / "index", tmp_path / "downloads"
+    index.mkdir()
+    folder.mkdir()
+    # Its setup.py would end with an error.
+    carriers.sdist.rename(index / "pb1-detectron2-0.6.tar.gz")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(index))
+    assert sha256(tool.download(tool.SDIST, folder)) == tool.SDIST.sha256
+
+    other = tool.SDIST._replace(sha256="0" * 64)
+    with pytest.raises(tool.InstallError, match="pb1-detectron2==0.6"):
+        tool.download(other, folder)
+    assert tool.SDIST.sha256 in capfd.readouterr().err  # pip says what it got
 
 
 def test_installs_an_ordinary_distribution(
-    tool: ModuleType, carrier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tool: ModuleType, carriers: Carriers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     environment = tmp_path / "venv"
     subprocess.run([sys.executable, "-m", "venv", environment], check=True)
     python = str(environment / ("Scripts" if os.name == "nt" else "bin") / "python")
+    before = set(environment.rglob("*"))
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([python, *arguments], capture_output=True, text=True, cwd=tmp_path)
 
-    # The tool installs into the interpreter that runs it: here, the fresh one.
-    monkeypatch.setattr(sys, "executable", python)
-    monkeypatch.delenv("PYTHONPATH", raising=False)
+    # Without an index, pip builds with the setuptools that it finds: the tests' own.
+    (tmp_path / "build").mkdir()
+    for name in ("setuptools", "_distutils_hack"):
+        source = Path(setuptools.__file__).parents[1] / name
+        (tmp_path / "build" / name).symlink_to(source)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "build"))
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    monkeypatch.setenv("PIP_NO_BUILD_ISOLATION", "0")  # pip's way to say yes
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_NO_DEPS", "1")
-    assert tool.main(["--wheel", str(carrier)]) == 0
+    # The tool installs into the interpreter that runs it: here, the fresh one.
+    monkeypatch.setattr(sys, "executable", python)
+    assert tool.main(carriers.arguments) == 0
 
-    ask = "import detectron2, detectron2.layers.nms as m; print(detectron2.__version__, m.nms())"
-    assert run("-c", ask).stdout == "0.6 kept\n"
-    assert run("-c", "import ultralytics").returncode == 1
+    ask = (
+        "import sys, detectron2, detectron2.layers.nms, detectron2.model_zoo as zoo;"
+        "from detectron2.projects import point_rend;"
+        "print(detectron2.__version__, detectron2.layers.nms.nms(), zoo.get(), point_rend.HEAD)"
+    )
+    assert run("-c", ask).stdout == "0.6 kept zoo.yaml PointRend\n"
+    assert run(str(environment / "share/detectron2/tools/train_net.py")).stdout == "trained\n"
     shown = run("-m", "pip", "show", "--files", "detectron2").stdout
-    assert "Version: 0.6+a1b2c3d" in shown
-    assert "nms.py" in shown
-    assert "stranger" not in shown
+    assert f"Version: {tool.VERSION}" in shown
+    for name in LISTED:
+        assert name.rpartition("/")[2] in shown
+    for name in FOREIGN:
+        assert name not in shown
 
     removed = run("-m", "pip", "uninstall", "-y", "detectron2")
     assert removed.returncode == 0, removed.stderr
     assert run("-c", "import detectron2").returncode == 1
+    left = [path for path in set(environment.rglob("*")) - before if path.name != "__pycache__"]
+    assert [path for path in left if path != environment / "share"] == []
 
 
 def run_tool(path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -250,28 +342,58 @@ def run_tool(path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_present_detectron2_is_left_alone_even_a_broken_one(tmp_path: Path) -> None:
-    stub = tmp_path / "detectron2" / "__init__.py"
-    stub.parent.mkdir()
-    stub.write_text("raise RuntimeError('built for another torch')\n")
+def write_package(folder: Path, version: str) -> Path:
+    """Write a detectron2 that cannot be imported and, as pip does, what version it is."""
+    (folder / "detectron2").mkdir()
+    (folder / f"detectron2-{version}.dist-info").mkdir()
+    metadata = folder / f"detectron2-{version}.dist-info" / "METADATA"
+    metadata.write_text(f"Metadata-Version: 2.1\nName: detectron2\nVersion: {version}\n")
+    package = folder / "detectron2" / "__init__.py"
+    package.write_text("raise RuntimeError('built for another torch')\n")
+    return package
 
-    done = run_tool(tmp_path)
+
+@pytest.mark.parametrize("version", ["0.6", "0.6+cu111", "0.7"])
+def test_a_present_detectron2_is_left_alone_even_a_broken_one(version: str, tmp_path: Path) -> None:
+    package = write_package(tmp_path, version)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    done = run_tool(tmp_path, "--wheel", "absent.whl")
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == (
-        f"install_detectron2: detectron2 is already there, nothing to do: {stub}\n"
-    )
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [stub]
+    assert str(package) in done.stdout
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_an_earlier_copy_of_its_own_is_brought_up_to_date(tool: ModuleType, tmp_path: Path) -> None:
+    write_package(tmp_path, "0.6+0ad20f1")
+    done = run_tool(tmp_path, "--wheel", "absent.whl")
+    assert done.returncode == 1
+    assert "absent.whl" in done.stderr  # it went on to install
+
+
+def test_todays_copy_of_its_own_is_left_alone(tool: ModuleType, tmp_path: Path) -> None:
+    write_package(tmp_path, tool.VERSION)
+    assert run_tool(tmp_path, "--wheel", "absent.whl").returncode == 0
+
+
+def test_a_checkout_before_an_earlier_copy_is_left_alone(tmp_path: Path) -> None:
+    write_package(tmp_path, "0.6+0ad20f1")
+    checkout = tmp_path / "checkout" / "detectron2" / "__init__.py"
+    checkout.parent.mkdir(parents=True)
+    checkout.write_text("")
+    done = run_tool(Path(f"{tmp_path / 'checkout'}{os.pathsep}{tmp_path}"))
+    assert done.returncode == 0
+    assert str(checkout) in done.stdout
 
 
 def test_a_mere_folder_of_that_name_is_no_detectron2(tmp_path: Path) -> None:
     (tmp_path / "detectron2" / "docs").mkdir(parents=True)
     done = run_tool(tmp_path, "--wheel", "absent.whl")
     assert done.returncode == 1
-    assert "--wheel absent.whl: no such file" in done.stderr
+    assert "absent.whl" in done.stderr
 
 
 def test_what_is_installed_is_not_replaced(
-    tool: ModuleType, carrier: Path, monkeypatch: pytest.MonkeyPatch
+    tool: ModuleType, carriers: Carriers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held: list[str] = []
 
@@ -280,7 +402,5 @@ def test_what_is_installed_is_not_replaced(
         held.extend(constraints.read_text().split())
 
     monkeypatch.setattr(tool, "run_pip", run_pip)
-    monkeypatch.setattr(tool, "check_sha256", lambda *_: None)
-    monkeypatch.setattr(tool, "read_verified", lambda *_: {})
-    tool.install(carrier)
+    assert tool.main(carriers.arguments) == 0
     assert f"pytest=={pytest.__version__}" in held
