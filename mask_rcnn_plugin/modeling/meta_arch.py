@@ -6,7 +6,8 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, detector_postprocess
 from detectron2.structures import Instances
 
-from mask_rcnn_plugin.fast.mask_rle import RLEMasks, encode_masks
+from mask_rcnn_plugin.fast.mask_encoding import encode_masks
+from mask_rcnn_plugin.fast.mask_rle import RLEMasks
 from mask_rcnn_plugin.modeling.yaml_keys import require_mask_rcnn_config
 
 MASK_FORMATS = ("rle", "bitmap")
@@ -82,5 +83,5 @@ class MaskRCNN(GeneralizedRCNN):
             instances.mask_probs[:, 0], instances.pred_boxes.tensor, (height, width)
         )
         instances.remove("mask_probs")
-        instances.pred_masks = RLEMasks(rles)
+        instances.pred_masks = RLEMasks(rles, (height, width), instances.pred_boxes.device)
         return instances
