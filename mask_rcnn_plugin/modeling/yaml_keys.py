@@ -8,7 +8,7 @@ def add_mask_rcnn_config(cfg: CfgNode) -> None:
 
     MODEL.ROI_MASK_HEAD.LOSS_TYPE: "sigmoid" or "softmax" (Table 2b).
     MODEL.ROI_MASK_HEAD.FC_DIMS: hidden widths of `MaskRCNNMLPHead` (Table 2e).
-    MODEL.ROI_MASK_HEAD.OUTPUT_FORMAT: "rle" or "bitmap", what `MaskRCNN` returns.
+    MODEL.ROI_MASK_HEAD.OUTPUT_FORMAT: "bitmap" or "rle", what `MaskRCNN` returns.
     MODEL.ROI_{BOX,MASK,KEYPOINT}_HEAD.POOLER_AGGREGATION: "ave" or "max" (Table 2c).
 
     detectron2's own MODEL.ROI_{BOX,MASK,KEYPOINT}_HEAD.POOLER_TYPE also takes "RoIPool", "RoIWarp"
@@ -18,7 +18,7 @@ def add_mask_rcnn_config(cfg: CfgNode) -> None:
     for node, key, value in [
         (model.ROI_MASK_HEAD, "LOSS_TYPE", "sigmoid"),
         (model.ROI_MASK_HEAD, "FC_DIMS", [1024, 1024]),
-        (model.ROI_MASK_HEAD, "OUTPUT_FORMAT", "rle"),
+        (model.ROI_MASK_HEAD, "OUTPUT_FORMAT", "bitmap"),
         (model.ROI_BOX_HEAD, "POOLER_AGGREGATION", "ave"),
         (model.ROI_MASK_HEAD, "POOLER_AGGREGATION", "ave"),
         (model.ROI_KEYPOINT_HEAD, "POOLER_AGGREGATION", "ave"),
