@@ -88,7 +88,7 @@ class RLEMasks(Tensor):
         """All masks decoded: bool (R, H, W)."""
         bitmaps = np.empty(self.shape, dtype=bool)
         for bitmap, rle in zip(bitmaps, self.rles):
-            bitmap[:] = coco_mask.decode(rle)
+            bitmap[:] = self._decode(rle)
         return bitmaps
 
     def tolist(self) -> list[Any]:
@@ -121,9 +121,12 @@ class RLEMasks(Tensor):
     def _with(self, rles: list[dict[str, Any]], device: torch.device | None = None) -> "RLEMasks":
         return RLEMasks(rles, self.image_size, device or self.device)
 
+    def _bitmap(self, rle: dict[str, Any]) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(self._decode(rle))).to(self.device)
+
     @staticmethod
-    def _decode(rle: dict[str, Any]) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(coco_mask.decode(rle))).bool()
+    def _decode(rle: dict[str, Any]) -> np.ndarray:
+        return coco_mask.decode(rle).view(bool)  # column by column, as RLE runs
 
 
 def _plain(value: Any) -> Any:
@@ -148,7 +151,7 @@ def _to(masks: RLEMasks, *, dtype: Any = None, device: Any = None, **_: Any) -> 
 
 
 def _select(masks: RLEMasks, dim: int, index: int) -> Any:
-    return masks._decode(masks.rles[index]).to(masks.device) if dim == 0 else NotImplemented
+    return masks._bitmap(masks.rles[index]) if dim == 0 else NotImplemented
 
 
 def _slice(masks: RLEMasks, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> Any:
@@ -184,8 +187,7 @@ def _any(masks: RLEMasks, dim: Any = None, keepdim: bool = False) -> Any:
         return (_areas(masks) > 0).any(dim, keepdim)
     if dim not in ([0], [-3]) or len(masks) == 0:
         return NotImplemented
-    union = masks._decode(coco_mask.merge(masks.rles)).to(masks.device)
-    return union[None].any(dim, keepdim)
+    return masks._bitmap(coco_mask.merge(masks.rles))[None].any(dim, keepdim)
 
 
 def _over_image(dim: list[int] | None) -> bool:
