@@ -43,8 +43,8 @@ class RLEMasks(Tensor):
     rles: list[dict[str, Any]]
     image_size: tuple[int, int]
 
-    # The way torch names for tensors that live in __torch_dispatch__: all operators arrive there,
-    # those that are called from C++ as well, and what they return stays as it is.
+    # All operators arrive in __torch_dispatch__, those that are called from C++ as well, and what
+    # they return stays what it is.
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     def __new__(
