@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.data.detection_utils import read_image
-from detectron2.structures import Boxes, BoxMode, Instances
+from detectron2.structures import Boxes, Instances
 from detectron2.utils.visualizer import Visualizer
 
 from mask_rcnn_plugin.fast.mask_rle import RLEMasks
@@ -107,26 +107,25 @@ def _visualizer(image: dict[str, Any], metadata: Metadata) -> Visualizer:
 def _to_instances(
     predictions: list[dict[str, Any]], image_size: tuple[int, int], metadata: Metadata
 ) -> Instances:
-    """COCO-format predictions of one image as detectron2 has them."""
-    # Highest score last, so that it is drawn on top.
-    predictions = sorted(predictions, key=lambda p: p["score"])
+    """Predictions of one image in COCO's format as a detectron2 model gives them."""
     to_class = metadata.get("thing_dataset_id_to_contiguous_id")
-    boxes = np.array([p["bbox"] for p in predictions], dtype=np.float32).reshape(-1, 4)
-    instances = Instances(image_size)
-    instances.pred_boxes = Boxes(BoxMode.convert(boxes, BoxMode.XYWH_ABS, BoxMode.XYXY_ABS))
-    instances.scores = torch.tensor([p["score"] for p in predictions])
-    instances.pred_classes = torch.tensor(
-        [to_class[p["category_id"]] for p in predictions], dtype=torch.int64
+    classes = [to_class[p["category_id"]] for p in predictions]
+    boxes = torch.tensor([p["bbox"] for p in predictions]).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]  # from width and height
+    instances = Instances(
+        image_size,
+        pred_boxes=Boxes(boxes),
+        scores=torch.tensor([p["score"] for p in predictions]),
+        pred_classes=torch.tensor(classes, dtype=torch.int64),
     )
-    if predictions and "segmentation" in predictions[0]:
-        instances.pred_masks = RLEMasks([p["segmentation"] for p in predictions])
-    if predictions and "keypoints" in predictions[0]:
+    if all("segmentation" in p for p in predictions):
+        instances.pred_masks = RLEMasks([p["segmentation"] for p in predictions], image_size)
+    if predictions and all("keypoints" in p for p in predictions):
         keypoints = torch.tensor([p["keypoints"] for p in predictions])
         keypoints = keypoints.reshape(len(predictions), -1, 3)
         keypoints[:, :, :2] += 0.5  # from pixel indices to continuous coordinates
         # A detection of a category without keypoints has them predicted all the same.
-        with_keypoints = metadata.get("keypoint_classes", metadata.get("thing_classes"))
-        has = [metadata.thing_classes[c] in with_keypoints for c in instances.pred_classes]
-        keypoints[~torch.tensor(has)] = 0
-        instances.pred_keypoints = keypoints
+        with_keypoints = metadata.get("keypoint_classes", metadata.thing_classes)
+        has = [metadata.thing_classes[c] in with_keypoints for c in classes]
+        instances.pred_keypoints = keypoints * torch.tensor(has)[:, None, None]
     return instances

@@ -1,6 +1,7 @@
 """The models. Importing this package registers them with detectron2."""
 
-from mask_rcnn_plugin.fast.mask_rle import RLEMasks, encode_masks
+from mask_rcnn_plugin.fast.mask_encoding import encode_masks
+from mask_rcnn_plugin.fast.mask_rle import RLEMasks
 from mask_rcnn_plugin.modeling.backbone import (
     build_mask_rcnn_resnet_backbone,
     res5_head,

@@ -24,6 +24,7 @@ from detectron2.modeling.backbone.resnet import (
 from torch import nn
 
 from mask_rcnn_plugin.fast.folding import fold_frozen_batch_norm
+from mask_rcnn_plugin.modeling.yaml_keys import warn_of_ignored_keys
 
 Norm = str | Callable[[int], nn.Module]  # of so many channels, as `get_norm` takes it
 
@@ -144,6 +145,7 @@ def build_mask_rcnn_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Bac
         cfg: detectron2 config; MODEL.RESNETS, MODEL.FPN and MODEL.BACKBONE.FREEZE_AT are read.
         input_shape: channels of the image.
     """
+    warn_of_ignored_keys(cfg)
     build = build_resnet_fpn_backbone if cfg.MODEL.FPN.IN_FEATURES else build_resnet_backbone
     return fold_frozen_batch_norm(build(cfg, input_shape))
 

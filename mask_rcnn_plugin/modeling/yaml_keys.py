@@ -1,6 +1,46 @@
-"""The keys that a YAML config needs for the plugin's heads."""
+"""The plugin's keys in a YAML config: their defaults, and the classes that read them."""
+
+import copy
+import warnings
+from collections.abc import Iterator
+from functools import reduce
+from typing import Any
 
 from detectron2.config import CfgNode
+from detectron2.modeling import META_ARCH_REGISTRY, ROI_HEADS_REGISTRY
+from detectron2.modeling.roi_heads import ROI_MASK_HEAD_REGISTRY
+
+_DEFAULTS = {
+    "ROI_MASK_HEAD.LOSS_TYPE": "sigmoid",
+    "ROI_MASK_HEAD.FC_DIMS": [1024, 1024],
+    "ROI_MASK_HEAD.OUTPUT_FORMAT": "bitmap",
+    "ROI_BOX_HEAD.POOLER_AGGREGATION": "ave",
+    "ROI_MASK_HEAD.POOLER_AGGREGATION": "ave",
+    "ROI_KEYPOINT_HEAD.POOLER_AGGREGATION": "ave",
+}
+
+# Those of POOLER_TYPE that detectron2 doesn't know.
+_POOLER_TYPES = ("RoIAlign", "RoIWarp", "RoIPool")
+
+# The key that names a class, and the classes by their names.
+_CHOICES = {
+    "META_ARCHITECTURE": META_ARCH_REGISTRY,
+    "ROI_HEADS.NAME": ROI_HEADS_REGISTRY,
+    "ROI_MASK_HEAD.NAME": ROI_MASK_HEAD_REGISTRY,
+}
+
+# The classes that read a key. C4's heads pool once, for the box and the mask.
+_READERS = {
+    "ROI_MASK_HEAD.LOSS_TYPE": ("ROI_MASK_HEAD.NAME", ["MaskRCNNFCNHead", "MaskRCNNMLPHead"]),
+    "ROI_MASK_HEAD.FC_DIMS": ("ROI_MASK_HEAD.NAME", ["MaskRCNNMLPHead"]),
+    "ROI_MASK_HEAD.OUTPUT_FORMAT": ("META_ARCHITECTURE", ["MaskRCNN"]),
+}
+for _key in ("POOLER_TYPE", "POOLER_AGGREGATION"):
+    _READERS |= {
+        f"ROI_BOX_HEAD.{_key}": ("ROI_HEADS.NAME", ["MaskRCNNROIHeads", "MaskRCNNC4ROIHeads"]),
+        f"ROI_MASK_HEAD.{_key}": ("ROI_HEADS.NAME", ["MaskRCNNROIHeads"]),
+        f"ROI_KEYPOINT_HEAD.{_key}": ("ROI_HEADS.NAME", ["MaskRCNNROIHeads"]),
+    }
 
 
 def add_mask_rcnn_config(cfg: CfgNode) -> None:
@@ -8,22 +48,15 @@ def add_mask_rcnn_config(cfg: CfgNode) -> None:
 
     MODEL.ROI_MASK_HEAD.LOSS_TYPE: "sigmoid" or "softmax" (Table 2b).
     MODEL.ROI_MASK_HEAD.FC_DIMS: hidden widths of `MaskRCNNMLPHead` (Table 2e).
-    MODEL.ROI_MASK_HEAD.OUTPUT_FORMAT: "rle" or "bitmap", what `MaskRCNN` returns.
+    MODEL.ROI_MASK_HEAD.OUTPUT_FORMAT: "bitmap" or "rle", what `MaskRCNN` returns.
     MODEL.ROI_{BOX,MASK,KEYPOINT}_HEAD.POOLER_AGGREGATION: "ave" or "max" (Table 2c).
 
     detectron2's own MODEL.ROI_{BOX,MASK,KEYPOINT}_HEAD.POOLER_TYPE also takes "RoIPool", "RoIWarp"
     and "RoIAlign" with the plugin's RoI heads.
     """
-    model = cfg.MODEL
-    for node, key, value in [
-        (model.ROI_MASK_HEAD, "LOSS_TYPE", "sigmoid"),
-        (model.ROI_MASK_HEAD, "FC_DIMS", [1024, 1024]),
-        (model.ROI_MASK_HEAD, "OUTPUT_FORMAT", "rle"),
-        (model.ROI_BOX_HEAD, "POOLER_AGGREGATION", "ave"),
-        (model.ROI_MASK_HEAD, "POOLER_AGGREGATION", "ave"),
-        (model.ROI_KEYPOINT_HEAD, "POOLER_AGGREGATION", "ave"),
-    ]:
-        node.setdefault(key, value)
+    for key, value in _DEFAULTS.items():
+        head, name = key.split(".")
+        cfg.MODEL[head].setdefault(name, copy.copy(value))
 
 
 def require_mask_rcnn_config(cfg: CfgNode) -> None:
@@ -33,6 +66,44 @@ def require_mask_rcnn_config(cfg: CfgNode) -> None:
     """
     if "LOSS_TYPE" not in cfg.MODEL.ROI_MASK_HEAD:
         raise KeyError(
-            "this config has not the plugin's keys: call mask_rcnn_plugin.add_mask_rcnn_config(cfg)"
-            " after get_cfg(), or set DETECTRON2_ENV_MODULE=mask_rcnn_plugin.env"
+            "the config lacks the plugin's keys: call mask_rcnn_plugin.add_mask_rcnn_config(cfg) "
+            "after get_cfg(), or set DETECTRON2_ENV_MODULE=mask_rcnn_plugin.env"
         )
+    warn_of_ignored_keys(cfg)
+
+
+def warn_of_ignored_keys(cfg: CfgNode) -> None:
+    """Warn of the plugin's keys that are set but that none of the chosen classes reads.
+
+    detectron2's classes don't look at them, so each of the plugin's does, in case it is the only
+    one. Python shows the same warning once.
+    """
+    ignored = list(_ignored_keys(cfg.MODEL))
+    if ignored:
+        warnings.warn("The chosen classes ignore " + "; ".join(ignored), stacklevel=1)
+
+
+def _ignored_keys(model: CfgNode) -> Iterator[str]:
+    off = [] if model.MASK_ON else ["ROI_MASK_HEAD"]
+    off += [] if model.KEYPOINT_ON else ["ROI_KEYPOINT_HEAD"]
+    for key, (choice, readers) in _READERS.items():
+        value, default = _get(model, key), _DEFAULTS.get(key)
+        is_set = value in _POOLER_TYPES if default is None else value not in (default, None)
+        if is_set and key.split(".")[0] not in off and _ignores(model, choice, readers):
+            yield (
+                f"MODEL.{key}={value}, which {' and '.join(readers)} would read "
+                f"(MODEL.{choice} is {_get(model, choice)})"
+            )
+
+
+def _ignores(model: CfgNode, choice: str, readers: list[str]) -> bool:
+    name = _get(model, choice)
+    if name in readers or name not in _CHOICES[choice]:
+        return False
+    # What the classes of other projects read is not known here.
+    package = _CHOICES[choice].get(name).__module__.split(".")[0]
+    return package in ("detectron2", "mask_rcnn_plugin")
+
+
+def _get(model: CfgNode, key: str) -> Any:
+    return reduce(lambda node, name: node.get(name), key.split("."), model)

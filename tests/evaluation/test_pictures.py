@@ -4,9 +4,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.detection_utils import read_image
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.visualizer import Visualizer
+from pycocotools import mask as coco_mask
 
 from mask_rcnn_plugin.data.coco import register_coco_dataset
-from mask_rcnn_plugin.evaluation.pictures import draw_predictions
+from mask_rcnn_plugin.evaluation.pictures import draw_prediction, draw_predictions
 
 
 @pytest.fixture
@@ -22,7 +28,8 @@ def pictures(dataset: str, folder: Path, predictions: list[dict], count: int) ->
 
 
 def prediction(score: float, **fields: object) -> dict:
-    return {"image_id": 1, "category_id": 2, "bbox": [10, 10, 40, 30], "score": score, **fields}
+    given = {"image_id": 1, "category_id": 2, "bbox": [10, 10, 40, 30], "score": score}
+    return {**given, **fields}
 
 
 def test_truth_is_left_and_predictions_right(dataset: str, tmp_path: Path) -> None:
@@ -53,6 +60,36 @@ def test_keypoints_of_a_category_without_keypoints_are_not_drawn(
     person = [prediction(0.9, keypoints=keypoints) | {"category_id": 1}]
     (drawn,) = pictures(dataset, tmp_path, person, 1)
     assert drawn.read_bytes() != without
+
+
+def test_masks_and_keypoints_are_drawn_as_detectron2_draws_a_models(dataset: str) -> None:
+    image, metadata = DatasetCatalog.get(dataset)[0], MetadataCatalog.get(dataset)
+    height, width = image["height"], image["width"]
+    bitmaps = torch.zeros(2, height, width, dtype=torch.bool)
+    bitmaps[0, 10:40, 10:50], bitmaps[1, 20:60, 5:30] = True, True
+    keypoints = torch.tensor([[12.0, 12, 0.9]] * 17)
+    boxes = [[10, 10, 40, 30], [5, 20, 25, 40]]
+    rles = [coco_mask.encode(np.asfortranarray(b.numpy().astype(np.uint8))) for b in bitmaps]
+    flat = keypoints.flatten().tolist()
+    predictions = [
+        prediction(score, category_id=1, bbox=box, segmentation=rle, keypoints=flat)
+        for score, box, rle in zip([0.6, 0.9], boxes, rles)
+    ]
+    np.random.seed(0)
+    picture = draw_prediction(image, predictions, metadata)
+
+    instances = Instances(
+        (height, width),
+        pred_boxes=Boxes(torch.tensor([[10.0, 10, 50, 40], [5, 20, 30, 60]])),
+        scores=torch.tensor([0.6, 0.9]),
+        pred_classes=torch.zeros(2, dtype=torch.int64),
+        pred_masks=bitmaps,
+        pred_keypoints=(keypoints + torch.tensor([0.5, 0.5, 0])).expand(2, 17, 3),
+    )
+    np.random.seed(0)
+    pixels = read_image(image["file_name"], format="RGB")
+    visualizer = Visualizer(pixels, metadata, scale=picture.shape[0] / height)
+    assert np.array_equal(picture, visualizer.draw_instance_predictions(instances).get_image())
 
 
 def test_no_more_pictures_than_images(dataset: str, tmp_path: Path) -> None:

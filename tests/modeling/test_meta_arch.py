@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 import torch
 from detectron2.config import CfgNode, get_cfg, instantiate
-from detectron2.modeling import build_model
+from detectron2.export import TracingAdapter, scripting_with_instances
+from detectron2.modeling import GeneralizedRCNN, build_model
 from detectron2.structures import Boxes, Instances
+from detectron2.utils.analysis import FlopCountAnalysis
 from detectron2.utils.events import EventStorage
-from torch import nn
+from torch import Tensor, nn
 
 from mask_rcnn_plugin import add_mask_rcnn_config, get_config
 from mask_rcnn_plugin.modeling import MaskRCNN, RLEMasks
@@ -296,7 +298,7 @@ def test_no_detection(pair: tuple[nn.Module, nn.Module]) -> None:
         for i, size in zip(detect(plugin, BATCH), [(150, 200), (120, 100)], strict=True):
             assert len(i) == 0
             assert i.image_size == size
-            assert len(i.pred_masks) == 0
+            assert i.pred_masks.shape == (0, *size)
             assert isinstance(i.pred_masks, RLEMasks) == (mask_format == "rle")
             if i.has("pred_keypoints"):
                 assert i.pred_keypoints.shape == (0, 3, 3)
@@ -331,6 +333,96 @@ def test_models_without_masks(branch: str, mask_format: str, redraw: Check) -> N
     assert len(instances) > 0
     assert not instances.has("pred_masks")
     assert instances.has("pred_keypoints") == (branch == "keypoint")
+
+
+@pytest.mark.parametrize("mask_format", ["rle", "bitmap"])
+def test_flops_are_counted(pair: tuple[nn.Module, nn.Module], mask_format: str) -> None:
+    plugin, _ = pair
+    plugin.mask_format = mask_format
+    counts = []
+    for model in (plugin.eval(), stock_meta_arch(plugin)):
+        flops = FlopCountAnalysis(model, [image((96, 128), height=48, width=64)])
+        flops.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+        counts.append(flops.by_operator())
+    assert counts[0] == counts[1]
+    assert counts[0]["conv"] > 1e6
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_a_trace_gives_bitmaps(pair: tuple[nn.Module, nn.Module]) -> None:
+    plugin, _ = pair
+    batch = [image((96, 128))]
+    (expected,) = detect(plugin, batch)
+    adapter = TracingAdapter(plugin, batch)
+    traced = torch.jit.trace(adapter, adapter.flattened_inputs, check_trace=False)
+    (result,) = adapter.outputs_schema(traced(*adapter.flattened_inputs))
+    masks = result["instances"].pred_masks
+    assert type(masks) is Tensor
+    assert len(masks) > 2
+    assert torch.equal(masks, expected.pred_masks)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_scripts_where_detectron2_does() -> None:
+    """Over stock parts, so that only the meta-architecture is in question."""
+    cfg = small(zoo_config("FPN", mask=True))
+    add_mask_rcnn_config(cfg)
+    cfg.MODEL.META_ARCHITECTURE = "MaskRCNN"
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
+    for mask_format in ("bitmap", "rle"):
+        cfg.MODEL.ROI_MASK_HEAD.OUTPUT_FORMAT = mask_format
+        model = build_model(cfg).eval()
+        batch = [{"image": image((96, 128))["image"].float()}]
+        with torch.no_grad():
+            (expected,) = model.inference(batch, do_postprocess=False)
+            scripted = scripting_with_instances(SoftMasks(model).eval(), SCRIPTED_FIELDS)
+            (result,) = scripted(batch)
+        assert len(expected) > 2
+        assert torch.equal(result.pred_masks, expected.pred_masks)
+
+
+class SoftMasks(nn.Module):
+    """What detectron2 scripts: an R-CNN without its post-processing."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: list[dict[str, Tensor]]) -> list[Instances]:
+        return self.model.inference(batch, do_postprocess=False)
+
+
+SCRIPTED_FIELDS = {
+    "proposal_boxes": Boxes,
+    "objectness_logits": Tensor,
+    "pred_boxes": Boxes,
+    "scores": Tensor,
+    "pred_classes": Tensor,
+    "pred_masks": Tensor,
+}
+
+
+def stock_meta_arch(model: nn.Module) -> GeneralizedRCNN:
+    """detectron2's meta-architecture around a model's parts."""
+    return GeneralizedRCNN(
+        backbone=model.backbone,
+        proposal_generator=model.proposal_generator,
+        roi_heads=model.roi_heads,
+        pixel_mean=model.pixel_mean.flatten().tolist(),
+        pixel_std=model.pixel_std.flatten().tolist(),
+    ).eval()
+
+
+def test_masks_are_detectron2s_unless_asked_for() -> None:
+    yaml = zoo_config("FPN", mask=True)
+    add_mask_rcnn_config(yaml)
+    yaml.MODEL.META_ARCHITECTURE, yaml.MODEL.DEVICE = "MaskRCNN", "meta"
+    lazy = get_config("table2a_backbone/r50_fpn").model
+    with torch.device("meta"):
+        assert instantiate(lazy).mask_format == "rle"
+        del lazy.mask_format
+        assert instantiate(lazy).mask_format == "bitmap"
+        assert build_model(yaml).mask_format == "bitmap"
 
 
 @pytest.mark.parametrize("mask_format", ["rle", "bitmap"])
