@@ -7,6 +7,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from detectron2.config import LazyCall as L
 from detectron2.config import instantiate
 from detectron2.data import get_detection_dataset_dicts
@@ -17,7 +18,6 @@ from omegaconf import DictConfig
 from torch import nn
 
 from mask_rcnn_plugin.atomic_write import atomic_write
-from mask_rcnn_plugin.training.checkpoint import Checkpointer
 
 logger = logging.getLogger(__name__)
 
@@ -35,9 +35,6 @@ class ProposalWriter(DatasetEvaluator):
     The file is a pickled dict with a list entry for each image: "ids", the image ids; "boxes",
     float32 (R, 4) XYXY in pixels of the image as it is on disk; "objectness_logits", float32 (R,),
     descending. "bbox_mode" is XYXY_ABS. It appears whole or not at all.
-
-    Args:
-        path: of the file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -80,10 +77,7 @@ def write_proposals(cfg: DictConfig) -> ProposalFiles:
 
     Args:
         cfg: from `rpn_stage`, its training finished: `model_final.pth` in `train.output_dir`. Files
-            are put in `proposals/` there; one that is there already is left as it is.
-
-    Raises:
-        WeightsError: if the checkpoint does not fit the model.
+            go to `proposals/` there; one that rank 0 finds there is left as it is.
     """
     output = Path(cfg.train.output_dir)
     files = ProposalFiles([], [])
@@ -92,13 +86,14 @@ def write_proposals(cfg: DictConfig) -> ProposalFiles:
         for n, name in enumerate(cfg.dataset[split].names):
             path = output / "proposals" / f"{split}_{n}.pkl"
             getattr(files, split).append(str(path))
-            if path.is_file():
+            if comm.all_gather(path.is_file())[0]:
                 logger.info("%s: there already, proposals on %s", path, name)
                 continue
             logger.info("%s: writing proposals on %s", path, name)
             if model is None:
                 model = instantiate(_with_topk(cfg.model, i)).to(cfg.train.device)
-                Checkpointer(model).load_strictly(str(output / "model_final.pth"))
+                checkpoint = torch.load(output / "model_final.pth", "cpu", weights_only=True)
+                model.load_state_dict(checkpoint["model"])
             loader = copy.deepcopy(cfg.dataloader.test)
             loader.dataset = L(get_detection_dataset_dicts)(names=[name], filter_empty=False)
             inference_on_dataset(model, instantiate(loader), ProposalWriter(path))
