@@ -6,7 +6,7 @@ from typing import Any
 from tabulate import tabulate
 
 PEERS = ("detectron2", "detectron2 tuned", "torchvision", "plugin")
-_TRAINED = "on random weights; see trained ones below"
+_TRAINED = "on random weights; judged on trained ones, see --trained"
 
 
 def to_markdown(report: Mapping[str, Any]) -> str:
