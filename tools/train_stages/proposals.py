@@ -5,7 +5,7 @@ import logging
 import pickle
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from detectron2.config import LazyCall as L
@@ -22,11 +22,9 @@ from mask_rcnn_plugin.atomic_write import atomic_write
 logger = logging.getLogger(__name__)
 
 
-class ProposalFiles(NamedTuple):
-    """One file for each dataset, in the order of `dataset.train.names` and `dataset.test.names`."""
-
-    train: list[str]
-    test: list[str]
+# Of the training and of the test datasets, in the order of `dataset.train.names` and
+# `dataset.test.names`.
+ProposalFiles = tuple[list[str], list[str]]
 
 
 class ProposalWriter(DatasetEvaluator):
@@ -80,12 +78,12 @@ def write_proposals(cfg: DictConfig) -> ProposalFiles:
             go to `proposals/` there; one that rank 0 finds there is left as it is.
     """
     output = Path(cfg.train.output_dir)
-    files = ProposalFiles([], [])
-    for i, split in enumerate(ProposalFiles._fields):
+    files: ProposalFiles = ([], [])
+    for i, split in enumerate(("train", "test")):
         model: nn.Module | None = None
         for n, name in enumerate(cfg.dataset[split].names):
             path = output / "proposals" / f"{split}_{n}.pkl"
-            getattr(files, split).append(str(path))
+            files[i].append(str(path))
             if comm.all_gather(path.is_file())[0]:
                 logger.info("%s: there already, proposals on %s", path, name)
                 continue

@@ -41,20 +41,17 @@ Record = dict[str, Any]
 def train_stages(cfg: DictConfig, regime: str) -> dict[str, Any]:
     """Train a row by a regime. What an earlier run has finished is not done again.
 
-    In `train.output_dir`, a folder for each stage with what `train` writes there, and the stage's
-    config; proposals are in `proposals/` of an RPN's. `stages.json` records what is done. To do a
-    stage again, delete its folder and all after it.
-
-    "separate": 1_rpn, 2_detector; the result is 2_detector's.
-    "4step": 1_rpn, 2_detector, 3_rpn and 4_detector, the last two on 2_detector's backbone; then
-    `model_final.pth`, one model of the row, and its `results.json`.
+    In `train.output_dir`, each stage has a folder with what `train` writes, its config and, of an
+    RPN, `proposals/`; `stages.json` records what is done. To do a stage again, delete its folder
+    and all after it. "4step" ends in `model_final.pth`, one model of the row.
 
     Args:
         cfg: from `get_config`, its datasets set up by `setup_datasets`.
         regime: one of `REGIMES`.
 
     Returns:
-        {task: {metric: AP in points}}; {} for a test set without annotations.
+        {task: {metric: AP in points}} of 2_detector, or of the one model; {} for a test set without
+        annotations.
 
     Raises:
         ConfigError: see `check_record`.
@@ -154,15 +151,11 @@ def _unite(cfg: DictConfig, record: Record) -> dict[str, Any]:
 
 
 def unite_weights(detector: Path, rpn: Path, heads: Path) -> dict[str, Tensor]:
-    """The state dict of the one model that the 4 steps end in.
-
-    Args:
-        detector: checkpoint of step (2), whose backbone (3) and (4) hold fixed.
-        rpn: of (3).
-        heads: of (4).
+    """The state dict of the one model that the 4 steps end in, from their checkpoints.
 
     Returns:
-        The backbone, (3)'s `proposal_generator` and (4)'s `roi_heads`, under the row's own names.
+        The backbone of (2), which (3) and (4) hold fixed, (3)'s `proposal_generator` and (4)'s
+        `roi_heads`, under the row's own names.
 
     Raises:
         UserError: if the three have different backbones.

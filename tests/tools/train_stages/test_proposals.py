@@ -44,8 +44,8 @@ def test_proposals_are_read_back_in_pixels_of_the_image_on_disk(cfg: DictConfig)
     files = write_proposals(stage)
     assert [len(names) for names in files] == [1, 1]
     for names, paths, number in (
-        (cfg.dataset.train.names, files.train, 30),
-        (cfg.dataset.test.names, files.test, 10),
+        (cfg.dataset.train.names, files[0], 30),
+        (cfg.dataset.test.names, files[1], 10),
     ):
         records = load_proposals_into_dataset(DatasetCatalog.get(names[0]), paths[0])
         assert {len(record["proposal_boxes"]) for record in records} == {number}
@@ -94,7 +94,7 @@ def test_proposal_files_that_are_there_are_left(cfg: DictConfig) -> None:
     for name in ("train_0.pkl", "test_0.pkl"):
         (folder / name).write_text("kept")
     files = write_proposals(stage)
-    assert [Path(f).read_text() for f in (*files.train, *files.test)] == ["kept", "kept"]
+    assert [Path(f).read_text() for f in (*files[0], *files[1])] == ["kept", "kept"]
 
 
 def test_rank_0_decides_which_proposals_are_there(
@@ -104,7 +104,7 @@ def test_rank_0_decides_which_proposals_are_there(
     monkeypatch.setattr(comm, "all_gather", lambda mine: [True, mine])
     files = write_proposals(stage)
     assert [len(names) for names in files] == [1, 1]
-    assert not Path(files.train[0]).exists()
+    assert not Path(files[0][0]).exists()
 
 
 def test_a_proposal_file_appears_whole_or_not_at_all(

@@ -12,11 +12,10 @@ from torch import nn
 
 from mask_rcnn_plugin import get_config
 from mask_rcnn_plugin.training import setup_datasets
-from train_stages.proposals import ProposalFiles
 from train_stages.stages import detector_stage, fix_backbone, fixed, rpn_stage
 
 FPN = "table2a_backbone/r50_fpn+synthetic"
-FILES = ProposalFiles(["a.pkl"], ["b.pkl"])
+FILES = (["a.pkl"], ["b.pkl"])
 
 
 @pytest.fixture
