@@ -39,7 +39,7 @@ from benchmark.agreement import bf16_agreement
 from benchmark.report import stage_cells, to_markdown
 from benchmark.stages import STAGES, Peers, Row
 from benchmark.timing import interleave
-from machine import machine
+from environment import environment
 
 EXTRAS = ("evaluation-memory", "dataset-check", "bf16")
 
@@ -112,7 +112,7 @@ def progress(text: str) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     report: dict[str, Any] = {
         "command": " ".join(["python tools/benchmark.py", *sys.argv[1:]]),
-        "environment": machine(),
+        "environment": environment(),
         "versions": f"torchvision {torchvision.__version__}, detectron2 {detectron2.__version__}, "
         f"mask_rcnn_plugin {mask_rcnn_plugin.__version__}",
         "stages": [],

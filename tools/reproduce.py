@@ -115,7 +115,7 @@ def write_table(table: str, args: argparse.Namespace, runs: Runs) -> dict[str, A
                 "split": row.split,
                 "paper": dict(row.scores),
                 "results": [run.results() for run in of_seeds] if done else None,
-                "iterations": (of_seeds[0].trained or of_seeds[0]).max_iter if done else None,
+                "iterations": of_seeds[0].max_iter if done else None,
                 "minutes": [round(run.seconds() / 60, 2) for run in of_seeds] if done else [],
             }
         )

@@ -4,7 +4,6 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import LazyConfig, instantiate
 
 from benchmark.stages import boxes_lost
@@ -29,7 +28,8 @@ def bf16_agreement(folder: Path, device: str, num_images: int = 100) -> dict[str
     cfg.train.device = device
     setup_datasets(cfg, training=False)
     model = instantiate(cfg.model).to(device).eval()
-    DetectionCheckpointer(model).load(str(folder / "model_final.pth"))
+    checkpoint = torch.load(folder / "model_final.pth", "cpu", weights_only=True)
+    model.load_state_dict(checkpoint["model"])
     exact = optimize_for_inference(model)
     half = optimize_for_inference(model, dtype=torch.bfloat16)
     images = boxes = 0

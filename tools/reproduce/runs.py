@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from machine import machine
+from environment import environment
 from mask_rcnn_plugin.atomic_write import atomic_write
 from mask_rcnn_plugin.config import deciding, get_config
 from mask_rcnn_plugin.config.paper import TASKS
@@ -40,7 +40,7 @@ class Run:
     config: name with overlays.
     overrides: "key=value", without `train.output_dir`.
     seed: `train.seed`.
-    max_iter: its iterations; 0 if it is trained already.
+    max_iter: iterations of its training.
     folder: its `train.output_dir`.
     trained: the run whose weights it tests, None if it trains its own.
     """
@@ -108,9 +108,7 @@ def plan(
                     root / f"{config.replace('/', '.')}-seed{seed}-{whole}",
                 )
                 trained = by_training.get(training)
-                run = Run(
-                    name, changes, seed, 0 if trained else cfg.train.max_iter, folder, trained
-                )
+                run = Run(name, changes, seed, cfg.train.max_iter, folder, trained)
                 by_fingerprint[whole] = run
                 by_training.setdefault(training, run)
             runs[config, seed] = by_fingerprint[whole]
@@ -201,7 +199,7 @@ def _finish(run: Run, code: int) -> str:
     """Mark a run that has succeeded as done; what came out, in one line."""
     if code or not (run.folder / "results.json").exists():
         return f"failed with exit code {code}, see {run.folder / 'console.txt'}"
-    content = {"config": run.config, "seed": run.seed, "environment": machine()}
+    content = {"config": run.config, "seed": run.seed, "environment": environment()}
     with atomic_write(run.folder / _DONE) as file:
         file.write(json.dumps(content).encode() + b"\n")
     results = run.results()

@@ -103,7 +103,7 @@ def test_rows_that_differ_in_their_test_set_are_trained_once(tmp_path: Path) -> 
     runs = plan([minival, test_dev], "coco", 1, tmp_path)
     assert runs[minival, 0].trained is None
     assert runs[test_dev, 0].trained == runs[minival, 0]
-    assert (runs[minival, 0].max_iter, runs[test_dev, 0].max_iter) == (160_000, 0)
+    assert runs[minival, 0].max_iter == runs[test_dev, 0].max_iter == 160_000
     # on drawn images the test set is the same one
     runs = plan([minival, test_dev], "synthetic", 1, tmp_path)
     assert runs[minival, 0] == runs[test_dev, 0]

@@ -1,4 +1,4 @@
-"""The machine that numbers were measured on, as pages name it."""
+"""What numbers were measured on, as pages name it."""
 
 import os
 import platform
@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 
-def machine() -> str:
+def environment() -> str:
     """Hardware and versions in one line, e.g. "2 cores of AMD EPYC, torch 2.14.1, Python 3.11"."""
     if torch.cuda.is_available():
         device = torch.cuda.get_device_name()
