@@ -1,126 +1,115 @@
-"""The committed reproduction says what its own results, and the rules of today, say."""
+"""Pages that are made of data are up to date, and what they and the README name is there."""
 
+import argparse
 import json
 import re
+import runpy
+import shlex
+import shutil
+import sys
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+import update_docs
 from mask_rcnn_plugin.config.paper import rows_of
-from reproduce import report
-from reproduce.claims import CLAIMS
 
-PAGE = Path(__file__).parent.parent / "docs" / "reproduction"
-BENCHMARK = PAGE.parent / "benchmarks"
-TABLES = [f.stem for f in PAGE.glob("*.json") if f.stem != "claims"]
+REPOSITORY = Path(__file__).parent.parent
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
+REPRODUCTION = REPOSITORY / "docs" / "reproduction"
 
 
-def test_claims_follow_from_the_committed_results() -> None:
-    measured = {}
-    for table in TABLES:
-        content = json.loads((PAGE / f"{table}.json").read_text())
+@pytest.mark.parametrize("path", update_docs.generate(), ids=str)
+def test_generated_pages_are_up_to_date(path: Path) -> None:
+    text = (REPOSITORY / path).read_text()
+    assert text == update_docs.generate()[path], "run python tools/update_docs.py"
+
+
+def test_a_changed_number_is_noticed(tmp_path: Path) -> None:
+    shutil.copy(REPOSITORY / "README.md", tmp_path)
+    shutil.copytree(REPOSITORY / "docs", tmp_path / "docs")
+    file = tmp_path / "docs" / "reproduction" / "2c.json"
+    content = json.loads(file.read_text())
+    content["rows"][0]["results"][0]["segm"]["AP"] += 30
+    file.write_text(json.dumps(content))
+    before, after = update_docs.generate(), update_docs.generate(tmp_path)
+    differing = {path.name for path in before if before[path] != after[path]}
+    assert differing == {"README.md", "2c.md", "index.md"}
+
+
+def test_a_block_without_its_place_is_an_error() -> None:
+    text = "a\n<!-- begin x -->\nold\n<!-- end x -->\nb\n"
+    expected = "a\n<!-- begin x -->\n1 | 2\n<!-- end x -->\nb\n"
+    assert update_docs.replace_blocks(text, {"x": "1 | 2"}) == expected
+    with pytest.raises(ValueError, match="'y'"):
+        update_docs.replace_blocks(text, {"y": ""})
+
+
+def test_the_committed_reproduction_has_the_papers_rows() -> None:
+    for table in json.loads((REPRODUCTION / "index.json").read_text())["tables"]:
+        content = json.loads((REPRODUCTION / f"{table}.json").read_text())
         assert [row["config"] for row in content["rows"]] == [r.config for r in rows_of(table)]
         for row in content["rows"]:
             assert len(row["results"]) == content["seeds"]
-            measured[row["config"]] = report.collect(row["results"])
-    committed = json.loads((PAGE / "claims.json").read_text())
-    assert report.claim_records(CLAIMS, measured) == committed
-
-    _, lines = report.claim_rows(CLAIMS, measured)
-    page = (PAGE / "index.md").read_text()
-    for line in lines:
-        pattern = r" *\| *".join(re.escape(cell) for cell in line)
-        assert re.search(rf"^\| {pattern} *\|$", page, flags=re.MULTILINE), line
 
 
-def test_pictures_of_the_page_are_there() -> None:
-    page = (PAGE / "index.md").read_text()
-    pictures = re.findall(r"!\[.*?\]\((.*?)\)", page)
-    assert len(pictures) == 2 * len(TABLES) > 0
-    for picture in pictures:
-        assert (PAGE / picture).is_file()
-    assert (PAGE / "index.html").read_text().count("data:image/") == len(pictures)
+def test_results_of_the_committed_benchmark_agree() -> None:
+    report = json.loads((REPOSITORY / "docs" / "benchmarks" / "cpu.json").read_text())
+    for row in report["stages"]:
+        assert row["allowed"] is None or row["difference"] <= row["allowed"], row["name"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(REPOSITORY).as_posix())
+def test_links_and_pictures_are_there(page: Path) -> None:
+    for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text()):
+        assert (page.parent / target).exists(), target
 
 
 def test_pages_name_no_path_of_a_machine() -> None:
-    for file in [*PAGE.iterdir(), *BENCHMARK.iterdir()]:
-        if file.suffix in (".md", ".json", ".html"):
-            assert not re.search(r"/(home|root|tmp|work|Users)/", file.read_text()), file
+    for file in [*PAGES, *(REPOSITORY / "docs").rglob("*.json")]:
+        assert not re.search(r"/(home|root|tmp|work|Users)/", file.read_text()), file
 
 
-def test_readme_sums_up_the_committed_results() -> None:
-    readme = " ".join((PAGE.parent.parent / "README.md").read_text().split())
-    lines = [line.split("|") for line in (PAGE / "2c.md").read_text().splitlines()]
-    ours = [line[3].strip() for line in lines if len(line) > 3 and line[2].strip() == "ours"]
-    assert len(ours) == 5
-    assert f"| drawn images | {' | '.join(ours)} |" in readme
-    verdicts = [c["verdict"] for c in json.loads((PAGE / "claims.json").read_text())]
-    words = {20: "twenty", 10: "ten", 3: "three", 7: "seven"}
-    total, agree, disagree, undecided = (
-        words[n]
-        for n in (len(verdicts), *(map(verdicts.count, ("agrees", "disagrees", "undecided"))))
-    )
-    assert (
-        f"Of {total} claims of the paper {agree} are seen there too, {disagree} are not" in readme
-    )
-    assert f"{undecided} are undecided." in readme
+def commands() -> list[str]:
+    """Commands of the README and the pages that start a program of this repository."""
+    found = []
+    for page in PAGES:
+        text = page.read_text().replace("\\\n", " ")
+        code = re.findall(r"```\n(.*?)```", text, flags=re.DOTALL)
+        code += re.findall(r"`(python tools/[^`]+)`", text)
+        lines = [line.strip() for part in code for line in part.splitlines()]
+        found += [line for line in lines if re.match(r"python [\w/]+\.py\b", line)]
+    return sorted(set(found))
 
 
-def test_readme_shows_the_committed_benchmark() -> None:
-    readme = (PAGE.parent.parent / "README.md").read_text()
-    report = json.loads((BENCHMARK / "cpu.json").read_text())
-    assert report["environment"].split(", Python")[0] in " ".join(readme.split())
-    shown = 0
-    for row in report["stages"]:
-        if f"| {row['name']} |" not in readme:
-            continue
-        shown += 1
-        peers = ("detectron2", "detectron2 tuned", "torchvision", "plugin")
-        times = [row["ms"].get(peer) for peer in peers]
-        cells = ["" if ms is None else f"{ms:.0f}" for ms in times]
-        line = f"| {' | '.join([row['name'], *cells, format(row['ratio'], '.2f')])} |"
-        assert line.replace("|  |", "| |").replace("|  |", "| |") in readme
-    assert shown > 10
-    for stage in ("whole model", "training step", "masks to RLE"):
-        assert f"| {stage} |" in readme
-    found = f"{report['bf16']['found']:.1%}"
-    assert f"{found} of the boxes" in readme
+class _Parsed(BaseException):
+    """Ends a program when it has parsed its arguments."""
 
 
-def test_the_committed_check_of_a_million_annotations_is_fast_and_shown() -> None:
-    report = json.loads((BENCHMARK / "dataset_check.json").read_text())
-    largest = report["dataset_check"][-1]
-    assert (largest["images"], largest["annotations"]) == (100_000, 1_000_000)
-    assert largest["seconds"] < 180
-    file_mb, peak_mb, imports_mb = (
-        f"{largest[name]:.0f}" for name in ("file_mb", "peak_mb", "imports_mb")
-    )
-    seconds = f"{largest['seconds']:.0f} s"
-    readme = " ".join((PAGE.parent.parent / "README.md").read_text().split())
-    assert (
-        f"100,000 images with 1,000,000 annotations, a file of {file_mb} MB, take {seconds} on the "
-        f"CPU below and {peak_mb} MB of memory, {imports_mb} of it for the imports" in readme
-    )
-    reliability = (PAGE.parent / "reliability.md").read_text()
-    assert (
-        f"no error, [{seconds}, {peak_mb} MB of memory](benchmarks/dataset_check.md)" in reliability
-    )
+@pytest.mark.parametrize("command", commands())
+def test_arguments_of_commands_parse(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    filled_in = re.sub(r"\bN\b", "1", command)
+    _, script, *arguments = shlex.split(filled_in, comments=True)
+    if script == "tools/train_net.py":  # detectron2's
+        return
 
+    def parse(parser: argparse.ArgumentParser, *_: Any) -> None:
+        _, unknown = parser.parse_known_intermixed_args()
+        assert not unknown
+        raise _Parsed
 
-def test_the_benchmarks_results_agree_with_detectron2s() -> None:
-    report = json.loads((BENCHMARK / "cpu.json").read_text())
-    page = (BENCHMARK / "cpu.md").read_text()
-    assert report["command"] in page
-    for row in report["stages"]:
-        assert row["allowed"] is None or row["difference"] <= row["allowed"], row["name"]
-        low, high = row["ratio_range"]
-        assert f"**{row['ratio']:.2f}** ({low:.2f} to {high:.2f})" in page
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse)
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_intermixed_args", parse)
+    monkeypatch.setattr(sys, "argv", [script, *arguments])
+    with pytest.raises(_Parsed):
+        runpy.run_path(str(REPOSITORY / script), run_name="__main__")
 
 
 def test_the_tests_of_the_reliability_page_are_there() -> None:
-    page = (PAGE.parent / "reliability.md").read_text()
-    rows = [line for line in page.splitlines() if line.startswith("| ") and "| --- |" not in line]
-    tests = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)` \|$", page, flags=re.MULTILINE)
-    headings = page.count("\n## ")
-    assert len(tests) == len(rows) - headings > 30
+    page = (REPOSITORY / "docs" / "reliability.md").read_text()
+    tests = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", page)
+    assert tests
     for file, test in tests:
-        source = (PAGE.parent.parent / file).read_text()
+        source = (REPOSITORY / file).read_text()
         assert f"\ndef {test}(" in source, f"{file}::{test}"

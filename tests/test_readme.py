@@ -15,7 +15,6 @@ from detectron2.modeling import (
 )
 
 from mask_rcnn_plugin import add_mask_rcnn_config, get_config, list_configs
-from mask_rcnn_plugin.config.paper import ROWS, TABLES, TASKS
 
 REPOSITORY = Path(__file__).parent.parent
 README = (REPOSITORY / "README.md").read_text()
@@ -26,23 +25,8 @@ def blocks(language: str) -> list[str]:
 
 
 def test_table_lists_every_config_and_nothing_else() -> None:
-    rows = re.findall(r"^\| `([\w/]+)` \|", README, flags=re.MULTILINE)
+    rows = re.findall(r"^\| `([\w/]+)` +\|", README, flags=re.MULTILINE)
     assert sorted(rows) == list_configs()
-
-
-def test_table_has_the_papers_rows_and_numbers() -> None:
-    lines = {m[1]: m[0] for m in re.finditer(r"^\| `([\w/]+)` \|.*$", README, flags=re.MULTILINE)}
-    for row in ROWS:
-        if not row.config:
-            continue
-        _, _, name, paper, ours, _ = (cell.strip() for cell in lines[row.config].split("|"))
-        assert name == f"{TABLES[row.table].place}, {row.name}"
-        numbers = [f"{TASKS[task]} {metrics['AP']:.1f}" for task, metrics in row.scores.items()]
-        if numbers:
-            assert paper == f"{', '.join(numbers)} ({row.split})"
-        else:
-            assert paper == (f"{row.milliseconds} ms" if row.milliseconds else row.note)
-        assert ours == "not run"
 
 
 # What of detectron2's Base-RCNN-FPN.yaml shapes the model; not every detectron2 has its model_zoo.

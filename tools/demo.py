@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Mask R-CNN from nothing to pictures, in minutes: `make demo`.
 
-Draws a data set of people and shapes, trains boxes, masks and keypoints on one half of it from
+Draws a dataset of people and shapes, trains boxes, masks and keypoints on one half of it from
 random weights, evaluates on the other half and draws the predictions. Everything it does is
 
     python train.py --config-file table5_multitask/keypoint_and_mask+synthetic ...

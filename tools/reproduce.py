@@ -15,7 +15,7 @@ once, e.g. with --table 1 --table 2a.
 
 In output/reproduce/SCALE land runs/ (a folder a training), and for each table TABLE.json, TABLE.md,
 TABLE.png (the paper's effects and ours) and TABLE_pictures.jpg (the same images under each row).
-`--table all` also writes all of it on one page, as index.md and as index.html, a single file.
+`--table all` also writes all of it on one page, index.md, and index.json, how it was made.
 """
 
 import argparse
@@ -24,8 +24,8 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 # First: the plugin makes detectron2 importable on current Pillow and NumPy.
 from mask_rcnn_plugin import get_config  # isort: split
@@ -39,7 +39,6 @@ from mask_rcnn_plugin.evaluation import PREDICTIONS_FILE
 from mask_rcnn_plugin.evaluation.pictures import draw_prediction, draw_truth, read_predictions
 from mask_rcnn_plugin.training import setup_datasets
 from reproduce import report
-from reproduce.claims import CLAIMS, Measured
 from reproduce.runs import SCALES, Run, execute, plan
 
 SCRIPTS = Path(__file__).resolve().parents[1]  # of train.py and eval.py
@@ -100,63 +99,33 @@ def prepare(runs: Runs) -> None:
             setup_datasets(get_config(run.config, run.overrides))
 
 
-def measure(runs: Runs, configs: Sequence[str], seeds: int) -> Measured:
-    """The APs of the rows whose runs are all done."""
-    done = {config: [runs[config, seed] for seed in range(seeds)] for config in configs}
-    return {
-        config: report.collect([run.results() for run in row])
-        for config, row in done.items()
-        if all(run.done for run in row)
-    }
-
-
-def write_table(table: str, args: argparse.Namespace, runs: Runs) -> list[report.Block]:
-    """Write a table's files; what they hold as a part of the page."""
-    seeds, output = args.seeds, args.output
-    configs = [row.config for row in rows_of(table) if row.config]
-    measured = measure(runs, configs, seeds)
-    first = {config: runs[config, 0] for config in measured}
-    milliseconds = {c: run.results()["ms_per_image"] for c, run in first.items()}
-    iterations = {c: (run.trained or run).max_iter for c, run in first.items()}
-    minutes = {c: [runs[c, seed].seconds() / 60 for seed in range(seeds)] for c in measured}
-    content = {
-        "table": table,
-        "scale": args.scale,
-        "seeds": seeds,
-        "rows": [
+def write_table(table: str, args: argparse.Namespace, runs: Runs) -> dict[str, Any]:
+    """Write a table's files; what its JSON holds."""
+    rows, output = [], args.output
+    drawn: dict[str, Run] = {}
+    for row in rows_of(table):
+        of_seeds = [runs[row.config, seed] for seed in range(args.seeds)] if row.config else []
+        done = bool(of_seeds) and all(run.done for run in of_seeds)
+        if done:
+            drawn[row.config] = of_seeds[0]
+        rows.append(
             {
-                **{"name": r.name, "config": r.config, "split": r.split, "paper": dict(r.scores)},
-                "results": [runs[r.config, seed].results() for seed in range(seeds)]
-                if r.config in measured
-                else None,
-                "iterations": iterations.get(r.config),
-                "minutes": [round(m, 2) for m in minutes.get(r.config, [])],
+                "name": row.name,
+                "config": row.config,
+                "split": row.split,
+                "paper": dict(row.scores),
+                "results": [run.results() for run in of_seeds] if done else None,
+                "iterations": of_seeds[0].max_iter if done else None,
+                "minutes": [round(run.seconds() / 60, 2) for run in of_seeds] if done else [],
             }
-            for r in rows_of(table)
-        ],
-        "claims": report.claim_records(report.claims_of(table), measured),
-    }
+        )
+    content = {"table": table, "scale": args.scale, "seeds": args.seeds, "rows": rows}
     (output / f"{table}.json").write_text(json.dumps(content, indent=2) + "\n")
-
-    place, title, *_ = TABLES[table]
-    headers, lines = report.table_rows(table, measured, iterations, minutes, milliseconds)
-    blocks = [
-        report.Block(f"{place}: {title}", level=2),
-        report.Block(headers=headers, rows=lines),
-    ]
-    if content["claims"]:
-        headers, lines = report.claim_rows(report.claims_of(table), measured)
-        blocks.append(report.Block(headers=headers, rows=lines))
-    plot = output / f"{table}.png"
-    report.plot_effects(table, measured, plot)
-    if plot.exists():
-        blocks.append(report.Block(f"{place}, the paper's effects and ours", picture=plot))
-    if first:
-        pictures = output / f"{table}_pictures.jpg"
-        draw_rows(table, first, pictures)
-        blocks.append(report.Block(f"{place}, the same images under each row", picture=pictures))
-    (output / f"{table}.md").write_text(report.to_markdown(blocks, output))
-    return blocks
+    (output / f"{table}.md").write_text(report.table_page(content))
+    report.plot_effects(content, output / f"{table}.png")
+    if drawn:
+        draw_rows(table, drawn, output / f"{table}_pictures.jpg")
+    return content
 
 
 def draw_rows(table: str, runs: dict[str, Run], file: Path) -> None:
@@ -183,30 +152,21 @@ def draw_rows(table: str, runs: dict[str, Run], file: Path) -> None:
     report.plot_predictions(pictures, file, columns=len(runs) + 1)
 
 
-def write_page(args: argparse.Namespace, runs: Runs, tables: list[report.Block]) -> None:
-    title = f"The paper's tables, reproduced at the {args.scale} scale"
-    measured = measure(runs, sorted({config for config, _ in runs}), args.seeds)
-    headers, lines = report.claim_rows(CLAIMS, measured)
-    command = shlex.join(["python", "tools/reproduce.py", *sys.argv[1:]])
+def write_index(args: argparse.Namespace, runs: Runs, contents: list[dict[str, Any]]) -> None:
+    """Write one page of all tables, and what else it says."""
     done = {run for run in runs.values() if run.done}
-    minutes = sum(run.seconds() for run in done) / 60
-    blocks = [
-        report.Block(title, level=1),
-        report.Block(
-            f"Written by `{command}`: {len(done)} trainings with {args.seeds} seeds a row, "
-            f"{minutes:.0f} minutes together, {args.jobs} at a time, on "
-            f"{' and on '.join(sorted({run.environment() for run in done}))}. AP in points; mean ± "
-            "standard deviation over the seeds."
-        ),
-        report.Block("The paper's claims", level=2),
-        report.Block(report.VERDICTS),
-        report.Block(headers=headers, rows=lines),
-        *tables,
-    ]
-    claims = json.dumps(report.claim_records(CLAIMS, measured), indent=2)
-    (args.output / "claims.json").write_text(claims + "\n")
-    (args.output / "index.md").write_text(report.to_markdown(blocks, args.output))
-    (args.output / "index.html").write_text(report.to_html(blocks, title))
+    how = {
+        "command": shlex.join(["python", "tools/reproduce.py", *sys.argv[1:]]),
+        "scale": args.scale,
+        "seeds": args.seeds,
+        "trainings": len(done),
+        "minutes": round(sum(run.seconds() for run in done) / 60),
+        "jobs": args.jobs,
+        "environment": " and on ".join(sorted({run.environment() for run in done})),
+        "tables": args.tables,
+    }
+    (args.output / "index.json").write_text(json.dumps(how, indent=2) + "\n")
+    (args.output / "index.md").write_text(report.index_page(how, contents))
 
 
 def main() -> None:
@@ -229,13 +189,13 @@ def main() -> None:
         sys.exit("reproduce.py: interrupted; the same command goes on where it stopped")
 
     args.output.mkdir(parents=True, exist_ok=True)
-    blocks = []
+    contents = []
     for table in args.tables:
-        blocks += write_table(table, args, runs)
+        contents.append(write_table(table, args, runs))
         print(f"\n{(args.output / f'{table}.md').read_text()}")
     if "all" in args.table:
-        write_page(args, runs, blocks)
-        print(f"{args.output / 'index.html'}: everything on one page")
+        write_index(args, runs, contents)
+        print(f"{args.output / 'index.md'}: everything on one page")
     if failed:
         sys.exit(f"reproduce.py: {len(failed)} trainings failed, see above")
 

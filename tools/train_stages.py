@@ -32,7 +32,7 @@ from mask_rcnn_plugin.training.launch import launch, log_processes, parse_launch
 from mask_rcnn_plugin.training.preflight import check_datasets
 from mask_rcnn_plugin.training.setup import make_output_dir
 from mask_rcnn_plugin.training.train_loop import check_precision
-from train_stages.regimes import CHECKPOINT, REGIMES, check_stages, train_stages
+from train_stages.regimes import CHECKPOINT, REGIMES, check_record, read_record, train_stages
 
 
 def parse_args() -> argparse.Namespace:
@@ -41,7 +41,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--regime", required=True, choices=REGIMES)
     parser.add_argument(
-        "--no-check", action="store_true", help="start without checking the data sets"
+        "--no-check", action="store_true", help="start without checking the datasets"
     )
     return parse_launch_args(parser)
 
@@ -55,7 +55,8 @@ def prepare(args: argparse.Namespace, cfg: DictConfig) -> None:
     check_precision(cfg)
     fit_batch(cfg)
     setup_datasets(cfg)
-    check_stages(cfg, args.regime)
+    if comm.is_main_process():  # what it finds in the folder counts
+        check_record(cfg, args.regime, read_record(cfg, args.regime))
 
 
 def run(args: argparse.Namespace, cfg: DictConfig) -> None:
@@ -65,6 +66,7 @@ def run(args: argparse.Namespace, cfg: DictConfig) -> None:
     make_output_dir(cfg)
     default_setup(cfg, args)
     setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="mask_rcnn_plugin")
+    setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="train_stages")
     log_processes(cfg)
     results = train_stages(cfg, args.regime)
     if not comm.is_main_process():

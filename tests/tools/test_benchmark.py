@@ -2,21 +2,18 @@
 
 import importlib.util
 import json
-import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
+from benchmark import memory
+from benchmark.report import stage_cells
 from benchmark.stages import Peers, Row
+from benchmark.timing import Measurement
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "benchmark.py"
-
-
-def run(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(TOOL), *args]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture
@@ -29,28 +26,74 @@ def tool() -> ModuleType:
     return module
 
 
-def test_table_and_json(tmp_path: Path) -> None:
-    arguments = ["--size", "96", "128", "--rounds", "2", "--json", "out/numbers.json"]
-    done = run("--stage", "mask", "mask-targets", *arguments, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+def test_table_and_json(
+    tool: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = ["--size", "64", "96", "--rounds", "2", "--json", "out/numbers.json"]
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "--stage", "masks-to-rle", *arguments])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(  # without the models, which this stage doesn't use
+        tool, "Peers", lambda device, size: SimpleNamespace(device=device, size=size, detections=5)
+    )
+    tool.main()
+    printed = capsys.readouterr().out
     report = json.loads((tmp_path / "out" / "numbers.json").read_text())
-    assert report["command"].startswith("python tools/benchmark.py --stage mask mask-targets")
+    assert report["command"].startswith("python tools/benchmark.py --stage masks-to-rle --size")
     assert "torch" in report["environment"]
-    names = [row["name"] for row in report["stages"]]
-    assert names == [
-        *("mask branch, 80 classes", "mask branch, 1203 classes"),
-        *("mask targets, polygons", "mask targets, bitmaps"),
+    (row,) = report["stages"]
+    assert row["name"] == "masks to RLE"
+    assert row["baseline"] is None
+    assert set(row["ms"]) == {"detectron2", "plugin"}
+    assert all(ms > 0 for ms in row["ms"].values())
+    low, high = row["ratio_range"]
+    assert low <= row["ratio"] <= high
+    assert row["difference"] <= row["allowed"]
+    assert f"**{row['ratio']:.2f}** ({low:.2f} to {high:.2f})" in printed
+    assert str(tmp_path) not in printed
+
+
+def measurement(*ms: float) -> Measurement:
+    return Measurement(list(ms), 1.0, ms[0])
+
+
+@pytest.mark.parametrize(
+    ("contiguous", "channels_last", "baseline", "ratio"),
+    [((10, 12, 11), (8, 9, 30), "channels-last", 4.5), ((6, 6, 7), (8, 9, 30), "contiguous", 3.0)],
+)
+def test_the_faster_layout_of_detectron2_counts(
+    tool: ModuleType,
+    contiguous: tuple[float, ...],
+    channels_last: tuple[float, ...],
+    baseline: str,
+    ratio: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    measured = {
+        "detectron2": measurement(*contiguous),
+        "detectron2 channels-last": measurement(*channels_last),
+        "plugin": measurement(2, 2, 2),
+    }
+    monkeypatch.setattr(tool, "interleave", lambda *_: measured)
+    row = tool.measure(Row("step", {}, lambda a, b: a - b, "", 1.0), 3, "cpu")
+    faster = contiguous if baseline == "contiguous" else channels_last
+    assert row["baseline"] == baseline
+    assert row["ms"] == {"detectron2": sorted(faster)[1], "plugin": 2}
+    assert row["ratio"] == ratio
+    assert row["difference"] == 2 - faster[0]
+    assert f"({baseline})" in stage_cells(row)[1]
+
+
+def test_a_row_says_that_its_agreement_needs_trained_weights(tool: ModuleType) -> None:
+    runs = {"detectron2": lambda: 2.0, "plugin": lambda: 1.0}
+    cells = [
+        stage_cells(tool.measure(Row("x", runs, lambda a, b: b - a, "", allowed, True), 1, "cpu"))
+        for allowed in (None, 2.0)
     ]
-    first = report["stages"][0]
-    assert set(first["ms"]) == {"detectron2", "plugin", "torchvision"}
-    assert all(ms > 0 for ms in first["ms"].values())
-    low, high = first["ratio_range"]
-    assert low <= first["ratio"] <= high
-    for row in report["stages"]:
-        assert row["difference"] <= row["allowed"]
-        assert f"| {row['name']} " in done.stdout
-    assert f"**{first['ratio']:.2f}** ({low:.2f} to {high:.2f})" in done.stdout
-    assert str(tmp_path) not in done.stdout
+    assert "trained" in cells[0][-1]
+    assert "trained" not in cells[1][-1]
 
 
 def test_a_wrong_result_is_no_success(
@@ -69,43 +112,30 @@ def test_a_wrong_result_is_no_success(
     assert "| sum " in capsys.readouterr().out
 
 
-def test_data_sets_are_checked_in_the_sizes_of_the_stage(
-    tool: ModuleType,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+def test_datasets_are_checked_in_the_sizes_of_the_stage(
+    tool: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(tool, "DATASET_SIZES", [(5, 20), (1_000, 30)])
-    file = tmp_path / "numbers.json"
-    monkeypatch.setattr(
-        sys, "argv", ["benchmark.py", "--stage", "dataset-check", "--json", str(file)]
-    )
+    def check(images: int, annotations: int) -> dict[str, float]:
+        sizes = {"images": images, "annotations": annotations, "file_mb": 561.4}
+        return {**sizes, "seconds": 30.21, "grown_mb": 765.2}
+
+    monkeypatch.setattr(memory, "dataset_check", check)
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "--stage", "dataset-check"])
     tool.main()
-    rows = json.loads(file.read_text())["dataset_check"]
-    assert [(row["images"], row["annotations"]) for row in rows] == [(5, 20), (1_000, 30)]
-    printed = capsys.readouterr().out
-    for row, start in zip(rows, ("| 5 ", "| 1,000 ")):
-        (line,) = (line for line in printed.splitlines() if line.startswith(start))
-        cells = [cell.strip() for cell in line.strip("|").split("|")]
-        assert cells[1] == str(row["annotations"])
-        assert cells[3:5] == [f"{row['seconds']:.1f}", f"{row['peak_mb']:.0f}"]
-
-
-@pytest.mark.parametrize("page", ["cpu", "evaluation_memory", "dataset_check"])
-def test_pages_show_the_committed_numbers(tool: ModuleType, page: str) -> None:
-    folder = TOOL.parent.parent / "docs" / "benchmarks"
-    report = json.loads((folder / f"{page}.json").read_text())
-    assert (folder / f"{page}.md").read_text() == tool.to_markdown(report) + "\n"
+    lines = capsys.readouterr().out.splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert ["100,000", "1,000,000", "561", "30.2", "765"] in cells
+    assert sum(line[-1] == "765" for line in cells) == len(memory.DATASET_SIZES)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--stage", "masks"], "invalid choice: 'masks'"),
-        (["--rounds", "0"], "--rounds is 0, must be 1 or more"),
-        (["--size", "32", "640"], "--size is [32, 640], must be 64 or more each"),
-        (["--stage", "bf16"], "--stage bf16 needs --trained DIR"),
-        (["--trained", "nowhere"], "--trained is nowhere, where there is no model_final.pth"),
+        (["--stage", "masks"], "'masks'"),
+        (["--rounds", "0"], "--rounds is 0"),
+        (["--size", "32", "640"], "--size is [32, 640]"),
+        (["--stage", "bf16"], "--trained DIR"),
+        (["--trained", "nowhere"], "--trained is nowhere"),
     ],
 )
 def test_mistakes(

@@ -2,6 +2,7 @@
 
 import copy
 import re
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -73,29 +74,23 @@ def _use_stock_classes(node: DictConfig) -> None:
             _use_stock_classes(child)
 
 
-# detectron2's parameter names and torchvision's, as regular expressions.
-_TORCHVISION_NAMES = [
+# detectron2's parameter names, as regular expressions, and what stands for them in torchvision's.
+_TORCHVISION_NAMES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
+    (r"^backbone\.fpn_lateral(\d)", lambda m: f"backbone.fpn.inner_blocks.{int(m[1]) - 2}.0"),
+    (r"^backbone\.fpn_output(\d)", lambda m: f"backbone.fpn.layer_blocks.{int(m[1]) - 2}.0"),
     (r"^backbone\.bottom_up\.stem\.conv1\.norm", "backbone.body.bn1"),
     (r"^backbone\.bottom_up\.stem", "backbone.body"),
-    (r"^backbone\.bottom_up\.res2", "backbone.body.layer1"),
-    (r"^backbone\.bottom_up\.res3", "backbone.body.layer2"),
-    (r"^backbone\.bottom_up\.res4", "backbone.body.layer3"),
-    (r"^backbone\.bottom_up\.res5", "backbone.body.layer4"),
+    (r"^backbone\.bottom_up\.res(\d)", lambda m: f"backbone.body.layer{int(m[1]) - 1}"),
     (r"\.conv(\d)\.norm\.", r".bn\1."),
     (r"\.shortcut\.norm\.", ".downsample.1."),
     (r"\.shortcut\.", ".downsample.0."),
     (r"^proposal_generator\.rpn_head\.conv\.", "rpn.head.conv.0.0."),
     (r"^proposal_generator\.rpn_head\.objectness_logits", "rpn.head.cls_logits"),
     (r"^proposal_generator\.rpn_head\.anchor_deltas", "rpn.head.bbox_pred"),
-    (r"box_head\.fc1", "box_head.fc6"),
-    (r"box_head\.fc2", "box_head.fc7"),
+    (r"box_head\.fc(\d)", lambda m: f"box_head.fc{int(m[1]) + 5}"),
+    (r"mask_head\.mask_fcn(\d)", lambda m: f"mask_head.{int(m[1]) - 1}.0"),
     (r"mask_head\.deconv", "mask_predictor.conv5_mask"),
     (r"mask_head\.predictor", "mask_predictor.mask_fcn_logits"),
-]
-_TORCHVISION_NUMBERED = [
-    (r"^backbone\.fpn_lateral(\d)\.", "backbone.fpn.inner_blocks.{}.0.", 2),
-    (r"^backbone\.fpn_output(\d)\.", "backbone.fpn.layer_blocks.{}.0.", 2),
-    (r"mask_head\.mask_fcn(\d)\.", "mask_head.{}.0.", 1),
 ]
 
 
@@ -143,10 +138,6 @@ def torchvision_twin(stock: Any, num_detections: int, shorter_side: int) -> Any:
 
 
 def _torchvision_name(name: str) -> str:
-    for pattern, replacement, first in _TORCHVISION_NUMBERED:
-        match = re.search(pattern, name)
-        if match:
-            return re.sub(pattern, replacement.format(int(match[1]) - first), name)
     for pattern, replacement in _TORCHVISION_NAMES:
         name = re.sub(pattern, replacement, name)
     return name

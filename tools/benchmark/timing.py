@@ -4,16 +4,21 @@ import ctypes
 import gc
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
 import torch
+from torch.utils.benchmark import Timer
+
+# Shorter functions are repeated until they have taken so long.
+_MIN_SECONDS = 0.2
 
 
 class Measurement(NamedTuple):
-    """Of one function: milliseconds of each round; the most memory that it held at a time beyond
-    what there was before, MiB, None where it can't be measured; what it returned."""
+    """Of one function: milliseconds of each round; the most memory it held beyond what was there
+    before, MiB, None where that can't be measured; what it returned."""
 
     ms: list[float]
     peak_mib: float | None
@@ -25,105 +30,82 @@ class Measurement(NamedTuple):
 
 
 def interleave(
-    functions: Mapping[str, Callable[[], Any]], rounds: int, device: str, is_long: bool = False
+    functions: Mapping[str, Callable[[], Any]], rounds: int, device: str, once: bool = False
 ) -> dict[str, Measurement]:
-    """Call the functions in turn, A B A B, so that a slow moment of the machine meets all.
+    """Time the functions in turn, A B A B, so that a slow moment of the machine meets all.
 
     Args:
         functions: by name.
-        rounds: measured calls of each, after two that aren't.
+        rounds: how often each of them has its turn.
         device: "cpu" or "cuda".
-        is_long: one call each, without others before.
+        once: a single call of each, for functions that take minutes and can't be repeated.
     """
-    results, peaks = {}, {}
     ms: dict[str, list[float]] = {name: [] for name in functions}
-    for name, function in functions.items():
-        if not is_long:
-            function()
-        with _PeakMemory(device) as peak:
-            elapsed, results[name] = _timed(function, device)
-        peaks[name] = peak.mib
-        if is_long:
-            ms[name].append(elapsed)
-    for _ in range(0 if is_long else rounds):
+    peaks: dict[str, float | None] = {}
+    results: dict[str, Any] = {}
+    for _ in range(1 if once else rounds):
         for name, function in functions.items():
-            ms[name].append(_timed(function, device)[0])
+            results.pop(name, None)
+            turn = _one_call if once else _turn
+            with PeakMemory(device) as peak:
+                seconds, results[name] = turn(function)
+            ms[name].append(1000 * seconds)
+            peaks[name] = peak.mib
     return {name: Measurement(ms[name], peaks[name], results[name]) for name in functions}
 
 
-def _timed(function: Callable[[], Any], device: str) -> tuple[float, Any]:
-    if device == "cpu":
-        start = time.perf_counter()
-        result = function()
-        return 1000 * (time.perf_counter() - start), result
-    start_event, end_event = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda.synchronize()
-    start_event.record()
+def _turn(function: Callable[[], Any]) -> tuple[float, Any]:
+    """Warmed up first, repeated while it is short: the median, and the last result."""
+    result: list[Any] = []
+    timer = Timer(
+        "result.append(function())",
+        setup="result.clear()",  # what the last call returned is not held during this one
+        globals={"function": function, "result": result},
+        num_threads=torch.get_num_threads(),
+    )
+    return timer.blocked_autorange(min_run_time=_MIN_SECONDS).median, result[-1]
+
+
+def _one_call(function: Callable[[], Any]) -> tuple[float, Any]:
+    start = time.perf_counter()
     result = function()
-    end_event.record()
-    end_event.synchronize()
-    return start_event.elapsed_time(end_event), result
+    return time.perf_counter() - start, result
 
 
-class _PeakMemory:
-    """The most memory held inside the block beyond what was held before it: of the GPU, or what is
-    resident of this process, which Linux alone tells."""
+class PeakMemory:
+    """The most memory held inside the block beyond what was held before it, in MiB: of the GPU, or
+    resident in this process, which only Linux tells."""
 
     mib: float | None = None
 
     def __init__(self, device: str) -> None:
-        self._device = device
+        self._cuda = device != "cpu"
+        self._before: float | None = None
 
-    def __enter__(self) -> "_PeakMemory":
+    def __enter__(self) -> "PeakMemory":
         gc.collect()
-        if self._device == "cpu":
-            _return_free_memory()
-            # 5 sets the high-water mark to what is resident now.
-            self._reset = _try_write(Path("/proc/self/clear_refs"), "5")
-            self._before = high_water_mib() if self._reset else None
-        else:
+        if self._cuda:
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
             self._before = torch.cuda.memory_allocated() / 2**20
+            return self
+        # Free memory that glibc keeps would be taken again unseen.
+        if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+            trim(0)
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")  # the high-water mark is what is held now
+            self._before = _high_water_mib()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._before is None:
-            return
-        if self._device == "cpu":
-            self.mib = high_water_mib() - self._before
-        else:
-            torch.cuda.synchronize()
-            self.mib = torch.cuda.max_memory_allocated() / 2**20 - self._before
+        if self._before is not None:
+            if self._cuda:
+                torch.cuda.synchronize()
+                self.mib = torch.cuda.max_memory_allocated() / 2**20 - self._before
+            else:
+                self.mib = _high_water_mib() - self._before
 
 
-def _return_free_memory() -> None:
-    """Hand what is free of the heap back to the system: a call would take it again unseen, or give
-    it back in the middle. glibc's malloc alone keeps so much."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim:
-        trim(0)
-
-
-def _try_write(file: Path, text: str) -> bool:
-    try:
-        file.write_text(text)
-    except OSError:
-        return False
-    return True
-
-
-def high_water_mib() -> float:
-    """The most that was resident of this process since it started, or since the mark was reset, in
-    MiB; Linux. Not `ru_maxrss`, which a new process takes over from the one that starts it."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) / 1024
-    raise OSError("/proc/self/status has no line VmHWM")
-
-
-def matmul_flops(device: str, dtype: torch.dtype, side: int = 4096) -> float:
-    """Floating-point operations a second of a large matrix product: what the machine can do."""
-    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    ms = interleave({"product": lambda: a @ b}, 5, device)["product"].ms
-    return 2 * side**3 / (min(ms) / 1000)
+def _high_water_mib() -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:"))

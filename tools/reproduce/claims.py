@@ -9,7 +9,7 @@ from math import isnan, sqrt
 from statistics import mean, stdev
 from typing import NamedTuple
 
-from mask_rcnn_plugin.config.paper import ROWS
+from mask_rcnn_plugin.config.paper import row_of
 
 Measured = Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]
 
@@ -39,8 +39,10 @@ class Effect(NamedTuple):
         reverse = self._replace(config=self.against, against=self.config)
         if reverse in _EFFECTS_IN_TEXT:
             return -_EFFECTS_IN_TEXT[reverse]
-        ours, theirs = (_SCORES[c][self.task][self.metric] for c in (self.config, self.against))
-        return ours - theirs
+        ours, theirs = (row_of(config) for config in (self.config, self.against))
+        if not ours or not theirs:
+            raise KeyError(f"{self.config} or {self.against} is no row of the paper")
+        return ours.scores[self.task][self.metric] - theirs.scores[self.task][self.metric]
 
     def measured(self, measured: Measured) -> list[float]:
         """The effect for each seed, in points of AP; [] if one of the two rows was not run."""
@@ -107,20 +109,23 @@ class Claim(NamedTuple):
         return "agrees" if centre > 0 else "disagrees"
 
 
-_SCORES = {row.config: row.scores for row in ROWS}
-_2C, _2E = "table2c_roi_layer", "table2e_mask_branch"
-_5, _6 = "table5_multitask", "table6_keypoint_roi"
-_ALIGN_C4 = Effect(f"{_2C}/roialign_ave", f"{_2C}/roipool_max", "segm")
-_ALIGN_C5 = Effect("table2d_stride32/roialign", "table2d_stride32/roipool", "segm")
+def _within(table: str, config: str, against: str, task: str = "segm") -> Effect:
+    return Effect(f"{table}/{config}", f"{table}/{against}", task)
+
+
+_2C, _2D, _2E = "table2c_roi_layer", "table2d_stride32", "table2e_mask_branch"
+_5 = "table5_multitask"
+_ALIGN_C4 = _within(_2C, "roialign_ave", "roipool_max")
+_ALIGN_C5 = _within(_2D, "roialign", "roipool")
 _ALIGN_FPN = Effect("table2a_backbone/r50_fpn", "fpn_roi_layer/roipool", "segm")
-_ALIGN_KEYPOINTS = Effect(f"{_6}/roialign", f"{_6}/roipool", "keypoints")
+_ALIGN_KEYPOINTS = _within("table6_keypoint_roi", "roialign", "roipool", "keypoints")
 _EFFECTS_IN_TEXT = {_ALIGN_FPN: 1.5, _ALIGN_FPN._replace(task="bbox"): 0.5}
 
 CLAIMS = (
     Claim(
         "Sigmoid masks beat softmax masks (Table 2b)",
         "gain",
-        Effect("table2b_mask_loss/sigmoid", "table2b_mask_loss/softmax", "segm"),
+        _within("table2b_mask_loss", "sigmoid", "softmax"),
     ),
     Claim(
         "Class-agnostic masks are nearly as good (Sec. 4.2)",
@@ -129,62 +134,49 @@ CLAIMS = (
     ),
     Claim("RoIAlign beats RoIPool (Table 2c)", "gain", _ALIGN_C4),
     Claim(
-        "... more so at AP75 (Table 2c)",
-        "more",
-        _ALIGN_C4._replace(metric="AP75"),
-        than=_ALIGN_C4,
+        "... more so at AP75 (Table 2c)", "more", _ALIGN_C4._replace(metric="AP75"), than=_ALIGN_C4
     ),
     Claim(
         "RoIWarp is no better than RoIPool (Table 2c, ave)",
         "no better",
-        _ALIGN_C4._replace(config=f"{_2C}/roiwarp_ave"),
+        _within(_2C, "roiwarp_ave", "roipool_max"),
         than=_ALIGN_C4,
     ),
     Claim(
         "RoIWarp is no better than RoIPool (Table 2c, max)",
         "no better",
-        _ALIGN_C4._replace(config=f"{_2C}/roiwarp_max"),
+        _within(_2C, "roiwarp_max", "roipool_max"),
         than=_ALIGN_C4,
     ),
     Claim(
         "Max is as good as average (Table 2c)",
         "as good",
-        Effect(f"{_2C}/roialign_max", f"{_2C}/roialign_ave", "segm"),
+        _within(_2C, "roialign_max", "roialign_ave"),
     ),
     Claim("RoIAlign beats RoIPool at stride 32 (Table 2d)", "gain", _ALIGN_C5),
     Claim("... boxes too (Table 2d)", "gain", _ALIGN_C5._replace(task="bbox")),
     Claim("... more than at stride 16 (Tables 2d, 2c)", "more", _ALIGN_C5, than=_ALIGN_C4),
     Claim("RoIAlign beats RoIPool on an FPN (Sec. 4.2)", "gain", _ALIGN_FPN),
     Claim("... boxes too (Sec. 4.2)", "gain", _ALIGN_FPN._replace(task="bbox")),
+    Claim("The FCN beats the MLP of two layers (Table 2e)", "gain", _within(_2E, "fcn", "mlp_2fc")),
     Claim(
-        "The FCN beats the MLP of two layers (Table 2e)",
-        "gain",
-        Effect(f"{_2E}/fcn", f"{_2E}/mlp_2fc", "segm"),
+        "The FCN beats the MLP of three layers (Table 2e)", "gain", _within(_2E, "fcn", "mlp_3fc")
     ),
-    Claim(
-        "The FCN beats the MLP of three layers (Table 2e)",
-        "gain",
-        Effect(f"{_2E}/fcn", f"{_2E}/mlp_3fc", "segm"),
-    ),
-    Claim(
-        "Masks help boxes (Table 5)",
-        "gain",
-        Effect(f"{_5}/mask_only", f"{_5}/box_only", "bbox"),
-    ),
+    Claim("Masks help boxes (Table 5)", "gain", _within(_5, "mask_only", "box_only", "bbox")),
     Claim(
         "Masks help keypoints (Table 5)",
         "gain",
-        Effect(f"{_5}/keypoint_and_mask", f"{_5}/keypoint_only", "keypoints"),
+        _within(_5, "keypoint_and_mask", "keypoint_only", "keypoints"),
     ),
     Claim(
         "Keypoints cost boxes a little (Table 5)",
         "loss",
-        Effect(f"{_5}/keypoint_and_mask", f"{_5}/mask_only", "bbox"),
+        _within(_5, "keypoint_and_mask", "mask_only", "bbox"),
     ),
     Claim(
         "Keypoints cost masks a little (Table 5)",
         "loss",
-        Effect(f"{_5}/keypoint_and_mask", f"{_5}/mask_only", "segm"),
+        _within(_5, "keypoint_and_mask", "mask_only"),
     ),
     Claim("RoIAlign beats RoIPool for keypoints (Table 6)", "gain", _ALIGN_KEYPOINTS),
     Claim(

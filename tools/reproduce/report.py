@@ -1,10 +1,12 @@
-"""What a reproduction measured, beside the paper: tables, plots, pictures, one page of it all."""
+"""What a reproduction measured, beside the paper: pages in Markdown, plots, pictures.
 
-import base64
+A table's `content` is what its JSON file holds: {"table", "scale", "seeds", "rows": [{"name",
+"config", "split", "paper", "results": of each seed as results.json has it, or null, "iterations",
+"minutes": of each seed}]}. Pages are made of it alone, so they can be made again.
+"""
+
 import contextlib
-import html
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,27 +19,73 @@ from reproduce.claims import AS_GOOD_WITHIN, CLAIMS, Claim, Effect, Measured
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
+_VERDICTS = (
+    f'"Agrees" and "disagrees": the seeds are sure of it to 95%, by a one-sided Student\'s t test; '
+    f'"undecided": they are not. "As good": not worse by more than {AS_GOOD_WITHIN:.0%} of the '
+    'other\'s AP. "No better": less than half of what is gained in the column "than". "More": '
+    "more than in that column. The spread is that of the training alone: all rows are trained and "
+    "tested on the same images."
+)
 
-@dataclass(frozen=True)
-class Block:
-    """A piece of a page: a heading (level > 0), a paragraph, a table or a picture."""
+Content = Mapping[str, Any]
 
-    text: str = ""
-    level: int = 0
-    headers: Sequence[str] = ()
-    rows: Sequence[Sequence[str]] = ()
-    picture: Path | None = None
+
+def index_page(run: Content, contents: Sequence[Content]) -> str:
+    """The page of a whole reproduction.
+
+    Args:
+        run: {"command", "scale", "seeds", "trainings", "minutes", "jobs", "environment"}.
+        contents: of the tables.
+    """
+    parts = [
+        f"# The paper's tables, reproduced at the {run['scale']} scale",
+        f"Written by `{run['command']}`: {run['trainings']} trainings with {run['seeds']} seeds a "
+        f"row, {run['minutes']:.0f} minutes together, {run['jobs']} at a time, on "
+        f"{run['environment']}. AP in points; mean ± standard deviation over the seeds.",
+        "## The paper's claims",
+        _VERDICTS,
+        claims_table(CLAIMS, measured_in(*contents)),
+    ]
+    for content in contents:
+        place, title, *_ = TABLES[content["table"]]
+        parts += [f"## {place}: {title}", *_table_parts(content)]
+    return "\n\n".join(parts) + "\n"
+
+
+def table_page(content: Content) -> str:
+    """The page of one table."""
+    place, title, *_ = TABLES[content["table"]]
+    return "\n\n".join([f"## {place}: {title}", *_table_parts(content)]) + "\n"
+
+
+def _table_parts(content: Content) -> list[str]:
+    table, measured = content["table"], measured_in(content)
+    place, claims = TABLES[table].place, claims_of(table)
+    parts = [results_table(content)]
+    if claims:
+        parts.append(claims_table(claims, measured))
+    if _panels(table, measured):
+        parts.append(f"![{place}, the paper's effects and ours]({table}.png)")
+    if measured:
+        parts.append(f"![{place}, the same images under each row]({table}_pictures.jpg)")
+    return parts
+
+
+def measured_in(*contents: Content) -> Measured:
+    """What the tables' rows measured; see `claims`."""
+    return {
+        row["config"]: collect(row["results"])
+        for content in contents
+        for row in content["rows"]
+        if row["results"]
+    }
 
 
 def collect(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[float]]]:
-    """What the seeds of a row measured.
+    """{task: {metric: [AP in points, one a seed]}}, nan where one could not be computed.
 
     Args:
         results: of each seed, as results.json has it.
-
-    Returns:
-        {task: {metric: [AP in points, one a seed]}}, nan where one could not be computed; see
-        `claims`.
     """
     first = results[0]
     return {
@@ -64,47 +112,35 @@ def columns_of(table: str) -> list[tuple[str, str]]:
     return [(t, m) for t in TASKS for m in METRICS if (t, m) in found]
 
 
-def table_rows(
-    table: str,
-    measured: Measured,
-    iterations: Mapping[str, int],
-    minutes: Mapping[str, Sequence[float]],
-    milliseconds: Mapping[str, float],
-) -> tuple[list[str], list[list[str]]]:
-    """Headers and cells: two lines a row, the paper's values and ours with their deviation.
-
-    Args:
-        table: key of `paper.TABLES`.
-        measured: see `claims`; a row that is not in it is not done, one without tasks has been
-            tested on images without annotations.
-        iterations, minutes: {config: of a training; and what it and its test took, one a seed}.
-        milliseconds: {config: time of an image}; shown where the paper gives times.
-    """
+def results_table(content: Content) -> str:
+    """Two lines a row: the paper's values, and ours with their deviation over the seeds."""
+    table, measured = content["table"], measured_in(content)
+    done = {row["config"]: row for row in content["rows"] if row["results"]}
     columns = columns_of(table)
-    timed = any(row.milliseconds for row in rows_of(table))
-    times = [*(["ms an image"] if timed else []), "iterations", "minutes"]
-    headers = ["row", "", *(f"{TASKS[t]} {m}" for t, m in columns), *times]
+    timed = ["ms an image"] if any(row.milliseconds for row in rows_of(table)) else []
+    names = [f"{TASKS[t]} {m}" for t, m in columns]
     lines = []
     for row in rows_of(table):
         paper = [_number(row.scores.get(t, {}).get(m)) for t, m in columns]
-        ours = [_spread(measured.get(row.config, {}).get(t, {}).get(m, ())) for t, m in columns]
         if timed:
-            paper.append(f"{row.milliseconds:.0f}" if row.milliseconds else "")
-            ours.append(f"{milliseconds[row.config]:.0f}" if row.config in milliseconds else "")
-        paper += ["", ""]
-        ours += [str(iterations.get(row.config, "")), _spread(minutes.get(row.config, ()))]
-        lines.append([row.name, f"paper ({row.split})", *paper])
-        if row.config:
-            state = "ours: not done"
-            if row.config in measured:
-                state = "ours" if measured[row.config] else "ours: see its submission/"
-            lines.append(["", state, *ours])
-    return headers, lines
+            paper.append(_number(row.milliseconds, digits=0))
+        lines.append([row.name, f"paper ({row.split})", *paper, "", ""])
+        if not row.config:  # other people's system
+            continue
+        ours = [spread(measured.get(row.config, {}).get(t, {}).get(m, ())) for t, m in columns]
+        result = done.get(row.config)
+        if timed:
+            ours.append(_number(result and result["results"][0]["ms_per_image"], digits=0))
+        state = "ours: not done"
+        if result:
+            state = "ours" if measured[row.config] else "ours: see its submission/"
+            ours += [str(result["iterations"]), spread(result["minutes"])]
+        lines.append(["", state, *ours])
+    return _markdown(["row", "", *names, *timed, "iterations", "minutes"], lines)
 
 
-def claim_rows(claims: Sequence[Claim], measured: Measured) -> tuple[list[str], list[list[str]]]:
-    """Headers and cells of the paper's claims against a measurement."""
-    headers = ["the paper's claim", "metric", "paper", "ours", "than", "verdict"]
+def claims_table(claims: Sequence[Claim], measured: Measured) -> str:
+    """The paper's claims against a measurement."""
     lines = []
     for claim in claims:
         effect, than = claim.effect, claim.than
@@ -113,33 +149,26 @@ def claim_rows(claims: Sequence[Claim], measured: Measured) -> tuple[list[str], 
                 claim.text,
                 f"{TASKS[effect.task]} {effect.metric}",
                 f"{effect.in_paper():+.1f}",
-                _spread(effect.measured(measured), sign="+"),
-                f"{than.in_paper():+.1f}, {_spread(than.measured(measured), '+')}" if than else "",
+                spread(effect.measured(measured), sign="+"),
+                f"{than.in_paper():+.1f}, {spread(than.measured(measured), '+')}" if than else "",
                 claim.verdict(measured),
             ]
         )
-    return headers, lines
+    return _markdown(["the paper's claim", "metric", "paper", "ours", "than", "verdict"], lines)
 
 
-def claim_records(claims: Sequence[Claim], measured: Measured) -> list[dict[str, Any]]:
-    """What `claim_rows` shows, in numbers, for JSON."""
-    return [
-        {
-            "claim": claim.text,
-            "kind": claim.kind,
-            "effect": claim.effect._asdict(),
-            "paper": round(claim.effect.in_paper(), 1),
-            "measured": _finite(claim.effect.measured(measured)),
-            "than": claim.than and claim.than._asdict(),
-            "than_paper": claim.than and round(claim.than.in_paper(), 1),
-            "than_measured": claim.than and _finite(claim.than.measured(measured)),
-            "verdict": claim.verdict(measured),
-        }
-        for claim in claims
-    ]
+def _panels(table: str, measured: Measured) -> list[tuple[str, str, Any, list[Any]]]:
+    """What of a table to plot: task, metric, the row to compare with, all rows."""
+    panels = []
+    for task, metric in columns_of(table):
+        rows = [r for r in rows_of(table) if task in measured.get(r.config, {})]
+        if metric in ("AP", "AP50", "AP75") and len(rows) > 1:
+            first = table == "5" or TABLES[table].baseline
+            panels.append((task, metric, rows[0] if first else rows[-1], rows))
+    return panels
 
 
-def plot_effects(table: str, measured: Measured, file: Path) -> None:
+def plot_effects(content: Content, file: Path) -> None:
     """Draw each row's difference to a reference row: the paper's, and ours.
 
     The reference is the method that the paper argues for, the table's last row; in Table 5, and
@@ -147,12 +176,8 @@ def plot_effects(table: str, measured: Measured, file: Path) -> None:
     one standard deviation over the seeds. Where there is nothing to draw no file is left.
     """
     file.unlink(missing_ok=True)
-    panels = []
-    for task, metric in columns_of(table):
-        rows = [r for r in rows_of(table) if task in measured.get(r.config, {})]
-        if metric in ("AP", "AP50", "AP75") and len(rows) > 1:
-            first = table == "5" or TABLES[table].baseline
-            panels.append((task, metric, rows[0] if first else rows[-1], rows))
+    table, measured = content["table"], measured_in(content)
+    panels = _panels(table, measured)
     if not panels:
         return
     labels = [
@@ -204,55 +229,12 @@ def plot_predictions(pictures: Mapping[str, np.ndarray], file: Path, columns: in
     figure.savefig(file, dpi=80, pil_kwargs={"quality": 85})
 
 
-def to_markdown(blocks: Sequence[Block], folder: Path) -> str:
-    """A page in Markdown, its pictures linked relative to `folder`."""
-    parts = []
-    for b in blocks:
-        if b.picture:
-            parts.append(f"![{b.text}]({b.picture.relative_to(folder).as_posix()})")
-        elif b.headers:
-            parts.append(tabulate(b.rows, b.headers, tablefmt="pipe", disable_numparse=True))
-        else:
-            parts.append(f"{'#' * b.level} {b.text}".strip())
-    return "\n\n".join(parts) + "\n"
+def _markdown(headers: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    return tabulate(lines, headers, tablefmt="pipe", disable_numparse=True)
 
 
-_STYLE = (
-    "body{font:16px/1.5 sans-serif;max-width:70em;margin:2em auto;padding:0 1em}"
-    "table{border-collapse:collapse;font-size:14px}"
-    "td,th{padding:.2em .6em;border-bottom:1px solid #ddd;text-align:left}"
-    "img{max-width:100%}"
-)
-
-
-def to_html(blocks: Sequence[Block], title: str) -> str:
-    """The same page as one HTML file that holds its pictures."""
-    parts = []
-    for b in blocks:
-        if b.picture:
-            kind = "png" if b.picture.suffix == ".png" else "jpeg"
-            data = base64.b64encode(b.picture.read_bytes()).decode()
-            parts.append(f'<img alt="{html.escape(b.text)}" src="data:image/{kind};base64,{data}">')
-        elif b.headers:
-            parts.append(tabulate(b.rows, b.headers, tablefmt="html", disable_numparse=True))
-        else:
-            tag = f"h{b.level}" if b.level else "p"
-            parts.append(f"<{tag}>{html.escape(b.text)}</{tag}>")
-    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{_STYLE}</style>'
-    return "\n".join(["<!doctype html>", head, *parts]) + "\n"
-
-
-VERDICTS = (
-    f'"Agrees" and "disagrees": the seeds are sure of it to 95%, by a one-sided Student\'s t test; '
-    f'"undecided": they are not. "As good": not worse by more than {AS_GOOD_WITHIN:.0%} of the '
-    'other\'s AP. "No better": less than half of what is gained in the column "than". "More": '
-    "more than in that column. The spread is that of the training alone: all rows are trained and "
-    "tested on the same images."
-)
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.1f}"
+def _number(value: float | None, digits: int = 1) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
 
 
 def _deviation(values: np.ndarray) -> float:
@@ -260,7 +242,7 @@ def _deviation(values: np.ndarray) -> float:
     return float(values.std(ddof=1)) if len(values) > 1 else 0.0
 
 
-def _spread(values: Sequence[float], sign: str = "") -> str:
+def spread(values: Sequence[float], sign: str = "") -> str:
     """Mean and standard deviation over the seeds; "n/a" where COCO defines no AP (nan)."""
     if not values:
         return ""
@@ -269,8 +251,3 @@ def _spread(values: Sequence[float], sign: str = "") -> str:
         return "n/a"
     deviation = f" ± {_deviation(array):.1f}" if len(values) > 1 else ""
     return f"{array.mean():{sign}.1f}{deviation}"
-
-
-def _finite(values: Sequence[float]) -> list[float | None]:
-    """For JSON, which has no nan."""
-    return [None if np.isnan(v) else round(v, 3) for v in values]

@@ -6,11 +6,9 @@ config has changed since is another run. Rows of one plan that differ in their t
 trained once, and tested by eval.py.
 """
 
-import contextlib
 import hashlib
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
@@ -22,6 +20,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from environment import environment
 from mask_rcnn_plugin.atomic_write import atomic_write
 from mask_rcnn_plugin.config import deciding, get_config
 from mask_rcnn_plugin.config.paper import TASKS
@@ -41,7 +40,7 @@ class Run:
     config: name with overlays.
     overrides: "key=value", without `train.output_dir`.
     seed: `train.seed`.
-    max_iter: its iterations; 0 if it is trained already.
+    max_iter: iterations of its training.
     folder: its `train.output_dir`.
     trained: the run whose weights it tests, None if it trains its own.
     """
@@ -56,19 +55,6 @@ class Run:
     @property
     def done(self) -> bool:
         return (self.folder / _DONE).exists()
-
-    def iteration(self) -> int:
-        """How many iterations are behind it, as metrics.json has it."""
-        file = self.folder / "metrics.json"
-        if not file.exists():
-            return 0
-        with file.open("rb") as stream:
-            stream.seek(max(0, stream.seek(0, os.SEEK_END) - 8192))
-            lines = stream.read().splitlines()
-        for line in reversed(lines):
-            with contextlib.suppress(ValueError):  # the last line may be half written
-                return int(json.loads(line)["iteration"]) + 1
-        return 0
 
     def results(self) -> dict[str, Any]:
         """results.json of a finished run."""
@@ -122,9 +108,7 @@ def plan(
                     root / f"{config.replace('/', '.')}-seed{seed}-{whole}",
                 )
                 trained = by_training.get(training)
-                run = Run(
-                    name, changes, seed, 0 if trained else cfg.train.max_iter, folder, trained
-                )
+                run = Run(name, changes, seed, cfg.train.max_iter, folder, trained)
                 by_fingerprint[whole] = run
                 by_training.setdefault(training, run)
             runs[config, seed] = by_fingerprint[whole]
@@ -154,11 +138,7 @@ def execute(runs: Iterable[Run], scripts: Path, *, jobs: int, num_gpus: int) -> 
     pending = list(dict.fromkeys(run for run in runs if not run.done))
     running: dict[Run, tuple[subprocess.Popen[bytes], float]] = {}
     failed: list[Run] = []
-    # Iterations behind a run before it is started here do not count for the estimate.
-    before = {run: min(run.iteration(), run.max_iter) for run in pending}
-    total = sum(run.max_iter - before[run] for run in pending)
-    finished = 0
-    with tqdm(total=total, unit="it", smoothing=0, disable=not pending) as bar:
+    with tqdm(total=len(pending), unit="run", disable=not pending) as bar:
         try:
             while pending or running:
                 ready = [r for r in pending if r.trained is None or r.trained.done]
@@ -168,27 +148,18 @@ def execute(runs: Iterable[Run], scripts: Path, *, jobs: int, num_gpus: int) -> 
                 if not running:  # what is left needs a run that failed
                     failed += pending
                     break
+                bar.set_postfix_str(f"{len(running)} running")
                 time.sleep(0.2)
                 for run, (process, started) in list(running.items()):
                     if process.poll() is None:
                         continue
                     del running[run]
                     _spend(run, started)
-                    finished += run.max_iter - before[run]
-                    if process.returncode == 0 and (run.folder / "results.json").exists():
-                        _finish(run)
-                        bar.write(f"{run.config} seed {run.seed}: {_outcome(run)}")
-                    else:
+                    bar.update()
+                    outcome = _finish(run, process.returncode)
+                    bar.write(f"{run.config} seed {run.seed}: {outcome}")
+                    if not run.done:
                         failed.append(run)
-                        bar.write(
-                            f"{run.config} seed {run.seed}: failed with exit code "
-                            f"{process.returncode}, see {run.folder / 'console.txt'}"
-                        )
-                bar.set_postfix_str(
-                    f"{len(running)} running, {len(pending)} to come", refresh=False
-                )
-                done = sum(max(0, run.iteration() - before[run]) for run in running)
-                bar.update(finished + done - bar.n)
         finally:  # after an interruption nothing goes on in the background
             for process, _ in running.values():
                 process.terminate()
@@ -224,30 +195,13 @@ def _spend(run: Run, started: float) -> None:
         print(f"{time.monotonic() - started:.3f}", file=file)
 
 
-def _finish(run: Run) -> None:
+def _finish(run: Run, code: int) -> str:
+    """Mark a run that has succeeded as done; what came out, in one line."""
+    if code or not (run.folder / "results.json").exists():
+        return f"failed with exit code {code}, see {run.folder / 'console.txt'}"
     content = {"config": run.config, "seed": run.seed, "environment": environment()}
     with atomic_write(run.folder / _DONE) as file:
         file.write(json.dumps(content).encode() + b"\n")
-
-
-def _outcome(run: Run) -> str:
     results = run.results()
     scores = [f"{TASKS[t]} AP {results[t]['AP'] or 0:.1f}" for t in TASKS if t in results]
     return f"{', '.join(scores) or 'no annotations to score with'} in {run.seconds():.0f} s"
-
-
-def environment() -> str:
-    """What runs are run on here, in one line."""
-    device = (
-        torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else f"{len(os.sched_getaffinity(0))} cores of {_processor()}"
-    )
-    return f"{device}, torch {torch.__version__}, Python {platform.python_version()}"
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

@@ -5,8 +5,9 @@ import logging
 import pickle
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import torch
 from detectron2.config import LazyCall as L
 from detectron2.config import instantiate
 from detectron2.data import get_detection_dataset_dicts
@@ -17,16 +18,13 @@ from omegaconf import DictConfig
 from torch import nn
 
 from mask_rcnn_plugin.atomic_write import atomic_write
-from mask_rcnn_plugin.training.checkpoint import Checkpointer
 
 logger = logging.getLogger(__name__)
 
 
-class ProposalFiles(NamedTuple):
-    """One file for each dataset, in the order of `dataset.train.names` and `dataset.test.names`."""
-
-    train: list[str]
-    test: list[str]
+# Of the training and of the test datasets, in the order of `dataset.train.names` and
+# `dataset.test.names`.
+ProposalFiles = tuple[list[str], list[str]]
 
 
 class ProposalWriter(DatasetEvaluator):
@@ -35,9 +33,6 @@ class ProposalWriter(DatasetEvaluator):
     The file is a pickled dict with a list entry for each image: "ids", the image ids; "boxes",
     float32 (R, 4) XYXY in pixels of the image as it is on disk; "objectness_logits", float32 (R,),
     descending. "bbox_mode" is XYXY_ABS. It appears whole or not at all.
-
-    Args:
-        path: of the file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -80,25 +75,23 @@ def write_proposals(cfg: DictConfig) -> ProposalFiles:
 
     Args:
         cfg: from `rpn_stage`, its training finished: `model_final.pth` in `train.output_dir`. Files
-            are put in `proposals/` there; one that is there already is left as it is.
-
-    Raises:
-        WeightsError: if the checkpoint does not fit the model.
+            go to `proposals/` there; one that rank 0 finds there is left as it is.
     """
     output = Path(cfg.train.output_dir)
-    files = ProposalFiles([], [])
-    for i, split in enumerate(ProposalFiles._fields):
+    files: ProposalFiles = ([], [])
+    for i, split in enumerate(("train", "test")):
         model: nn.Module | None = None
         for n, name in enumerate(cfg.dataset[split].names):
             path = output / "proposals" / f"{split}_{n}.pkl"
-            getattr(files, split).append(str(path))
-            if path.is_file():
+            files[i].append(str(path))
+            if comm.all_gather(path.is_file())[0]:
                 logger.info("%s: there already, proposals on %s", path, name)
                 continue
             logger.info("%s: writing proposals on %s", path, name)
             if model is None:
                 model = instantiate(_with_topk(cfg.model, i)).to(cfg.train.device)
-                Checkpointer(model).load_strictly(str(output / "model_final.pth"))
+                checkpoint = torch.load(output / "model_final.pth", "cpu", weights_only=True)
+                model.load_state_dict(checkpoint["model"])
             loader = copy.deepcopy(cfg.dataloader.test)
             loader.dataset = L(get_detection_dataset_dicts)(names=[name], filter_empty=False)
             inference_on_dataset(model, instantiate(loader), ProposalWriter(path))

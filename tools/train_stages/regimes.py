@@ -5,171 +5,96 @@ Joint training, detectron2's way, is what every config does by itself. Here are
 * "separate" (Sec. 3.1): an RPN that shares nothing with Mask R-CNN, and Mask R-CNN on its
   proposals;
 * "4step" (Sec. 4.4, after Faster R-CNN): the two in turn, which ends in one model.
-
-A stage is a config of its own, the row's with the part that the stage does not train left out, and
-runs in a folder of its own below the row's `train.output_dir`.
 """
 
-import copy
 import json
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.config import LazyCall as L
 from detectron2.config import LazyConfig, instantiate
-from detectron2.layers import FrozenBatchNorm2d
-from detectron2.modeling import ProposalNetwork
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
-from omegaconf import DictConfig, OmegaConf
-from torch import Tensor, nn
+from omegaconf import DictConfig
+from torch import Tensor
 
 from mask_rcnn_plugin.atomic_write import atomic_write
 from mask_rcnn_plugin.config import ConfigError, deciding
+from mask_rcnn_plugin.errors import UserError
 from mask_rcnn_plugin.evaluation.testing import evaluate
-from mask_rcnn_plugin.training.checkpoint import Checkpointer, WeightsError, write_checkpoint
-from mask_rcnn_plugin.training.trainer import train
-from train_stages.proposals import ProposalFiles, write_proposals
+from mask_rcnn_plugin.training import train
+from train_stages.proposals import write_proposals
+from train_stages.stages import detector_stage, fix_backbone, rpn_stage
 
 REGIMES = ("separate", "4step")
 CHECKPOINT = "model_final.pth"
 RECORD = "stages.json"
+UNITED = "."  # the folder of the one model, in the record of stages
 
 logger = logging.getLogger(__name__)
 
-
-def rpn_stage(cfg: DictConfig, stage: str) -> DictConfig:
-    """The row's backbone and RPN as detectron2's `ProposalNetwork`, on the row's schedule.
-
-    Args:
-        cfg: from `get_config`, its datasets set up by `setup_datasets`; not changed.
-        stage: name of the stage's folder in `train.output_dir`.
-
-    Returns:
-        A config for `train`, which evaluates the average recall of the boxes.
-    """
-    cfg = _stage(cfg, stage)
-    row = cfg.model
-    cfg.model = L(ProposalNetwork)(
-        backbone=row.backbone,
-        proposal_generator=row.proposal_generator,
-        pixel_mean=row.pixel_mean,
-        pixel_std=row.pixel_std,
-    )
-    cfg.dataloader.evaluator.tasks = ["box_proposals"]
-    cfg.dataloader.evaluator.output_dir = None  # gigabytes of boxes, at each evaluation
-    return cfg
-
-
-def detector_stage(cfg: DictConfig, stage: str, proposals: ProposalFiles) -> DictConfig:
-    """The row's model without its RPN, trained and tested on proposals from files.
-
-    Args:
-        cfg, stage: as in `rpn_stage`.
-        proposals: from `write_proposals`.
-
-    Returns:
-        A config for `train`.
-    """
-    cfg = _stage(cfg, stage)
-    topk = cfg.model.proposal_generator.post_nms_topk
-    cfg.model.proposal_generator = None  # what detectron2's "PrecomputedProposals" stands for
-    loaders = (cfg.dataloader.train, cfg.dataloader.test)
-    for loader, files, number in zip(loaders, proposals, topk):
-        loader.dataset.proposal_files = files
-        loader.mapper.precomputed_proposal_topk = number
-    return cfg
-
-
-def fix_backbone(cfg: DictConfig, weights: str) -> DictConfig:
-    """A stage that starts from the weights of another one and keeps their backbone as it is.
-
-    Args:
-        cfg: from `rpn_stage` or `detector_stage`; not changed.
-        weights: the other stage's checkpoint.
-    """
-    cfg = copy.deepcopy(cfg)
-    cfg.train.init_checkpoint = weights
-    cfg.model.backbone = L(fixed)(module=cfg.model.backbone)
-    return cfg
-
-
-def fixed(module: nn.Module) -> nn.Module:
-    """Let nothing in a module change in training: neither parameters nor running statistics.
-
-    Batch normalisation becomes detectron2's frozen one, whose parameters are buffers under the same
-    names, so that checkpoints fit.
-    """
-    for parameter in module.parameters():
-        parameter.requires_grad = False
-    return FrozenBatchNorm2d.convert_frozen_batchnorm(module)
+# {"regime", "config": what decides the training, "results": {stage: ...} of those that are done}
+Record = dict[str, Any]
 
 
 def train_stages(cfg: DictConfig, regime: str) -> dict[str, Any]:
     """Train a row by a regime. What an earlier run has finished is not done again.
 
-    In `train.output_dir`, a folder for each stage with what `train` writes there, and the stage's
-    config; proposals are in `proposals/` of an RPN's. `stages.json` records what is done. To do a
-    stage again, delete its folder and all after it.
-
-    "separate": 1_rpn, 2_detector; the result is 2_detector's.
-    "4step": 1_rpn, 2_detector, 3_rpn and 4_detector, the last two on 2_detector's backbone; then
-    `model_final.pth`, one model of the row, and its `results.json`.
+    In `train.output_dir`, each stage has a folder with what `train` writes, its config and, of an
+    RPN, `proposals/`; `stages.json` records what is done. To do a stage again, delete its folder
+    and all after it. "4step" ends in `model_final.pth`, one model of the row.
 
     Args:
         cfg: from `get_config`, its datasets set up by `setup_datasets`.
         regime: one of `REGIMES`.
 
     Returns:
-        {task: {metric: AP in points}}; {} for a test set without annotations.
+        {task: {metric: AP in points}} of 2_detector, or of the one model; {} for a test set without
+        annotations.
 
     Raises:
-        ConfigError: see `check_stages`.
-        WeightsError: as `train`, or if stages that should have one backbone have not.
-        SaveError: as `train`.
+        ConfigError: see `check_record`.
+        UserError: if stages that should have one backbone have different ones.
     """
-    check_stages(cfg, regime)
-    if comm.is_main_process():
-        record = _read_record(cfg) or {"regime": regime, "config": deciding(cfg), "results": {}}
-        _write_record(cfg, record)
-    comm.synchronize()
+    # Rank 0's: other machines may not see yet what it has written.
+    record = comm.all_gather(read_record(cfg, regime))[0]
+    check_record(cfg, regime, record)
     root = Path(cfg.train.output_dir)
 
     rpn = rpn_stage(cfg, "1_rpn")
-    _run(cfg, rpn, "RPN")
+    _run(rpn, record, "RPN")
     detector = detector_stage(cfg, "2_detector", write_proposals(rpn))
-    results = _run(cfg, detector, "Mask R-CNN on the proposals of 1_rpn")
+    results = _run(detector, record, "Mask R-CNN on the proposals of 1_rpn")
     if regime == "separate":
         return results
 
-    weights = str(root / "2_detector" / CHECKPOINT)
+    weights = root / "2_detector" / CHECKPOINT
     rpn = fix_backbone(rpn_stage(cfg, "3_rpn"), weights)
-    _run(cfg, rpn, "RPN on the fixed backbone of 2_detector")
+    _run(rpn, record, "RPN on the fixed backbone of 2_detector")
     detector = fix_backbone(detector_stage(cfg, "4_detector", write_proposals(rpn)), weights)
-    _run(cfg, detector, "heads of 2_detector, on its fixed backbone and the proposals of 3_rpn")
-    return _unite(cfg)
+    _run(detector, record, "heads of 2_detector, on its fixed backbone and 3_rpn's proposals")
+    return _unite(cfg, record)
 
 
-def check_stages(cfg: DictConfig, regime: str) -> None:
-    """Whether the stages of a regime can be trained, or gone on with, in `train.output_dir`.
+def read_record(cfg: DictConfig, regime: str) -> Record:
+    """What is done in `train.output_dir`; a new record where nothing is."""
+    root = Path(cfg.train.output_dir)
+    if not (root / RECORD).is_file():
+        return {"regime": regime, "config": deciding(cfg), "results": {}}
+    record = json.loads((root / RECORD).read_text())
+    done = record["results"].items()
+    record["results"] = {k: v for k, v in done if (root / k / CHECKPOINT).is_file()}
+    return record
 
-    Args:
-        cfg, regime: as in `train_stages`.
 
-    Raises:
-        ConfigError: if there is no such regime, the model has no RPN, or the folder holds stages of
-            another regime or config.
+def check_record(cfg: DictConfig, regime: str, record: Record) -> None:
     """
-    if regime not in REGIMES:
-        raise ConfigError(f"regime is {regime!r}, must be one of {REGIMES}")
+    Raises:
+        ConfigError: if the model has no RPN, or the record is of another regime or config.
+    """
     if cfg.model.get("proposal_generator") is None:
         raise ConfigError("model.proposal_generator is null: there is no RPN to train")
-    record = _read_record(cfg)
-    if not record:
-        return
     before = {"regime": record["regime"], **record["config"]}
     now = {"regime": regime, **deciding(cfg)}
     keys = [k for k in {**before, **now} if before.get(k) != now.get(k)]
@@ -182,119 +107,79 @@ def check_stages(cfg: DictConfig, regime: str) -> None:
         )
 
 
-def unite_weights(detector: Path, rpn: Path, heads: Path) -> dict[str, Tensor]:
-    """The state dict of the one model that the 4 steps end in.
+def _run(cfg: DictConfig, record: Record, what: str) -> dict[str, Any]:
+    """Train a stage, or go on with it, unless it is done."""
+    output = Path(cfg.train.output_dir)
+    done = record["results"]
+    if output.name in done:
+        logger.info("%s: %s; finished already. %s", output, what, done[output.name])
+        return done[output.name]
+    logger.info("%s: %s; %d iterations", output, what, cfg.train.max_iter)
+    done.pop(UNITED, None)  # an earlier run's, which is not of this stage
+    _write_record(output.parent, record)
+    if comm.is_main_process():
+        output.mkdir(parents=True, exist_ok=True)
+        LazyConfig.save(cfg, str(output / "config.yaml"))
+    if cfg.train.seed >= 0:
+        # A stage is the same whether or not those before it ran in this process.
+        seed_all_rng(cfg.train.seed + comm.get_rank())
+    done[output.name] = train(cfg, resume=True)
+    _write_record(output.parent, record)
+    logger.info("%s: finished. %s", output, done[output.name])
+    return done[output.name]
 
-    Args:
-        detector: checkpoint of step (2), whose backbone (3) and (4) hold fixed.
-        rpn: of (3).
-        heads: of (4).
+
+def _unite(cfg: DictConfig, record: Record) -> dict[str, Any]:
+    """Make one model of the stages of "4step", and evaluate it."""
+    root = Path(cfg.train.output_dir)
+    checkpoint = root / CHECKPOINT
+    done = record["results"]
+    if UNITED in done:
+        logger.info("%s: one model; finished already", checkpoint)
+        return done[UNITED]
+    logger.info("%s: one model of 3_rpn's RPN and 4_detector's backbone and heads", checkpoint)
+    if comm.is_main_process():
+        stages = [root / stage / CHECKPOINT for stage in ("2_detector", "3_rpn", "4_detector")]
+        with atomic_write(checkpoint) as file:
+            torch.save({"model": unite_weights(*stages)}, file)
+    comm.synchronize()
+    model = instantiate(cfg.model).to(cfg.train.device)
+    model.load_state_dict(torch.load(checkpoint, "cpu", weights_only=True)["model"])
+    done[UNITED] = evaluate(cfg, model)
+    _write_record(root, record)
+    return done[UNITED]
+
+
+def unite_weights(detector: Path, rpn: Path, heads: Path) -> dict[str, Tensor]:
+    """The state dict of the one model that the 4 steps end in, from their checkpoints.
 
     Returns:
-        The backbone, (3)'s `proposal_generator` and (4)'s `roi_heads`, under the row's own names.
+        The backbone of (2), which (3) and (4) hold fixed, (3)'s `proposal_generator` and (4)'s
+        `roi_heads`, under the row's own names.
 
     Raises:
-        WeightsError: if the three have not one and the same backbone.
+        UserError: if the three have different backbones.
     """
     base, *others = (
-        torch.load(path, map_location="cpu", weights_only=True)["model"]
-        for path in (detector, rpn, heads)
+        torch.load(path, "cpu", weights_only=True)["model"] for path in (detector, rpn, heads)
     )
-    # (2)'s: batch normalisation has a counter that frozen one lacks in some detectron2s.
+    # (2)'s: batch normalization has a counter that the frozen one lacks in some detectron2s.
     united = {k: v for k, v in base.items() if k.startswith("backbone.")}
     for path, weights in zip((rpn, heads), others):
         for key, value in weights.items():
             if not key.startswith("backbone."):
                 united[key] = value
             elif key not in united or not torch.equal(value, united[key]):
-                raise WeightsError(
-                    f"{path} has not the backbone of {detector}: {key} differs. Delete its folder "
-                    "and those after it to train them again"
+                raise UserError(
+                    f"{path} and {detector} have different backbones: {key} differs. Delete the "
+                    "first one's folder and those after it to train them again"
                 )
     return united
 
 
-def summary(results: Mapping[str, Mapping[str, float]]) -> str:
-    """The main metrics in one line, e.g. "box_proposals AR@100 40.1, AR@1000 52.3"."""
-    return "; ".join(
-        f"{task} " + ", ".join(f"{k} {m[k]:.1f}" for k in ("AP", "AR@100", "AR@1000") if k in m)
-        for task, m in results.items()
-    )
-
-
-def _stage(cfg: DictConfig, stage: str) -> DictConfig:
-    """A copy that has a folder of its own and no interpolations, so that nodes may be moved."""
-    cfg = copy.deepcopy(cfg)
-    cfg.train.output_dir = str(Path(cfg.train.output_dir) / stage)
-    OmegaConf.resolve(cfg)
-    return cfg
-
-
-def _run(cfg: DictConfig, stage_cfg: DictConfig, what: str) -> dict[str, Any]:
-    """Train a stage of the row `cfg`, or go on with it, unless it is finished."""
-    output = Path(stage_cfg.train.output_dir)
-    results = _finished(cfg, output.name, output / CHECKPOINT)
-    if results is not None:
-        logger.info("%s: %s; finished already. %s", output, what, summary(results))
-        return results
-    logger.info("%s: %s; %d iterations", output, what, stage_cfg.train.max_iter)
+def _write_record(root: Path, record: Record) -> None:
     if comm.is_main_process():
-        record = _read_record(cfg)
-        for name in (output.name, CHECKPOINT):  # an earlier run's one model is not of this stage
-            record["results"].pop(name, None)
-        _write_record(cfg, record)
-        output.mkdir(parents=True, exist_ok=True)
-        LazyConfig.save(stage_cfg, str(output / "config.yaml"))
-    if stage_cfg.train.seed >= 0:
-        # A stage is the same whether or not those before it ran in this process.
-        seed_all_rng(stage_cfg.train.seed + comm.get_rank())
-    results = train(stage_cfg, resume=True)
-    _finish(cfg, output.name, results)
-    logger.info("%s: finished. %s", output, summary(results))
-    return results
-
-
-def _finished(cfg: DictConfig, stage: str, checkpoint: Path) -> dict[str, Any] | None:
-    """Results of a stage, None if there is something left to do."""
-    return _read_record(cfg)["results"].get(stage) if checkpoint.is_file() else None
-
-
-def _finish(cfg: DictConfig, stage: str, results: dict[str, Any]) -> None:
-    if comm.is_main_process():
-        record = _read_record(cfg)
-        record["results"][stage] = results
-        _write_record(cfg, record)
+        root.mkdir(parents=True, exist_ok=True)
+        with atomic_write(root / RECORD) as file:
+            file.write(json.dumps(record, indent=2).encode() + b"\n")
     comm.synchronize()
-
-
-def _unite(cfg: DictConfig) -> dict[str, Any]:
-    """Make one model of the stages of "4step", and evaluate it."""
-    root = Path(cfg.train.output_dir)
-    checkpoint = root / CHECKPOINT
-    results = _finished(cfg, CHECKPOINT, checkpoint)
-    if results is not None:
-        logger.info("%s: one model; finished already. %s", checkpoint, summary(results))
-        return results
-    logger.info("%s: one model of 3_rpn's RPN and 4_detector's backbone and heads", checkpoint)
-    stages = [root / stage / CHECKPOINT for stage in ("2_detector", "3_rpn", "4_detector")]
-    if comm.is_main_process():
-        write_checkpoint(checkpoint, {"model": unite_weights(*stages)})
-    comm.synchronize()
-    model = instantiate(cfg.model).to(cfg.train.device)
-    Checkpointer(model).load_strictly(str(checkpoint))
-    results = evaluate(cfg, model)
-    _finish(cfg, CHECKPOINT, results)
-    return results
-
-
-def _read_record(cfg: DictConfig) -> dict[str, Any]:
-    """{"regime", "config", "results": {stage: ...}} of a row's folder; {} where none is yet."""
-    path = Path(cfg.train.output_dir) / RECORD
-    return json.loads(path.read_text()) if path.is_file() else {}
-
-
-def _write_record(cfg: DictConfig, record: Mapping[str, Any]) -> None:
-    path = Path(cfg.train.output_dir) / RECORD
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as file:
-        file.write(json.dumps(record, indent=2).encode() + b"\n")

@@ -1,7 +1,5 @@
 """The report on made-up measurements."""
 
-import itertools
-import re
 from pathlib import Path
 from typing import Any
 
@@ -9,33 +7,61 @@ import cv2
 import numpy as np
 import pytest
 
-from mask_rcnn_plugin.config.paper import TABLES
+from mask_rcnn_plugin.config.paper import TABLES, rows_of
 from reproduce import report
 from reproduce.claims import CLAIMS, Effect, Measured
 from reproduce.report import (
-    Block,
-    claim_records,
-    claim_rows,
     claims_of,
+    claims_table,
     collect,
     columns_of,
+    index_page,
     plot_effects,
     plot_predictions,
-    table_rows,
-    to_html,
-    to_markdown,
+    results_table,
+    table_page,
 )
 
 
-def scores(*values: float) -> dict[str, list[float]]:
-    """AP of each seed; AP75 a point less, AP50 a point more."""
-    return {f"AP{n}": [v + d for v in values] for n, d in (("", 0.0), ("50", 1.0), ("75", -1.0))}
+def content(table: str, results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """What a table's JSON file holds, of {config: results of each seed}."""
+    rows = [
+        {
+            "name": row.name,
+            "config": row.config,
+            "results": results.get(row.config),
+            "iterations": 1300 if row.config in results else None,
+            "minutes": [2.0, 3.0] if row.config in results else [],
+        }
+        for row in rows_of(table)
+    ]
+    return {"table": table, "scale": "synthetic", "seeds": 2, "rows": rows}
 
 
-MEASURED = {
-    "table2d_stride32/roipool": {"segm": scores(10, 12), "bbox": scores(20, 22)},
-    "table2d_stride32/roialign": {"segm": scores(19, 20), "bbox": scores(27, 29)},
-}
+def cells(table: str) -> list[list[str]]:
+    """Of a table in Markdown, its headers first."""
+    lines = [[cell.strip() for cell in line[1:-1].split("|")] for line in table.splitlines()]
+    return [lines[0], *lines[2:]]
+
+
+def score(value: float) -> dict[str, float]:
+    """AP75 a point less than AP, AP50 a point more."""
+    return {"AP": value, "AP50": value + 1, "AP75": value - 1}
+
+
+def results(**tasks: tuple[float, ...]) -> list[dict[str, Any]]:
+    """Of each seed, as results.json has it."""
+    seeds = range(len(next(iter(tasks.values()))))
+    return [{"ms_per_image": 9.0, **{t: score(v[s]) for t, v in tasks.items()}} for s in seeds]
+
+
+TABLE_2D = content(
+    "2d",
+    {
+        "table2d_stride32/roipool": results(segm=(10, 12), bbox=(20, 22)),
+        "table2d_stride32/roialign": results(segm=(19, 20), bbox=(27, 29)),
+    },
+)
 
 
 def test_results_of_the_seeds_are_collected() -> None:
@@ -54,19 +80,19 @@ def test_columns_are_what_the_paper_compares() -> None:
 
 
 def test_a_table_has_the_papers_line_and_ours() -> None:
-    iterations = {"table2d_stride32/roipool": 1300}
-    minutes = {"table2d_stride32/roipool": [2.0, 3.0]}
-    headers, lines = table_rows("2d", MEASURED, iterations, minutes, {})
+    headers, *lines = cells(results_table(TABLE_2D))
     assert headers[:5] == ["row", "", "mask AP", "mask AP50", "mask AP75"]
-    assert lines[0][:5] == ["RoIPool", "paper (minival)", "23.6", "46.5", "21.6"]
-    assert lines[1][:5] == ["", "ours", "11.0 ± 1.4", "12.0 ± 1.4", "10.0 ± 1.4"]
-    assert lines[3][5] == "28.0 ± 1.4"
     assert headers[-2:] == ["iterations", "minutes"]
-    assert [line[-2:] for line in lines] == [["", ""], ["1300", "2.5 ± 0.7"], ["", ""], ["", ""]]
+    assert lines[0] == [
+        *("RoIPool", "paper (minival)", "23.6", "46.5", "21.6", "28.2", "52.7", "26.9", "", "")
+    ]
+    assert lines[1][:5] == ["", "ours", "11.0 ± 1.4", "12.0 ± 1.4", "10.0 ± 1.4"]
+    assert lines[1][-2:] == ["1300", "2.5 ± 0.7"]
+    assert lines[3][5] == "28.0 ± 1.4"
 
 
 def test_rows_that_were_not_run_say_so_and_other_systems_have_no_line_of_ours() -> None:
-    _, lines = table_rows("4", {}, {}, {}, {})
+    _, *lines = cells(results_table(content("4", {})))
     assert [line[:2] for line in lines] == [
         *(["CMU-Pose+++", "paper (test-dev)"], ["G-RMI", "paper (test-dev)"]),
         *(["keypoint-only", "paper (test-dev)"], ["", "ours: not done"]),
@@ -75,32 +101,33 @@ def test_rows_that_were_not_run_say_so_and_other_systems_have_no_line_of_ours() 
 
 
 def test_a_row_without_annotations_to_test_on_names_its_submission() -> None:
-    _, lines = table_rows("1", {"table1_main/r101_c4": {}}, {}, {}, {})
-    (ours,) = [b for a, b in itertools.pairwise(lines) if a[0] == "ResNet-101-C4"]
-    assert ours[1] == "ours: see its submission/"
-
-
-NO_LARGE = {"AP": [1.0, 2.0, 3.0], "APl": [float("nan")] * 3}
+    unscored = {"table1_main/r101_c4": [{"dataset": "test-dev", "ms_per_image": 9.0}]}
+    _, *lines = cells(results_table(content("1", unscored)))
+    names = [line[0] for line in lines]
+    assert lines[names.index("ResNet-101-C4") + 1][1] == "ours: see its submission/"
 
 
 def test_an_ap_that_coco_does_not_define_is_said_so(tmp_path: Path) -> None:
-    measured = {
-        f"table6_keypoint_roi/{x}": {"keypoints": NO_LARGE} for x in ("roipool", "roialign")
-    }
-    headers, lines = table_rows("6", measured, {}, {}, {})
-    assert lines[1][headers.index("keypoint AP")] == "2.0 ± 1.0"
-    assert lines[1][headers.index("keypoint APl")] == "n/a"
-    none = dict.fromkeys(("AP", "AP50", "AP75"), NO_LARGE["APl"])
-    nan = {c: {"keypoints": none} for c in measured}
-    _, ((*_, effect, _than, verdict),) = claim_rows(claims_of("6"), nan)
-    assert (effect, verdict) == ("n/a", "no AP")
-    (record,) = claim_records(claims_of("6"), nan)
-    assert record["measured"] == [None] * 3
-    plot_effects("6", nan, tmp_path / "plot.png")
+    none = {"AP": None, "AP50": None, "AP75": None, "APl": None}
+    made = content(
+        "6",
+        {
+            f"table6_keypoint_roi/{x}": [{"keypoints": {**none, **scores}}] * 2
+            for x, scores in (("roipool", {}), ("roialign", {"AP": 2.0}))
+        },
+    )
+    headers, *lines = cells(results_table(made))
+    assert lines[1][headers.index("keypoint AP")] == "n/a"
+    assert lines[3][headers.index("keypoint AP")] == "2.0 ± 0.0"
+    assert lines[3][headers.index("keypoint APl")] == "n/a"
+    _, claim = cells(claims_table(claims_of("6"), report.measured_in(made)))
+    assert claim[3:] == ["n/a", "", "no AP"]
+    plot_effects(made, tmp_path / "plot.png")
 
 
 def test_times_stand_where_the_paper_gives_times() -> None:
-    headers, lines = table_rows("timing", {}, {}, {}, {"timing/r101_c4": 123.4})
+    timed = {"timing/r101_c4": [{"ms_per_image": 123.4}]}
+    headers, *lines = cells(results_table(content("timing", timed)))
     assert headers[-3] == "ms an image"
     found = {line[0]: (line[-3], ours[-3]) for line, ours in zip(lines[::2], lines[1::2])}
     assert found["ResNet-101-C4"] == ("400", "123")
@@ -108,27 +135,34 @@ def test_times_stand_where_the_paper_gives_times() -> None:
 
 
 def test_claims_of_a_table_need_no_other_row() -> None:
-    assert [c.text for c in claims_of("2d")] == [
-        "RoIAlign beats RoIPool at stride 32 (Table 2d)",
-        "... boxes too (Table 2d)",
-    ]
+    assert len(claims_of("2d")) == 2
     assert len(claims_of("class_agnostic")) == 1
-    settled = {c.text for table in TABLES for c in claims_of(table)}
-    across = {c.text for c in CLAIMS} - settled
-    assert across == {
-        "... more than at stride 16 (Tables 2d, 2c)",
-        "... by more than for masks on an FPN (Table 6, Sec. 4.2)",
-    }
+    settled = {c for table in TABLES for c in claims_of(table)}
+    assert all(len({c.split("/")[0] for c in claim.configs()}) > 1 for claim in {*CLAIMS} - settled)
 
 
 def test_claims_are_set_beside_the_paper() -> None:
-    _, (masks, boxes) = claim_rows(claims_of("2d"), MEASURED)
+    _, masks, boxes = cells(claims_table(claims_of("2d"), report.measured_in(TABLE_2D)))
     assert masks[1:] == ["mask AP", "+7.3", "+8.5 ± 0.7", "", "agrees"]
     assert boxes[1:] == ["box AP", "+5.8", "+7.0 ± 0.0", "", "agrees"]
-    record, _ = claim_records(claims_of("2d"), MEASURED)
-    assert (record["paper"], record["measured"], record["verdict"]) == (7.3, [9, 8], "agrees")
-    _, lines = claim_rows(CLAIMS, {})
+    _, *lines = cells(claims_table(CLAIMS, {}))
     assert {line[-1] for line in lines} == {"not run"}
+
+
+def test_pages() -> None:
+    page = table_page(TABLE_2D)
+    assert results_table(TABLE_2D) in page
+    assert "](2d.png)" in page
+    assert "](2d_pictures.jpg)" in page
+    assert "](4.png)" not in table_page(content("4", {}))
+    run = {
+        **{"command": "python x", "scale": "synthetic", "seeds": 2, "trainings": 4},
+        **{"minutes": 9.6, "jobs": 2, "environment": "a machine"},
+    }
+    index = index_page(run, [TABLE_2D, content("4", {})])
+    assert "`python x`: 4 trainings" in index
+    assert page.split("\n\n", 1)[1].strip() in index
+    assert claims_table(CLAIMS, report.measured_in(TABLE_2D)) in index
 
 
 @pytest.fixture
@@ -146,7 +180,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Effect]:
 
 
 def test_effects_are_drawn_against_the_last_row(tmp_path: Path, drawn: list[Effect]) -> None:
-    plot_effects("2d", MEASURED, tmp_path / "plot.png")
+    plot_effects(TABLE_2D, tmp_path / "plot.png")
     pair = ("table2d_stride32/roipool", "table2d_stride32/roialign")
     assert drawn == [
         Effect(*pair, task, metric)
@@ -160,10 +194,10 @@ def test_effects_are_drawn_against_the_last_row(tmp_path: Path, drawn: list[Effe
 
 def test_effects_are_drawn_against_the_row_of_the_text(tmp_path: Path, drawn: list[Effect]) -> None:
     measured = {
-        "table2a_backbone/r50_fpn": {"segm": scores(20), "bbox": scores(30)},
-        "fpn_roi_layer/roipool": {"segm": scores(19), "bbox": scores(30)},
+        "table2a_backbone/r50_fpn": results(segm=(20,), bbox=(30,)),
+        "fpn_roi_layer/roipool": results(segm=(19,), bbox=(30,)),
     }
-    plot_effects("fpn_roi_layer", measured, tmp_path / "plot.png")
+    plot_effects(content("fpn_roi_layer", measured), tmp_path / "plot.png")
     assert {(e.config, e.against) for e in drawn} == {
         ("fpn_roi_layer/roipool", "table2a_backbone/r50_fpn")
     }
@@ -175,11 +209,11 @@ def test_effects_of_table_5_are_against_the_first_row_that_has_the_task(
     tmp_path: Path, drawn: list[Effect]
 ) -> None:
     measured = {
-        "table5_multitask/box_only": {"bbox": scores(30, 31)},
-        "table5_multitask/mask_only": {"bbox": scores(31, 32), "segm": scores(20, 21)},
-        "table5_multitask/keypoint_and_mask": {"bbox": scores(29, 32), "segm": scores(20, 22)},
+        "table5_multitask/box_only": results(bbox=(30, 31)),
+        "table5_multitask/mask_only": results(bbox=(31, 32), segm=(20, 21)),
+        "table5_multitask/keypoint_and_mask": results(bbox=(29, 32), segm=(20, 22)),
     }
-    plot_effects("5", measured, tmp_path / "plot.png")
+    plot_effects(content("5", measured), tmp_path / "plot.png")
     assert [(e.config.split("/")[1], e.against.split("/")[1], e.task) for e in drawn] == [
         ("keypoint_and_mask", "mask_only", "segm"),
         ("mask_only", "box_only", "bbox"),
@@ -190,10 +224,10 @@ def test_effects_of_table_5_are_against_the_first_row_that_has_the_task(
 def test_nothing_is_drawn_where_nothing_was_measured(tmp_path: Path) -> None:
     plot = tmp_path / "plot.png"
     plot.write_text("an earlier one")
-    plot_effects("2d", {}, plot)
+    plot_effects(content("2d", {}), plot)
     assert not plot.exists()
-    one = {"table2d_stride32/roialign": MEASURED["table2d_stride32/roialign"]}
-    plot_effects("2d", one, plot)
+    one = {"table2d_stride32/roialign": results(segm=(19, 20), bbox=(27, 29))}
+    plot_effects(content("2d", one), plot)
     assert not plot.exists()
 
 
@@ -205,26 +239,3 @@ def test_pictures_are_drawn(tmp_path: Path) -> None:
     top_right = pixels[: height // 2, width // 2 :]
     assert (top_right[..., 0] - top_right[..., 2]).max() > 200  # BGR
     assert (top_right[..., 2] - top_right[..., 0]).max() < 100
-
-
-def test_page_in_markdown_and_html(tmp_path: Path) -> None:
-    picture = tmp_path / "plots" / "a.png"
-    picture.parent.mkdir()
-    cv2.imwrite(str(picture), np.zeros((4, 4, 3), np.uint8))
-    blocks = [
-        Block("Title", level=1),
-        Block("a < b"),
-        Block(headers=["x", "y"], rows=[["1.50", "<2>"]]),
-        Block("what is seen", picture=picture),
-    ]
-    markdown = to_markdown(blocks, tmp_path)
-    assert markdown.startswith("# Title\n\na < b\n\n| x    | y   |\n")
-    assert "| 1.50 | <2> |" in markdown
-    assert "![what is seen](plots/a.png)" in markdown
-
-    page = to_html(blocks, "Title")
-    assert "<h1>Title</h1>" in page
-    assert "<p>a &lt; b</p>" in page
-    assert "&lt;2&gt;" in page
-    assert re.search(r'<img alt="what is seen" src="data:image/png;base64,iVBOR', page)
-    assert str(tmp_path) not in page

@@ -1,0 +1,89 @@
+"""The benchmark's tables in Markdown."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from tabulate import tabulate
+
+PEERS = ("detectron2", "detectron2 tuned", "torchvision", "plugin")
+_TRAINED = "on random weights; judged on trained ones, see --trained"
+
+
+def to_markdown(report: Mapping[str, Any]) -> str:
+    """A page of what `tools/benchmark.py` measured, as its --json has it."""
+    parts = [f"{report['environment']}, {report['versions']}", f"`{report['command']}`"]
+    if rows := report.get("stages"):
+        times = [f"{peer} ms" for peer in PEERS]
+        headers = ["stage", *times, "ratio", "detectron2 MiB", "plugin MiB", "difference"]
+        parts.append(table(headers, [stage_cells(row) for row in rows]))
+    if m := report.get("evaluation_memory"):
+        headers = ["images of 100 detections evaluated", "memory grown by, MB", "ms an image"]
+        per_image = f"{1000 * m['seconds'] / m['images']:.2g}"
+        parts.append(table(headers, [[f"{m['images']:,}", number(m["grown_mb"]), per_image]]))
+    if measured := report.get("dataset_check"):
+        headers = [
+            "images, not opened",
+            "annotations",
+            "file, MB",
+            "seconds",
+            "memory grown by, MB",
+        ]
+        lines = [
+            [
+                *(f"{m['images']:,}", f"{m['annotations']:,}", number(m["file_mb"])),
+                *(f"{m['seconds']:.1f}", number(m["grown_mb"])),
+            ]
+            for m in measured
+        ]
+        parts.append(table(headers, lines))
+    if report.get("bf16"):
+        parts.append(f"bf16 on a trained model: {agreement(report['bf16'])}.")
+    return "\n\n".join(parts) + "\n"
+
+
+def stage_cells(row: Mapping[str, Any]) -> list[str]:
+    """A row's cells, its times and ratio as `summary` shows them."""
+    low, high = row["ratio_range"]
+    limit = _TRAINED if row["allowed"] is None else f"allowed: {row['allowed']:.0e}"
+    return [
+        row["name"],
+        *_times(row),
+        f"**{row['ratio']:.2f}** ({low:.2f} to {high:.2f})",
+        *(number(row["peak_mib"][peer]) for peer in ("detectron2", "plugin")),
+        f"{row['difference']:.1e} {row['difference_unit']} ({limit})",
+    ]
+
+
+def summary(report: Mapping[str, Any]) -> str:
+    """The README's table."""
+    headers = ["ms", "detectron2", "tuned", "torchvision", "plugin", "detectron2 / plugin"]
+    lines = [[row["name"], *_times(row), f"{row['ratio']:.2f}"] for row in report["stages"]]
+    return table(headers, lines)
+
+
+def _times(row: Mapping[str, Any]) -> list[str]:
+    cells = [number(row["ms"].get(peer)) for peer in PEERS]
+    if layout := row.get("baseline"):
+        cells[0] += f" ({layout})"
+    return cells
+
+
+def agreement(bf16: Mapping[str, Any]) -> str:
+    """How the half-precision model's detections agree with the exact one's, in words."""
+    return (
+        f"{bf16['found']:.1%} of the {bf16['boxes']} detections in {bf16['images']} images are "
+        "found again, of the same class and at IoU > 0.95"
+    )
+
+
+def table(headers: list[str], lines: list[list[str]]) -> str:
+    return tabulate(lines, headers, "pipe", disable_numparse=True)
+
+
+def number(value: float | None) -> str:
+    """Three digits at least of a positive number; "" for None."""
+    if value is None:
+        return ""
+    if value < 1:
+        return "< 1"
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"

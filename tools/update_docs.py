@@ -1,0 +1,140 @@
+#!/usr/bin/env python
+"""Write what README.md and docs/ take from data: tables, numbers, whole pages.
+
+    python tools/update_docs.py            # after a benchmark, a reproduction, a change of a row
+    python tools/update_docs.py --check    # writes nothing; exit code 1 if something is out of date
+
+The data are the paper's numbers, docs/benchmarks/*.json and docs/reproduction/*.json. In README.md
+the text between `<!-- begin NAME -->` and `<!-- end NAME -->` is replaced.
+"""
+
+import argparse
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+# First: the plugin makes detectron2 importable on current Pillow and NumPy.
+import mask_rcnn_plugin  # noqa: F401  # isort: split
+from benchmark import report as benchmark
+from mask_rcnn_plugin.config.paper import ROWS, TABLES, TASKS, Row
+from reproduce import report as reproduction
+from reproduce.claims import CLAIMS
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+BENCHMARKS = Path("docs/benchmarks")
+REPRODUCTION = Path("docs/reproduction")
+
+
+def generate(root: Path = REPOSITORY) -> dict[Path, str]:
+    """Contents of all files that are made of data, by path below `root`."""
+    pages = {
+        BENCHMARKS / f"{file.stem}.md": benchmark.to_markdown(json.loads(file.read_text()))
+        for file in (root / BENCHMARKS).glob("*.json")
+    }
+    how = _read(root / REPRODUCTION / "index.json")
+    contents = {name: _read(root / REPRODUCTION / f"{name}.json") for name in how["tables"]}
+    for name, content in contents.items():
+        pages[REPRODUCTION / f"{name}.md"] = reproduction.table_page(content)
+    pages[REPRODUCTION / "index.md"] = reproduction.index_page(how, list(contents.values()))
+    blocks = {
+        "paper": paper_table(),
+        "benchmark": benchmark_block(_read(root / BENCHMARKS / "cpu.json")),
+        "dataset-check": dataset_check_line(_read(root / BENCHMARKS / "dataset_check.json")),
+        "reproduction": reproduction_block(contents),
+    }
+    pages[Path("README.md")] = replace_blocks((root / "README.md").read_text(), blocks)
+    return pages
+
+
+def replace_blocks(text: str, blocks: dict[str, str]) -> str:
+    """
+    Raises:
+        ValueError: if the text doesn't have exactly one place for each block.
+    """
+    for name, block in blocks.items():
+        begin, end = f"<!-- begin {name} -->\n", f"<!-- end {name} -->"
+        if text.count(begin) != 1 or text.count(end) != 1:
+            raise ValueError(f"the block {name!r} must have one begin and one end")
+        before, rest = text.split(begin)
+        text = f"{before}{begin}{block}\n{end}{rest.split(end)[1]}"
+    return text
+
+
+def paper_table() -> str:
+    """The rows that have a config."""
+    lines = [
+        [f"`{row.config}`", f"{TABLES[row.table].place}, {row.name}", paper_cell(row)]
+        for row in ROWS
+        if row.config
+    ]
+    return benchmark.table(["config", "row", "paper (AP)"], lines)
+
+
+def paper_cell(row: Row) -> str:
+    """Its APs, or what else the paper says of it."""
+    numbers = [f"{TASKS[task]} {metrics['AP']:.1f}" for task, metrics in row.scores.items()]
+    if numbers:
+        return f"{', '.join(numbers)} ({row.split})"
+    return f"{row.milliseconds} ms" if row.milliseconds else row.note
+
+
+def benchmark_block(report: dict[str, Any]) -> str:
+    parts = [f"On {report['environment']}:", benchmark.summary(report)]
+    if report.get("bf16"):
+        parts.append(f"In bf16 {benchmark.agreement(report['bf16'])}.")
+    return "\n\n".join(parts)
+
+
+def dataset_check_line(report: dict[str, Any]) -> str:
+    largest = report["dataset_check"][-1]
+    return (
+        f"Checked without opening images, on {report['environment']}: {largest['images']:,} images "
+        f"with {largest['annotations']:,} annotations, a file of {largest['file_mb']:.0f} MB, in "
+        f"{largest['seconds']:.0f} s and {largest['grown_mb']:.0f} MB of memory beyond the imports "
+        "([measured](docs/benchmarks/dataset_check.md))."
+    )
+
+
+def reproduction_block(contents: dict[str, Any]) -> str:
+    """Table 2c's mask AP, and how many claims are seen."""
+    rows = contents["2c"]["rows"]
+    ours = [reproduction.spread(reproduction.collect(r["results"])["segm"]["AP"]) for r in rows]
+    lines = [
+        ["paper", *(f"{row['paper']['segm']['AP']:.1f}" for row in rows)],
+        ["drawn images", *ours],
+    ]
+    measured = reproduction.measured_in(*contents.values())
+    verdicts = Counter(claim.verdict(measured) for claim in CLAIMS)
+    table = benchmark.table(["Table 2c", *(row["name"] for row in rows)], lines)
+    return (
+        f"{table}\n\nOf the paper's {len(CLAIMS)} claims {verdicts['agrees']} are seen on drawn "
+        f"images too, {verdicts['disagrees']} are not, and {verdicts['undecided']} are undecided."
+    )
+
+
+def _read(file: Path) -> Any:
+    return json.loads(file.read_text())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    args = parser.parse_args()
+    changed = {
+        path: text
+        for path, text in generate().items()
+        if not (REPOSITORY / path).exists() or (REPOSITORY / path).read_text() != text
+    }
+    if args.check and changed:
+        sys.exit(f"out of date: {', '.join(map(str, changed))}; run python tools/update_docs.py")
+    for path, text in changed.items():
+        (REPOSITORY / path).write_text(text)
+        print(path)
+
+
+if __name__ == "__main__":
+    main()
