@@ -1,7 +1,6 @@
 """Training and evaluation of a config, on detectron2's trainer, loader and evaluator."""
 
 from mask_rcnn_plugin.training.checkpoint import Checkpointer, resolve_weights
-from mask_rcnn_plugin.training.lr_schedule import warmup_multistep
 from mask_rcnn_plugin.training.setup import setup_datasets
 from mask_rcnn_plugin.training.trainer import train
 
@@ -10,5 +9,4 @@ __all__ = [
     "resolve_weights",
     "setup_datasets",
     "train",
-    "warmup_multistep",
 ]

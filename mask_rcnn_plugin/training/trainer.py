@@ -24,7 +24,6 @@ from mask_rcnn_plugin.training.preemption import Preemption
 from mask_rcnn_plugin.training.random_states import RandomStates, random_states_kept
 from mask_rcnn_plugin.training.train_loop import build_trainer
 from mask_rcnn_plugin.training.validation_loss import build_validation_loader, validation_losses
-from mask_rcnn_plugin.training.zero_loss import ZeroLossWarning
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +122,6 @@ def train(
             best,
             validation,
             EvaluationHook(cfg.train.eval_period, test, saving),
-            ZeroLossWarning() if main else None,
             hooks.PeriodicWriter(writers, period=cfg.train.log_period) if main else None,
             *extra_hooks,
         ]
