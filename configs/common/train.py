@@ -15,8 +15,8 @@ optimizer = L(torch.optim.SGD)(
     weight_decay=0.0001,
 )
 
-# Sec. 3.1: divided by 10 at 120k of 160k. Milestones count in parts of the last one, so a training of
-# another length keeps the shape. The warm-up is not in the paper; detectron2's trainings all have it.
+# Sec. 3.1: divided by 10 at 120k of 160k. Milestones count as parts of the last one, so a training
+# of another length keeps the shape. The warm-up is detectron2's, not the paper's.
 lr_multiplier = L(WarmupParamScheduler)(
     scheduler=L(MultiStepParamScheduler)(values=[1.0, 0.1], milestones=[120_000, 160_000]),
     warmup_factor=0.001,

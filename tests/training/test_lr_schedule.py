@@ -1,4 +1,4 @@
-"""The schedule of the configs, as detectron2's hook asks for it: by the part of the training done."""
+"""The schedules of the configs."""
 
 from collections.abc import Callable
 from itertools import pairwise

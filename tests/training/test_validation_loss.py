@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from mask_rcnn_plugin import get_config
 from mask_rcnn_plugin.config import ConfigError
-from mask_rcnn_plugin.training import setup_datasets, train
+from mask_rcnn_plugin.training import setup_datasets
 from mask_rcnn_plugin.training.validation_loss import build_validation_loader, validation_losses
+from train import do_train
 
 CONFIG = "table4_keypoints/keypoint_and_mask+synthetic"
 
@@ -54,7 +55,7 @@ def test_a_training_goes_as_without_and_reports_them(toy_overrides: list[str]) -
         cfg = get_config(CONFIG, [*overrides, folder])
         setup_datasets(cfg)
         seed_all_rng(0)
-        train(cfg)
+        do_train(cfg)
         lines = (Path(cfg.train.output_dir) / "metrics.json").read_text().splitlines()
         metrics.append({m["iteration"]: m for m in map(json.loads, lines)})
     without, validated = metrics

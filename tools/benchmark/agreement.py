@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from benchmark.stages import boxes_lost
 from mask_rcnn_plugin.inference.optimize import optimize_for_inference
-from mask_rcnn_plugin.training import Checkpointer, setup_datasets
+from mask_rcnn_plugin.training import SafeCheckpointer, setup_datasets
 
 
 class Agreement(NamedTuple):
@@ -37,7 +37,7 @@ def bf16_agreement(folder: Path, device: str, num_images: int = 100) -> Agreemen
     cfg.train.device = device
     setup_datasets(cfg, training=False)
     model = instantiate(cfg.model).to(cfg.train.device).eval()
-    Checkpointer(model).load_strictly(str(folder / "model_final.pth"))
+    SafeCheckpointer(model).load_strictly(str(folder / "model_final.pth"))
     exact = optimize_for_inference(model)
     half = optimize_for_inference(model, dtype=torch.bfloat16)
     images = boxes = 0

@@ -38,7 +38,7 @@ from mask_rcnn_plugin.fast.keypoint_decoding import decode_keypoints
 from mask_rcnn_plugin.inference.optimize import optimize_for_inference
 from mask_rcnn_plugin.modeling import MaskRCNNFCNHead, MaskRCNNKeypointHead, encode_masks
 from mask_rcnn_plugin.modeling.mask_loss import mask_targets
-from mask_rcnn_plugin.training.train_loop import Trainer
+from mask_rcnn_plugin.training.guarded_trainer import GuardedTrainer
 
 DETECTIONS = 100
 PROPOSALS = 1000
@@ -493,7 +493,7 @@ def training(p: Peers) -> Iterator[Row]:
         arguments = (model, itertools.repeat(batch), optimizer)
         if half or not stock:
             dtype = torch.bfloat16 if half else None
-            trainer = Trainer(*arguments, device=p.device, dtype=dtype)
+            trainer = GuardedTrainer(*arguments, device=p.device, dtype=dtype)
         else:
             trainer = SimpleTrainer(*arguments)
         trainer.iter = 0

@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from mask_rcnn_plugin.atomic_write import atomic_write
-from mask_rcnn_plugin.training.checkpoint import Checkpointer
+from mask_rcnn_plugin.training.checkpoint import SafeCheckpointer
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ def write_proposals(cfg: DictConfig) -> ProposalFiles:
             logger.info("%s: writing proposals on %s", path, name)
             if model is None:
                 model = instantiate(_with_topk(cfg.model, i)).to(cfg.train.device)
-                Checkpointer(model).load_strictly(str(output / "model_final.pth"))
+                SafeCheckpointer(model).load_strictly(str(output / "model_final.pth"))
             loader = copy.deepcopy(cfg.dataloader.test)
             loader.dataset = L(get_detection_dataset_dicts)(names=[name], filter_empty=False)
             inference_on_dataset(model, instantiate(loader), ProposalWriter(path))

@@ -30,8 +30,9 @@ from torch import Tensor, nn
 from mask_rcnn_plugin.atomic_write import atomic_write
 from mask_rcnn_plugin.config import ConfigError, deciding
 from mask_rcnn_plugin.evaluation.testing import evaluate
-from mask_rcnn_plugin.training.checkpoint import Checkpointer, WeightsError, write_checkpoint
-from mask_rcnn_plugin.training.trainer import train
+from mask_rcnn_plugin.training.checkpoint import SafeCheckpointer, write_checkpoint
+from mask_rcnn_plugin.training.weights import WeightsError
+from train import do_train
 from train_stages.proposals import ProposalFiles, write_proposals
 
 REGIMES = ("separate", "4step")
@@ -49,7 +50,7 @@ def rpn_stage(cfg: DictConfig, stage: str) -> DictConfig:
         stage: name of the stage's folder in `train.output_dir`.
 
     Returns:
-        A config for `train`, which evaluates the average recall of the boxes.
+        A config for `do_train`, which evaluates the average recall of the boxes.
     """
     cfg = _stage(cfg, stage)
     row = cfg.model
@@ -72,7 +73,7 @@ def detector_stage(cfg: DictConfig, stage: str, proposals: ProposalFiles) -> Dic
         proposals: from `write_proposals`.
 
     Returns:
-        A config for `train`.
+        A config for `do_train`.
     """
     cfg = _stage(cfg, stage)
     topk = cfg.model.proposal_generator.post_nms_topk
@@ -111,9 +112,9 @@ def fixed(module: nn.Module) -> nn.Module:
 def train_stages(cfg: DictConfig, regime: str) -> dict[str, Any]:
     """Train a row by a regime. What an earlier run has finished is not done again.
 
-    In `train.output_dir`, a folder for each stage with what `train` writes there, and the stage's
-    config; proposals are in `proposals/` of an RPN's. `stages.json` records what is done. To do a
-    stage again, delete its folder and all after it.
+    In `train.output_dir`, a folder for each stage with what `do_train` writes there, and the
+    stage's config; proposals are in `proposals/` of an RPN's. `stages.json` records what is done.
+    To do a stage again, delete its folder and all after it.
 
     "separate": 1_rpn, 2_detector; the result is 2_detector's.
     "4step": 1_rpn, 2_detector, 3_rpn and 4_detector, the last two on 2_detector's backbone; then
@@ -128,8 +129,8 @@ def train_stages(cfg: DictConfig, regime: str) -> dict[str, Any]:
 
     Raises:
         ConfigError: see `check_stages`.
-        WeightsError: as `train`, or if stages that should have one backbone have not.
-        SaveError: as `train`.
+        WeightsError: as `do_train`, or if stages that should have one backbone have not.
+        SaveError: as `do_train`.
     """
     check_stages(cfg, regime)
     if comm.is_main_process():
@@ -248,7 +249,7 @@ def _run(cfg: DictConfig, stage_cfg: DictConfig, what: str) -> dict[str, Any]:
     if stage_cfg.train.seed >= 0:
         # A stage is the same whether or not those before it ran in this process.
         seed_all_rng(stage_cfg.train.seed + comm.get_rank())
-    results = train(stage_cfg, resume=True)
+    results = do_train(stage_cfg, resume=True)
     _finish(cfg, output.name, results)
     logger.info("%s: finished. %s", output, summary(results))
     return results
@@ -281,7 +282,7 @@ def _unite(cfg: DictConfig) -> dict[str, Any]:
         write_checkpoint(checkpoint, {"model": unite_weights(*stages)})
     comm.synchronize()
     model = instantiate(cfg.model).to(cfg.train.device)
-    Checkpointer(model).load_strictly(str(checkpoint))
+    SafeCheckpointer(model).load_strictly(str(checkpoint))
     results = evaluate(cfg, model)
     _finish(cfg, CHECKPOINT, results)
     return results

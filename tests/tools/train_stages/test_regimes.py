@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from mask_rcnn_plugin import get_config
 from mask_rcnn_plugin.config import ConfigError, list_configs
 from mask_rcnn_plugin.data.mapper import MaskRCNNDatasetMapper
-from mask_rcnn_plugin.training import setup_datasets, train
-from mask_rcnn_plugin.training.checkpoint import WeightsError
+from mask_rcnn_plugin.training import setup_datasets
+from mask_rcnn_plugin.training.weights import WeightsError
+from train import do_train
 from train_stages import regimes as rpn_regimes
 from train_stages.proposals import ProposalFiles, ProposalWriter, write_proposals
 from train_stages.regimes import (
@@ -265,9 +266,9 @@ def add_hooks(
     def traced(cfg: DictConfig, *, resume: bool) -> dict[str, Any]:
         name = Path(cfg.train.output_dir).name
         trained.append((name, resume))
-        return train(cfg, resume=resume, extra_hooks=hooks if name == stage else ())
+        return do_train(cfg, resume=resume, extra_hooks=hooks if name == stage else ())
 
-    monkeypatch.setattr(rpn_regimes, "train", traced)
+    monkeypatch.setattr(rpn_regimes, "do_train", traced)
     return trained
 
 
