@@ -17,7 +17,6 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine import HookBase
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
-from fvcore.common.checkpoint import Checkpointer as FvcoreCheckpointer
 
 from mask_rcnn_plugin.atomic_write import SUFFIX, atomic_write
 from mask_rcnn_plugin.errors import UserError
@@ -32,7 +31,7 @@ from mask_rcnn_plugin.training.weights import (
     unreadable,
 )
 
-FINAL, BEST = "model_final", "model_best"
+_FINAL, _BEST, _TAG = "model_final", "model_best", "last_checkpoint"
 
 logger = logging.getLogger(__name__)
 
@@ -41,14 +40,7 @@ class SaveError(UserError):
     """A file that cannot be written, e.g. as the disk is full; what was there is left."""
 
 
-class _SafeReader(FvcoreCheckpointer):
-    """What detectron2's checkpointer reads a .pth file with."""
-
-    def _load_file(self, f: str) -> dict[str, Any]:
-        return torch.load(f, map_location="cpu", weights_only=True)
-
-
-class SafeCheckpointer(DetectionCheckpointer, _SafeReader):
+class SafeCheckpointer(DetectionCheckpointer):
     """detectron2's checkpointer, for files that may be damaged or of others.
 
     What a training starts from may fit the model in part, as an ImageNet backbone does. What is
@@ -56,7 +48,7 @@ class SafeCheckpointer(DetectionCheckpointer, _SafeReader):
     random, with a warning.
 
     A file is written whole or not at all, and named in `last_checkpoint` only afterwards. No file
-    can run code by being read: .pkl by `safe_pickle`, .pth and .pyth by torch's `weights_only`.
+    can run code by being read: .pkl by `safe_pickle`, others by torch's default, `weights_only`.
 
     All processes call the methods alike: what is there, the main process decides, and weights to
     start from are read by it alone.
@@ -154,18 +146,11 @@ class SafeCheckpointer(DetectionCheckpointer, _SafeReader):
             path = Path(self.save_dir) / f"{name}.pth"
             self.logger.info("Saving checkpoint to %s", path)
             write_checkpoint(path, data | kwargs)
-            self.tag_last_checkpoint(path.name)
+            with disk_full_is_said(self.save_dir), atomic_write(path.with_name(_TAG)) as tag:
+                tag.write(path.name.encode())
 
         on_main_process(write)
         self.saved_iteration = kwargs.get("iteration", -1)
-
-    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        path = Path(self.save_dir) / "last_checkpoint"
-        try:
-            with atomic_write(path) as file:
-                file.write(last_filename_basename.encode())
-        except OSError as error:
-            raise SaveError(f"{path} cannot be written: {error}") from error
 
     def _candidates(self) -> list[Path]:
         """Checkpoints to resume from, the tagged one first, then by iteration from the last one."""
@@ -173,8 +158,8 @@ class SafeCheckpointer(DetectionCheckpointer, _SafeReader):
         try:
             tagged = [Path(self.get_checkpoint_file())] if super().has_checkpoint() else []
         except UnicodeDecodeError:  # damaged itself, as `_newest` will say
-            tagged = [folder / "last_checkpoint"]
-        others = [*periodic_checkpoints(folder), *folder.glob(f"{FINAL}.pth")]
+            tagged = [folder / _TAG]
+        others = [*periodic_checkpoints(folder), *folder.glob(f"{_FINAL}.pth")]
         others.sort(key=_iteration, reverse=True)
         return tagged + [path for path in others if path not in tagged]
 
@@ -201,13 +186,7 @@ class SafeCheckpointer(DetectionCheckpointer, _SafeReader):
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         try:
-            if filename.endswith(".pkl"):
-                return read_pkl(filename)
-            if filename.endswith(".pyth"):
-                weights = _SafeReader._load_file(self, filename)["model_state"]
-                weights = {k: v for k, v in weights.items() if "num_batches_tracked" not in k}
-                return {"model": weights, "__author__": "pycls", "matching_heuristics": True}
-            return super()._load_file(filename)
+            return read_pkl(filename) if filename.endswith(".pkl") else super()._load_file(filename)
         except Exception as error:  # whatever unpickling comes up with
             raise unreadable(filename, error) from error
 
@@ -274,7 +253,7 @@ class CheckpointHook(HookBase):
     def after_step(self) -> None:
         iteration = self.trainer.iter
         if iteration + 1 == self.trainer.max_iter:
-            self._checkpointer.save(FINAL, iteration=iteration)
+            self._checkpointer.save(_FINAL, iteration=iteration)
             self.error = None
         elif (iteration + 1) % self._period == 0:
             self.save_now()
@@ -313,7 +292,7 @@ class BestModelHook(HookBase):
 
     def __init__(self, checkpointer: SafeCheckpointer, metric: str | None) -> None:
         self._model = checkpointer.model
-        self._path = Path(checkpointer.save_dir) / f"{BEST}.pth"
+        self._path = Path(checkpointer.save_dir) / f"{_BEST}.pth"
         self._metric = metric
         self._score = -math.inf
 
@@ -368,7 +347,7 @@ def write_checkpoint(path: Path, data: Mapping[str, Any]) -> None:
     """`torch.save`, whole or not at all.
 
     Raises:
-        SaveError: if the file cannot be written; it says how much room there is and is needed.
+        SaveError: if the file cannot be written; it says how much room there is.
     """
     try:
         with atomic_write(path) as file:
@@ -378,34 +357,16 @@ def write_checkpoint(path: Path, data: Mapping[str, Any]) -> None:
         cause = error if isinstance(error, OSError) else error.__context__
         if not isinstance(cause, OSError):
             raise
-        size: Any = _Size()
-        torch.save(data, size)
         free = shutil.disk_usage(path.parent).free if path.parent.is_dir() else 0
         raise SaveError(
-            f"checkpoint {path} cannot be written: {cause}; it needs {size.count / 2**20:.1f} MiB, "
-            f"{free / 2**20:.1f} MiB are free. Checkpoints written before are left as they were"
+            f"checkpoint {path} cannot be written: {cause}; {free / 2**20:.1f} MiB are free. "
+            "Checkpoints written before are left as they were"
         ) from error
-
-
-class _Size:
-    """A file that forgets what is written to it."""
-
-    count = 0
-
-    def write(self, data: bytes) -> int:
-        self.count += len(data)
-        return len(data)
-
-    def flush(self) -> None: ...
 
 
 @contextmanager
 def disk_full_is_said(folder: str) -> Iterator[None]:
-    """A block that writes more than checkpoints, e.g. metrics.json.
-
-    Raises:
-        SaveError: in place of the system's error, if there is no room.
-    """
+    """A block whose `OSError` for want of room is a `SaveError`, e.g. of metrics.json."""
     try:
         yield
     except OSError as error:
@@ -418,10 +379,7 @@ def disk_full_is_said(folder: str) -> Iterator[None]:
 
 def holds_a_training(folder: str) -> bool:
     """Whether there is any checkpoint in a folder."""
-    files = ("last_checkpoint", f"{FINAL}.pth", f"{BEST}.pth")
-    return any((Path(folder) / name).exists() for name in files) or bool(
-        periodic_checkpoints(Path(folder))
-    )
+    return (Path(folder) / _TAG).exists() or any(Path(folder).glob("model_*.pth"))
 
 
 def periodic_checkpoints(folder: Path) -> list[Path]:
@@ -434,7 +392,7 @@ def periodic_checkpoints(folder: Path) -> list[Path]:
 
 def _iteration(path: Path) -> int:
     """Of a checkpoint; -1 if that cannot be read."""
-    if path.stem != FINAL:
+    if path.stem != _FINAL:
         return int(path.stem.removeprefix("model_"))
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)["iteration"]

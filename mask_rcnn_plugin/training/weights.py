@@ -126,13 +126,11 @@ def check_complete(path: str, incompatible: Any) -> None:
         f"{key}: {list(there)} in the file, {list(here)} in the model"
         for key, there, here in incompatible.incorrect_shapes
     ]
+    wrong = {"missing": missing, "other shapes": shapes}
     if missing or shapes:
         raise WeightsError(
             f"weights {path} do not fit the model of this config; "
-            + "; ".join(
-                ([f"missing: {_some(missing)}"] if missing else [])
-                + ([f"other shapes: {_some(shapes)}"] if shapes else [])
-            )
+            + "; ".join(f"{what}: {_some(names)}" for what, names in wrong.items() if names)
         )
 
 

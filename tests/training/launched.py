@@ -19,6 +19,8 @@ from omegaconf import DictConfig
 
 from mask_rcnn_plugin.errors import UserError
 from mask_rcnn_plugin.training.launch import launch, log_processes, parse_launch_args
+
+sys.path.append(str(Path(__file__).resolve().parents[2]))  # of train.py
 from train import do_train
 
 

