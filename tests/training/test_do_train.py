@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from detectron2.config import instantiate
 from detectron2.data import build_detection_train_loader
-from detectron2.engine import HookBase
+from detectron2.engine import HookBase, SimpleTrainer, hooks
 from omegaconf import DictConfig
 
 import train
@@ -82,6 +83,25 @@ def score(monkeypatch: pytest.MonkeyPatch) -> Any:
         return left
 
     return given
+
+
+def test_losses_are_those_of_detectron2s_own_trainer(build: Any, score: Any) -> None:
+    """In the order of tools/lazyconfig_train_net.py, with `SimpleTrainer`."""
+    score(1.0)
+    plain = ("train.max_iter=3", "train.channels_last=False", "train.amp.enabled=False")
+    ours, theirs = Losses(), Losses()
+    do_train(build("ours", *plain), extra_hooks=[ours])
+    cfg = build("theirs", *plain)
+    model = instantiate(cfg.model)
+    cfg.optimizer.params.model = model
+    optimizer = instantiate(cfg.optimizer)
+    stock = SimpleTrainer(model, instantiate(cfg.dataloader.train), optimizer)
+    stock.register_hooks([hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)), theirs])
+    stock.train(0, 3)
+    assert ours.of.keys() == theirs.of.keys() == {0, 1, 2}
+    for iteration, losses in theirs.of.items():
+        assert ours.of[iteration] == pytest.approx(losses, rel=1e-7)
+    assert ours.of[2]["total_loss"] != ours.of[0]["total_loss"]
 
 
 def test_losses_after_a_resume_are_those_of_an_uninterrupted_training(
@@ -321,9 +341,9 @@ def test_a_signal_without_room_to_save_is_an_error_not_the_code_to_go_on(
 ) -> None:
     monkeypatch.setattr(train, "do_test", lambda *_: os.kill(os.getpid(), signal.SIGTERM) or {})
     full(monkeypatch, "model_0000001")
-    hooks = [] if evaluating else [Stop(1, signal.SIGTERM)]
+    extra_hooks = [] if evaluating else [Stop(1, signal.SIGTERM)]
     with pytest.raises(SaveError, match="model_0000001.pth cannot be written"):
-        do_train(build("out", "train.max_iter=3", "train.eval_period=2"), extra_hooks=hooks)
+        do_train(build("out", "train.max_iter=3", "train.eval_period=2"), extra_hooks=extra_hooks)
 
 
 def test_no_room_for_the_final_checkpoint_is_an_error(

@@ -46,6 +46,21 @@ def test_the_same_each_time_and_no_trace_in_batch_normalisation() -> None:
     assert model.norm.num_batches_tracked == 0
 
 
+def test_the_precision_is_the_trainings() -> None:
+    class Linear(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(1, 1)
+
+        def forward(self, batch: list[float]) -> dict[str, Tensor]:
+            y = self.layer(torch.tensor(batch)[:, None])
+            return {"loss_bits": torch.tensor(float(y.dtype.itemsize * 8)), "loss": y.mean()}
+
+    bf16 = validation_losses(Linear(), [[1.0]], lambda: torch.autocast("cpu", torch.bfloat16))
+    assert bf16["loss_bits"] == 16
+    assert validation_losses(Linear(), [[1.0]])["loss_bits"] == 32
+
+
 def test_a_training_goes_as_without_and_reports_them(toy_overrides: list[str]) -> None:
     """Same losses, with BatchNorm and drawn RoIs, as a training without validation."""
     metrics = []
