@@ -36,7 +36,7 @@ from mask_rcnn_plugin.config.paper import row_of
 from mask_rcnn_plugin.evaluation import PREDICTIONS_FILE, results_table
 from mask_rcnn_plugin.evaluation.pictures import draw_predictions
 from mask_rcnn_plugin.evaluation.testing import evaluate
-from mask_rcnn_plugin.training import Checkpointer, resolve_weights, setup_datasets
+from mask_rcnn_plugin.training import SafeCheckpointer, resolve_weights, setup_datasets
 from mask_rcnn_plugin.training.launch import launch, log_processes, parse_launch_args
 from mask_rcnn_plugin.training.setup import make_output_dir
 
@@ -84,7 +84,7 @@ def prepare(args: argparse.Namespace, cfg: DictConfig) -> None:
 def run(args: argparse.Namespace, cfg: DictConfig) -> None:
     """What each process does."""
     model = instantiate(cfg.model).to(cfg.train.device).eval()
-    Checkpointer(model).load_strictly(resolve_weights(args.weights))
+    SafeCheckpointer(model).load_strictly(resolve_weights(args.weights))
     if not args.no_optimize:
         model = optimize_for_inference(model)
 

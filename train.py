@@ -19,24 +19,153 @@ docs/cluster.md.
 """
 
 import argparse
-from pathlib import Path
+import logging
+from collections.abc import Sequence
+from typing import Any
 
 # First: the plugin makes detectron2 importable on current Pillow and NumPy.
-from mask_rcnn_plugin.training import resolve_weights, setup_datasets, train  # isort: split
+from mask_rcnn_plugin.training import SafeCheckpointer, resolve_weights, setup_datasets  # isort: split
 
+import torch
+from detectron2.config import instantiate
 from detectron2.data import MetadataCatalog
-from detectron2.engine import default_setup
+from detectron2.engine import HookBase, default_setup, default_writers, hooks
+from detectron2.engine.defaults import create_ddp_model
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
+from torch import nn
 
 from mask_rcnn_plugin.config import ConfigError
+from mask_rcnn_plugin.data.coco import DatasetError
+from mask_rcnn_plugin.evaluation.testing import evaluate
 from mask_rcnn_plugin.training.batch_scaling import fit_batch
-from mask_rcnn_plugin.training.checkpoint import BEST, FINAL, periodic_checkpoints
+from mask_rcnn_plugin.training.checkpoint import (
+    BestModelHook,
+    CheckpointHook,
+    disk_full_is_said,
+    holds_a_training,
+)
+from mask_rcnn_plugin.training.eval_hook import SafeEvalHook
+from mask_rcnn_plugin.training.guarded_trainer import build_trainer, check_precision
 from mask_rcnn_plugin.training.launch import launch, log_processes, parse_launch_args
+from mask_rcnn_plugin.training.main_process import on_main_process
+from mask_rcnn_plugin.training.preemption import Preemption
 from mask_rcnn_plugin.training.preflight import check_datasets
+from mask_rcnn_plugin.training.random_states import RandomStates
 from mask_rcnn_plugin.training.setup import make_output_dir
-from mask_rcnn_plugin.training.train_loop import check_precision
+from mask_rcnn_plugin.training.validation_loss import build_validation_loader, validation_losses
+from mask_rcnn_plugin.training.weights import check_initialization
+
+logger = logging.getLogger("mask_rcnn_plugin")
+
+
+def do_test(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
+    """Evaluate a model on the test set of a config; see `evaluate`."""
+    return evaluate(cfg, model)
+
+
+def do_train(
+    cfg: DictConfig, *, resume: bool = False, extra_hooks: Sequence[HookBase] = ()
+) -> dict[str, Any]:
+    """Train the model of a config, as detectron2's tools/lazyconfig_train_net.py does.
+
+    Model, data and random numbers come in its order, so the losses of a seed are the same. What is
+    ours in place of detectron2's keeps users' work: see the classes.
+
+    Args:
+        cfg: from `get_config`, its datasets set up by `setup_datasets`.
+        resume: go on from the newest checkpoint in `train.output_dir` that can be read, if there
+            is one: with its random states, and with the images that its epoch has left.
+        extra_hooks: run after the others.
+
+    Returns:
+        Results of the last evaluation, as `do_test` returns them; {} without one.
+
+    Raises:
+        WeightsError: see `SafeCheckpointer.resume_or_load`.
+        SaveError: if there is no room for the final checkpoint, or for metrics.
+        NonFiniteLossError: see `GuardedTrainer`.
+        ConfigError: see `check_precision` and `build_train_loader`.
+        DatasetError: see `build_train_loader` and `TrainLoader`.
+        SystemExit: with `preemption.EXIT_CODE`, after SIGTERM or SIGUSR1.
+    """
+    model = instantiate(cfg.model)
+    logger.info("Model:\n%s", model)
+    model.to(cfg.train.device)
+    if cfg.train.channels_last:
+        model.to(memory_format=torch.channels_last)
+
+    cfg.optimizer.params.model = model
+    optim = instantiate(cfg.optimizer)
+    del cfg.optimizer.params.model
+
+    try:
+        train_loader = instantiate(cfg.dataloader.train)
+    except AssertionError as error:  # detectron2's, of a dataset with no image that is trained on
+        raise DatasetError(f"training set {list(cfg.dataset.train.names)}: {error}") from error
+
+    # No device_ids: the model moves its input itself, and detectron2's default is wrong for a CPU
+    # and for a process that sees one GPU only.
+    model = create_ddp_model(model, **{"device_ids": None, **cfg.train.ddp})
+    trainer = build_trainer(cfg, model, train_loader, optim)
+    parts = {"trainer": trainer, "random": RandomStates()}
+    if hasattr(train_loader, "state_dict"):
+        parts["loader"] = train_loader
+    else:
+        logger.warning(
+            "%s has no state_dict: a resume will not know which images of the epoch are left",
+            type(train_loader).__name__,
+        )
+    checkpointer = SafeCheckpointer(model, cfg.train.output_dir, **parts)
+    saving = CheckpointHook(checkpointer, **cfg.train.checkpointer)
+    preemption = Preemption(saving)
+    best = BestModelHook(checkpointer, cfg.train.best_metric)
+
+    results: dict[str, Any] = {}
+
+    def test() -> dict[str, Any]:
+        results.update(do_test(cfg, model))
+        best.update(results)
+        return results
+
+    validation = None
+    if cfg.train.validation_period:
+        validation_loader = build_validation_loader(cfg)
+        validation = SafeEvalHook(
+            cfg.train.validation_period,
+            lambda: {"validation": validation_losses(model, validation_loader, trainer.autocast)},
+            saving,
+            preemption,
+        )
+    trainer.register_hooks(
+        [
+            hooks.IterationTimer(),
+            hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
+            saving,
+            preemption,
+            best,
+            validation,
+            SafeEvalHook(cfg.train.eval_period, test, saving, preemption),
+            hooks.PeriodicWriter(
+                default_writers(cfg.train.output_dir, cfg.train.max_iter),
+                period=cfg.train.log_period,
+            )
+            if comm.is_main_process()
+            else None,
+            *extra_hooks,
+        ]
+    )
+
+    checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
+    start_iter = 0
+    if resume and checkpointer.has_checkpoint():
+        start_iter = trainer.iter + 1
+        if start_iter >= cfg.train.max_iter:
+            logger.info("All %d iterations are done already, evaluating only", start_iter)
+    with disk_full_is_said(cfg.train.output_dir), preemption:
+        trainer.train(start_iter, cfg.train.max_iter)
+    return results
 
 
 def parse_args() -> argparse.Namespace:
@@ -54,16 +183,15 @@ def parse_args() -> argparse.Namespace:
 
 def prepare(args: argparse.Namespace, cfg: DictConfig) -> None:
     """Check and complete the config as far as possible without building anything."""
-    folder = Path(cfg.train.output_dir)
-    files = ("last_checkpoint", f"{FINAL}.pth", f"{BEST}.pth")
-    there = any((folder / name).exists() for name in files) or periodic_checkpoints(folder)
+    there = on_main_process(lambda: holds_a_training(cfg.train.output_dir))
     if there and not args.resume:
         raise ConfigError(
             f"{cfg.train.output_dir} holds a training already: add --resume to go on with it, or "
             "give another train.output_dir=..."
         )
     if cfg.train.init_checkpoint:
-        resolve_weights(cfg.train.init_checkpoint)
+        on_main_process(lambda: resolve_weights(cfg.train.init_checkpoint))
+    check_initialization(cfg)
     check_precision(cfg)
     fit_batch(cfg)
     setup_datasets(cfg)
@@ -75,13 +203,11 @@ def run(args: argparse.Namespace, cfg: DictConfig) -> None:
         check_datasets(cfg, args.config, args.overrides)
     make_output_dir(cfg)
     default_setup(cfg, args)
-    logger = setup_logger(
-        cfg.train.output_dir, distributed_rank=comm.get_rank(), name="mask_rcnn_plugin"
-    )
+    setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="mask_rcnn_plugin")
     log_processes(cfg)
     classes = MetadataCatalog.get(cfg.dataset.train.names[0]).thing_classes
     logger.info("%d classes: %s", len(classes), ", ".join(classes))
-    train(cfg, resume=args.resume)
+    do_train(cfg, resume=args.resume)
 
 
 def main() -> None:

@@ -295,8 +295,3 @@ def test_help(tmp_path: Path, script: str) -> None:
     done = run(script, "--help", cwd=tmp_path)
     assert done.returncode == 0
     assert "usage:" in done.stdout
-
-
-@pytest.mark.parametrize("script", ["train.py", "eval.py"])
-def test_scripts_stay_short(script: str) -> None:
-    assert len((REPOSITORY / script).read_text().splitlines()) <= 150

@@ -32,7 +32,10 @@ from tqdm import tqdm
 from mask_rcnn_plugin.errors import UserError
 from mask_rcnn_plugin.evaluation import PREDICTIONS_FILE, results_table
 from mask_rcnn_plugin.evaluation.pictures import draw_predictions
-from mask_rcnn_plugin.training import setup_datasets, train
+from mask_rcnn_plugin.training import setup_datasets
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # of train.py
+from train import do_train
 
 CONFIG = "table5_multitask/keypoint_and_mask+synthetic"
 OUTPUT = Path("output/demo")
@@ -97,7 +100,7 @@ def main() -> None:
     log_to_file()
     seed_all_rng(args.seed)
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
-        results = train(cfg, extra_hooks=[ProgressBar()])
+        results = do_train(cfg, extra_hooks=[ProgressBar()])
     LazyConfig.save(cfg, str(OUTPUT / "config.yaml"))
     pictures = draw_predictions(
         list(cfg.dataset.test.names), OUTPUT / PREDICTIONS_FILE, OUTPUT / "pictures", PICTURES

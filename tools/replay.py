@@ -30,8 +30,9 @@ from torch import Tensor, nn
 
 from mask_rcnn_plugin.errors import UserError
 from mask_rcnn_plugin.training import setup_datasets
-from mask_rcnn_plugin.training.nonfinite import read_batch, set_random_state
-from mask_rcnn_plugin.training.train_loop import build_trainer
+from mask_rcnn_plugin.training.guarded_trainer import build_trainer
+from mask_rcnn_plugin.training.nonfinite import read_batch
+from mask_rcnn_plugin.training.random_states import set_random_state
 
 
 def parse_args() -> argparse.Namespace:

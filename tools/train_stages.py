@@ -16,6 +16,7 @@ exit code 2 and one line that says what is there instead, before anything is wri
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 # First: the plugin makes detectron2 importable on current Pillow and NumPy.
@@ -28,10 +29,14 @@ from omegaconf import DictConfig
 
 from mask_rcnn_plugin.evaluation import results_table
 from mask_rcnn_plugin.training.batch_scaling import fit_batch
+from mask_rcnn_plugin.training.guarded_trainer import check_precision
 from mask_rcnn_plugin.training.launch import launch, log_processes, parse_launch_args
+from mask_rcnn_plugin.training.main_process import on_main_process
 from mask_rcnn_plugin.training.preflight import check_datasets
 from mask_rcnn_plugin.training.setup import make_output_dir
-from mask_rcnn_plugin.training.train_loop import check_precision
+from mask_rcnn_plugin.training.weights import check_initialization
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # of train.py
 from train_stages.regimes import CHECKPOINT, REGIMES, check_record, read_record, train_stages
 
 
@@ -51,7 +56,8 @@ def prepare(args: argparse.Namespace, cfg: DictConfig) -> None:
     if not any(override.startswith("train.output_dir=") for override in args.overrides):
         cfg.train.output_dir += f"-{args.regime}"
     if cfg.train.init_checkpoint:
-        resolve_weights(cfg.train.init_checkpoint)
+        on_main_process(lambda: resolve_weights(cfg.train.init_checkpoint))
+    check_initialization(cfg)
     check_precision(cfg)
     fit_batch(cfg)
     setup_datasets(cfg)

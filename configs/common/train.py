@@ -2,10 +2,11 @@
 
 import torch
 from detectron2.config import LazyCall as L
-from detectron2.solver import get_default_optimizer_params
+from detectron2.solver import WarmupParamScheduler, get_default_optimizer_params
+from fvcore.common.param_scheduler import MultiStepParamScheduler
 from omegaconf import OmegaConf
 
-from mask_rcnn_plugin.training.lr_schedule import warmup_multistep
+from mask_rcnn_plugin.config.warmup import warmup_length
 
 optimizer = L(torch.optim.SGD)(
     params=L(get_default_optimizer_params)(weight_decay_norm=0.0),
@@ -14,9 +15,12 @@ optimizer = L(torch.optim.SGD)(
     weight_decay=0.0001,
 )
 
-# The warm-up is not in the paper; detectron2's trainings all have it.
-lr_multiplier = L(warmup_multistep)(
-    max_iter="${train.max_iter}", drop_at=[120 / 160], warmup_iters=1000
+# Sec. 3.1: divided by 10 at 120k of 160k. Milestones count as parts of the last one, so a training
+# of another length keeps the shape. The warm-up is detectron2's, not the paper's.
+lr_multiplier = L(WarmupParamScheduler)(
+    scheduler=L(MultiStepParamScheduler)(values=[1.0, 0.1], milestones=[120_000, 160_000]),
+    warmup_factor=0.001,
+    warmup_length=L(warmup_length)(iterations=1000, max_iter="${train.max_iter}"),
 )
 
 _device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -20,4 +20,5 @@ model.roi_heads.num_classes = 1  # person
 
 # Sec. 5: 90k iterations, the rate divided by 10 at 60k and 80k.
 train.max_iter = 90_000
-lr_multiplier.drop_at = [60 / 90, 80 / 90]
+lr_multiplier.scheduler.values = [1.0, 0.1, 0.01]
+lr_multiplier.scheduler.milestones = [60_000, 80_000, 90_000]

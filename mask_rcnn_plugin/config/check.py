@@ -60,7 +60,6 @@ _RANGES: dict[str, _Range] = {
     "train.max_skipped_steps": _COUNT_OR_0,
     "max_unreadable": _COUNT_OR_0,
     "num_workers": _COUNT_OR_0,
-    "warmup_iters": _COUNT_OR_0,
     # The rank is added, and NumPy takes 32 bits.
     "seed": ("an integer below 2**31", lambda x: isinstance(x, int) and x < 2**31),
     "sampling_ratio": _COUNT_OR_0,
@@ -100,7 +99,6 @@ _RANGES: dict[str, _Range] = {
     "*_thresh": _FRACTION,
     "*_matcher.thresholds": _FRACTION,
     "positive_fraction": _FRACTION,
-    "drop_at": _FRACTION,
     "warmup_factor": _FRACTION,
     "*": _ANY,
 }

@@ -1,14 +1,7 @@
-"""Training and evaluation of a config, on detectron2's trainer, loader and evaluator."""
+"""Training of a config, on detectron2's trainer and hooks; train.py puts it together."""
 
-from mask_rcnn_plugin.training.checkpoint import Checkpointer, resolve_weights
-from mask_rcnn_plugin.training.lr_schedule import warmup_multistep
+from mask_rcnn_plugin.training.checkpoint import SafeCheckpointer
 from mask_rcnn_plugin.training.setup import setup_datasets
-from mask_rcnn_plugin.training.trainer import train
+from mask_rcnn_plugin.training.weights import resolve_weights
 
-__all__ = [
-    "Checkpointer",
-    "resolve_weights",
-    "setup_datasets",
-    "train",
-    "warmup_multistep",
-]
+__all__ = ["SafeCheckpointer", "resolve_weights", "setup_datasets"]

@@ -5,13 +5,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from mask_rcnn_plugin.config import ConfigError
 
-# Milestones are fractions of train.max_iter, as is another schedule's warm-up, and go along.
+# Milestones are parts of train.max_iter, as is a warm-up given as such, and go along.
 _ITERATIONS = (
     "train.max_iter",
     "train.eval_period",
     "train.validation_period",
     "train.checkpointer.period",
-    "lr_multiplier.warmup_iters",
+    "lr_multiplier.warmup_length.iterations",
 )
 
 

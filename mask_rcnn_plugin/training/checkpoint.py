@@ -1,41 +1,46 @@
-"""Weights in and out."""
+"""Checkpoints of a training: written whole or not at all, read without running anything."""
 
+import errno
+import logging
+import math
 import re
 import shutil
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.engine import HookBase
+from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
-from detectron2.utils.file_io import PathManager
-from fvcore.common.checkpoint import Checkpointer as FvcoreCheckpointer
 
 from mask_rcnn_plugin.atomic_write import SUFFIX, atomic_write
 from mask_rcnn_plugin.errors import UserError
-from mask_rcnn_plugin.training import safe_pickle
+from mask_rcnn_plugin.training.main_process import on_main_process
+from mask_rcnn_plugin.training.weights import (
+    WeightsError,
+    check_backbone,
+    check_complete,
+    describe_fit,
+    read_pkl,
+    resolve_weights,
+    unreadable,
+)
 
-FINAL, BEST = "model_final", "model_best"
+_FINAL, _BEST, _TAG = "model_final", "model_best", "last_checkpoint"
 
-
-class WeightsError(UserError):
-    """Weights that do not exist, cannot be read or do not fit the model; the message says which."""
+logger = logging.getLogger(__name__)
 
 
 class SaveError(UserError):
-    """A checkpoint that cannot be written, e.g. as the disk is full; what was there is left."""
+    """A file that cannot be written, e.g. as the disk is full; what was there is left."""
 
 
-class _SafeReader(FvcoreCheckpointer):
-    """What detectron2's checkpointer reads a .pth file with."""
-
-    def _load_file(self, f: str) -> dict[str, Any]:
-        return torch.load(f, map_location="cpu", weights_only=True)
-
-
-class Checkpointer(DetectionCheckpointer, _SafeReader):
+class SafeCheckpointer(DetectionCheckpointer):
     """detectron2's checkpointer, for files that may be damaged or of others.
 
     What a training starts from may fit the model in part, as an ImageNet backbone does. What is
@@ -43,10 +48,13 @@ class Checkpointer(DetectionCheckpointer, _SafeReader):
     random, with a warning.
 
     A file is written whole or not at all, and named in `last_checkpoint` only afterwards. No file
-    can run code by being read: .pkl by `safe_pickle`, .pth and .pyth by torch's `weights_only`.
+    can run code by being read: .pkl by `safe_pickle`, others by torch's default, `weights_only`.
+
+    All processes call the methods alike: what is there, the main process decides, and weights to
+    start from are read by it alone.
 
     Attributes:
-        saved_iteration: the last one that `save` was given and has written; -1 before.
+        saved_iteration: the last one that was saved or resumed from; -1 before.
     """
 
     saved_iteration = -1
@@ -57,7 +65,7 @@ class Checkpointer(DetectionCheckpointer, _SafeReader):
         """Load a model's weights for inference.
 
         Args:
-            path: what `resolve_weights` returns.
+            path: what `resolve_weights` takes.
 
         Raises:
             WeightsError: if the file cannot be read, or if a parameter of the model is missing from
@@ -65,52 +73,36 @@ class Checkpointer(DetectionCheckpointer, _SafeReader):
                 branch more.
         """
         self._strict = True
-        try:
-            self._load_weights(path)
-        except OSError as error:  # of a download
-            raise WeightsError(f"weights {path} cannot be loaded: {error!r}") from error
+        self._load_weights(path)
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         """As fvcore's, but goes on from the newest checkpoint that can be read.
 
         That is the one that `last_checkpoint` names or, should it be damaged, which is logged, the
-        one of the latest iteration. All processes call this and read the same file.
+        one of the latest iteration.
 
         Raises:
             WeightsError: as `load_strictly`, for a checkpoint of another model; if there are
-                checkpoints and none can be read; or if `path` cannot be.
+                checkpoints and none can be read; if `path` cannot be read, or has next to none of
+                the backbone's weights.
         """
-        newest: str | WeightsError | None = None
-        if comm.is_main_process():
-            for left_over in Path(self.save_dir).glob(f"*.pth{SUFFIX}"):
-                left_over.unlink()
-            if resume:
-                try:
-                    newest = self._newest()
-                except WeightsError as error:
-                    newest = error
-        newest = comm.all_gather(newest)[0]
-        if isinstance(newest, WeightsError):
-            raise newest
+        newest = on_main_process(lambda: self._tidy_and_find(resume))
         if newest is None:
-            try:
-                return self._load_weights(path)
-            except OSError as error:  # of a download, on a machine without internet
-                raise WeightsError(
-                    f"weights {path} cannot be loaded ({error}): download them where there is "
-                    "internet, and give the file: train.init_checkpoint=FILE"
-                ) from error
+            self._load_weights(path)
+            return {}
         if not all(comm.all_gather(Path(newest).is_file())):
             raise WeightsError(
                 f"{newest} is not there on all machines: to resume, train.output_dir must be on a "
                 "disk that they share"
             )
         self._strict = True
-        return self.load(newest)
+        rest = self.load(newest)
+        self.saved_iteration = rest.get("iteration", -1)
+        return rest
 
     def has_checkpoint(self) -> bool:
-        """Whether there is one to resume from, damaged or not."""
-        return bool(self._candidates())
+        """Whether the main process sees one to resume from, damaged or not."""
+        return on_main_process(lambda: bool(self._candidates()))
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         self._path = path
@@ -119,11 +111,25 @@ class Checkpointer(DetectionCheckpointer, _SafeReader):
         finally:  # detectron2's main keeps it after an error, and refuses to load again
             self._parsed_url_during_load = None
 
-    def _load_weights(self, path: str) -> dict[str, Any]:
+    def _load_weights(self, path: str) -> None:
+        """The main process reads the file, the others get the model that it has then."""
+        on_main_process(lambda: self._read_weights(path))
+        if path and comm.get_world_size() > 1:
+            for weight in self.model.state_dict().values():
+                buffer = weight.contiguous()
+                dist.broadcast(buffer, src=0)
+                weight.copy_(buffer)
+
+    def _read_weights(self, path: str) -> None:
         try:
-            return self.load(path, checkpointables=[])
-        except (WeightsError, OSError):
+            self.load(resolve_weights(path) if path else "", checkpointables=[])
+        except WeightsError:
             raise
+        except OSError as error:  # of a download, on a machine without internet
+            raise WeightsError(
+                f"weights {path} cannot be loaded ({error}): download them where there is "
+                "internet, and give the file: train.init_checkpoint=FILE"
+            ) from error
         except Exception as error:  # whatever a file of something else comes up with
             raise WeightsError(f"weights {path} cannot be loaded: {error!r}") from error
 
@@ -135,27 +141,16 @@ class Checkpointer(DetectionCheckpointer, _SafeReader):
         """
         data = {"model": self.model.state_dict()}
         data |= {key: part.state_dict() for key, part in self.checkpointables.items()}
-        error = None
-        if self.save_dir and self.save_to_disk:
+
+        def write() -> None:
             path = Path(self.save_dir) / f"{name}.pth"
             self.logger.info("Saving checkpoint to %s", path)
-            try:
-                write_checkpoint(path, data | kwargs)
-                self.tag_last_checkpoint(path.name)
-            except SaveError as caught:
-                error = caught
-        error = comm.all_gather(error)[0]
-        if error is not None:
-            raise error
-        self.saved_iteration = kwargs.get("iteration", -1)
+            write_checkpoint(path, data | kwargs)
+            with disk_full_is_said(self.save_dir), atomic_write(path.with_name(_TAG)) as tag:
+                tag.write(path.name.encode())
 
-    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        path = Path(self.save_dir) / "last_checkpoint"
-        try:
-            with atomic_write(path) as file:
-                file.write(last_filename_basename.encode())
-        except OSError as error:
-            raise SaveError(f"{path} cannot be written: {error}") from error
+        on_main_process(write)
+        self.saved_iteration = kwargs.get("iteration", -1)
 
     def _candidates(self) -> list[Path]:
         """Checkpoints to resume from, the tagged one first, then by iteration from the last one."""
@@ -163,13 +158,16 @@ class Checkpointer(DetectionCheckpointer, _SafeReader):
         try:
             tagged = [Path(self.get_checkpoint_file())] if super().has_checkpoint() else []
         except UnicodeDecodeError:  # damaged itself, as `_newest` will say
-            tagged = [folder / "last_checkpoint"]
-        others = [*periodic_checkpoints(folder), *folder.glob(f"{FINAL}.pth")]
+            tagged = [folder / _TAG]
+        others = [*periodic_checkpoints(folder), *folder.glob(f"{_FINAL}.pth")]
         others.sort(key=_iteration, reverse=True)
         return tagged + [path for path in others if path not in tagged]
 
-    def _newest(self) -> str | None:
-        candidates = self._candidates()
+    def _tidy_and_find(self, resume: bool) -> str | None:
+        """Remove what a kill has left half written, and find what to resume from."""
+        for left_over in Path(self.save_dir).glob(f"*.pth{SUFFIX}"):
+            left_over.unlink()
+        candidates = self._candidates() if resume else []
         for path in candidates:
             try:
                 # Weights alone, as another program's, are nothing to go on from.
@@ -188,29 +186,168 @@ class Checkpointer(DetectionCheckpointer, _SafeReader):
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         try:
-            if filename.endswith(".pkl"):
-                return _read_pkl(filename)
-            if filename.endswith(".pyth"):
-                weights = _SafeReader._load_file(self, filename)["model_state"]
-                weights = {k: v for k, v in weights.items() if "num_batches_tracked" not in k}
-                return {"model": weights, "__author__": "pycls", "matching_heuristics": True}
-            return super()._load_file(filename)
+            return read_pkl(filename) if filename.endswith(".pkl") else super()._load_file(filename)
         except Exception as error:  # whatever unpickling comes up with
-            raise _unreadable(filename, error) from error
+            raise unreadable(filename, error) from error
 
     def _load_model(self, checkpoint: Any) -> Any:
         # fvcore calls it before it touches the optimizer.
-        incompatible = super()._load_model(checkpoint)
+        with _without_warnings("detectron2.checkpoint.c2_model_loading"):
+            incompatible = super()._load_model(checkpoint)
         if self._strict:
-            _check_complete(self._path, incompatible)
+            check_complete(self._path, incompatible)
+        else:
+            check_backbone(self._path, self.model, incompatible)
         return incompatible
+
+    def _log_incompatible_keys(self, incompatible: Any) -> None:
+        self.logger.info(describe_fit(self._path, self.model, incompatible))
+
+
+@contextmanager
+def _without_warnings(name: str) -> Iterator[None]:
+    """Leave out what a module logs of each weight, where one line says it all."""
+
+    def errors_only(record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.ERROR
+
+    module_logger = logging.getLogger(name)
+    module_logger.addFilter(errors_only)
+    try:
+        yield
+    finally:
+        module_logger.removeFilter(errors_only)
+
+
+class CheckpointHook(HookBase):
+    """Saves model_ITERATION.pth every `period` iterations and model_final.pth after the last one.
+
+    In place of detectron2's `PeriodicCheckpointer`, which forgets at a resume what it has to
+    delete, and to which a full disk is the end of the training. All processes have this hook.
+
+    Args:
+        checkpointer: of the training.
+        period: in iterations.
+        max_to_keep: how many periodic ones stay, whichever run wrote them; None: all. What
+            `last_checkpoint` names, the final and the best one are never deleted.
+
+    Attributes:
+        error: of the last one, if it could not be written.
+
+    Raises:
+        SaveError: from `after_step`, if the final one cannot be written. Any other that cannot be
+            is logged as an error, and the training goes on.
+    """
+
+    error: SaveError | None = None
+
+    def __init__(
+        self, checkpointer: SafeCheckpointer, period: int, max_to_keep: int | None = None
+    ) -> None:
+        if period < 1 or (max_to_keep is not None and max_to_keep < 1):
+            raise ValueError(f"period {period} and max_to_keep {max_to_keep} must be 1 or more")
+        self._checkpointer = checkpointer
+        self._period = period
+        self._max_to_keep = max_to_keep
+
+    def after_step(self) -> None:
+        iteration = self.trainer.iter
+        if iteration + 1 == self.trainer.max_iter:
+            self._checkpointer.save(_FINAL, iteration=iteration)
+            self.error = None
+        elif (iteration + 1) % self._period == 0:
+            self.save_now()
+
+    def save_now(self) -> None:
+        """Save, unless this iteration is saved already."""
+        iteration = self.trainer.iter
+        if self._checkpointer.saved_iteration == iteration:
+            return
+        try:
+            self._checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
+        except SaveError as error:
+            logger.error("%s", error)
+            self.error = error
+            return
+        self.error = None
+        if self._max_to_keep is not None and comm.is_main_process():
+            last = Path(self._checkpointer.get_checkpoint_file())
+            for path in periodic_checkpoints(last.parent)[: -self._max_to_keep]:
+                if path != last:
+                    path.unlink()
+
+
+class BestModelHook(HookBase):
+    """Keeps the model with the highest value of a metric in model_best.pth.
+
+    In place of detectron2's `BestCheckpointer`, which tags the file as the last checkpoint and
+    forgets the score at a resume. The file has "model", "metric", "score" and "iteration", and is
+    what a resumed training knows the score from. It is for use, not to go on from.
+
+    Args:
+        checkpointer: of the training.
+        metric: TASK/NAME of the evaluation's results, e.g. "segm/AP"; more is better. None: no
+            model is kept.
+    """
+
+    def __init__(self, checkpointer: SafeCheckpointer, metric: str | None) -> None:
+        self._model = checkpointer.model
+        self._path = Path(checkpointer.save_dir) / f"{_BEST}.pth"
+        self._metric = metric
+        self._score = -math.inf
+
+    def before_train(self) -> None:
+        known = self.trainer.start_iter > 0 and self._path.exists()
+        if self._metric is None or not known or not comm.is_main_process():
+            return
+        try:
+            check_readable(self._path)
+        except WeightsError as error:
+            logger.warning("The best model is not known: %s", error)
+            return
+        best = torch.load(self._path, map_location="cpu", weights_only=True)
+        if best.get("metric") == self._metric:
+            self._score = best["score"]
+
+    def update(self, results: dict[str, Any]) -> None:
+        """Save the model if it is the best so far. An unknown metric is logged as an error.
+
+        Args:
+            results: of an evaluation of the model as it is now, {} on others than the main process.
+        """
+        if not results or self._metric is None:
+            return
+        flat = flatten_results_dict(results)
+        if self._metric not in flat:
+            logger.error(
+                "train.best_metric is %r, not one of %s: no best model is kept",
+                self._metric,
+                sorted(flat),
+            )
+            return
+        score = float(flat[self._metric])
+        if not score > self._score:  # NaN included
+            return
+        content = {
+            "model": self._model.state_dict(),
+            "metric": self._metric,
+            "score": score,
+            "iteration": min(self.trainer.iter, self.trainer.max_iter - 1),
+        }
+        try:
+            write_checkpoint(self._path, content)
+        except SaveError as error:
+            logger.error("%s", error)
+            return
+        logger.info("%s: best model so far, %s %.3f", self._path, self._metric, score)
+        self._score = score
 
 
 def write_checkpoint(path: Path, data: Mapping[str, Any]) -> None:
     """`torch.save`, whole or not at all.
 
     Raises:
-        SaveError: if the file cannot be written; it says how much room there is and is needed.
+        SaveError: if the file cannot be written; it says how much room there is.
     """
     try:
         with atomic_write(path) as file:
@@ -220,25 +357,29 @@ def write_checkpoint(path: Path, data: Mapping[str, Any]) -> None:
         cause = error if isinstance(error, OSError) else error.__context__
         if not isinstance(cause, OSError):
             raise
-        size: Any = _Size()
-        torch.save(data, size)
         free = shutil.disk_usage(path.parent).free if path.parent.is_dir() else 0
         raise SaveError(
-            f"checkpoint {path} cannot be written: {cause}; it needs {size.count / 2**20:.1f} MiB, "
-            f"{free / 2**20:.1f} MiB are free. Checkpoints written before are left as they were"
+            f"checkpoint {path} cannot be written: {cause}; {free / 2**20:.1f} MiB are free. "
+            "Checkpoints written before are left as they were"
         ) from error
 
 
-class _Size:
-    """A file that forgets what is written to it."""
+@contextmanager
+def disk_full_is_said(folder: str) -> Iterator[None]:
+    """A block whose `OSError` for want of room is a `SaveError`, e.g. of metrics.json."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise SaveError(
+            f"no room to write in {folder}: {error}. --resume goes on from the last checkpoint"
+        ) from error
 
-    count = 0
 
-    def write(self, data: bytes) -> int:
-        self.count += len(data)
-        return len(data)
-
-    def flush(self) -> None: ...
+def holds_a_training(folder: str) -> bool:
+    """Whether there is any checkpoint in a folder."""
+    return (Path(folder) / _TAG).exists() or any(Path(folder).glob("model_*.pth"))
 
 
 def periodic_checkpoints(folder: Path) -> list[Path]:
@@ -251,7 +392,7 @@ def periodic_checkpoints(folder: Path) -> list[Path]:
 
 def _iteration(path: Path) -> int:
     """Of a checkpoint; -1 if that cannot be read."""
-    if path.stem != FINAL:
+    if path.stem != _FINAL:
         return int(path.stem.removeprefix("model_"))
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)["iteration"]
@@ -277,80 +418,4 @@ def check_readable(path: Path, parts: Iterable[str] = ("model",)) -> None:
         for part in parts:
             content[part]
     except Exception as error:
-        raise _unreadable(path, error) from error
-
-
-def _read_pkl(filename: str) -> dict[str, Any]:
-    """Weights of detectron2's, Detectron's, Caffe2's or MSRA's, as detectron2 tells them apart."""
-    with PathManager.open(filename, "rb") as file:
-        data = safe_pickle.load(file)
-    if "model" in data and "__author__" in data:
-        return data
-    weights = {k: v for k, v in data.get("blobs", data).items() if not k.endswith("_momentum")}
-    return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
-
-
-def _unreadable(path: str | Path, error: Exception) -> WeightsError:
-    # torch's message is a page of advice to trust the file.
-    unsafe = re.search(r"GLOBAL (\S+)", str(error))
-    reason = str(error).rpartition("WeightsUnpickler error:")[2].strip().partition("\n")[0]
-    what = (
-        f"it asks for {unsafe[1]}, which no weights need and which was not run"
-        if unsafe
-        else f"it is empty, damaged or no checkpoint ({type(error).__name__} {reason})"
-    )
-    return WeightsError(f"weights {path} cannot be loaded: {what}")
-
-
-def _check_complete(path: str, incompatible: Any) -> None:
-    wrong = incompatible.incorrect_shapes
-    missing = [k for k in incompatible.missing_keys if k not in {w[0] for w in wrong}]
-    shapes = [f"{k}: {list(got)} in the file, {list(want)} in the model" for k, got, want in wrong]
-    if missing or shapes:
-        raise WeightsError(
-            f"weights {path} do not fit the model of this config; "
-            + "; ".join(
-                ([f"missing: {_some(missing)}"] if missing else [])
-                + ([f"other shapes: {_some(shapes)}"] if shapes else [])
-            )
-        )
-
-
-def _some(items: list[str], limit: int = 5) -> str:
-    more = f" and {len(items) - limit} more" if len(items) > limit else ""
-    return ", ".join(items[:limit]) + more
-
-
-def resolve_weights(weights: str) -> str:
-    """What to load for a user's `--weights` or `train.init_checkpoint`.
-
-    Args:
-        weights: a file; an address that detectron2 resolves (detectron2://..., catalog://...,
-            https://...), which is downloaded by the loading; or a model-zoo name such as
-            "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x", where detectron2 has its model_zoo.
-
-    Returns:
-        A path or address for `Checkpointer.load`.
-
-    Raises:
-        WeightsError: if there is no such file or zoo model.
-    """
-    if "://" in weights or Path(weights).is_file():
-        return weights
-    if weights.startswith("COCO-") or weights.startswith("LVIS"):
-        try:
-            from detectron2 import model_zoo
-        except ImportError as error:
-            raise WeightsError(
-                f"weights {weights!r} name a model of detectron2's zoo, but this detectron2 has no "
-                "usable detectron2.model_zoo: give the downloaded file or a detectron2:// address"
-            ) from error
-        try:
-            return model_zoo.get_checkpoint_url(weights.removesuffix(".yaml") + ".yaml")
-        except RuntimeError as error:
-            raise WeightsError(f"weights {weights!r}: {error}") from error
-    folder = Path(weights).parent
-    if folder.is_dir():
-        there = sorted(f.name for f in folder.iterdir() if f.suffix in (".pth", ".pkl", ".pyth"))
-        raise WeightsError(f"weights file {weights!r} does not exist; {folder} has {there}")
-    raise WeightsError(f"weights file {weights!r} does not exist, nor does its folder {folder}")
+        raise unreadable(path, error) from error

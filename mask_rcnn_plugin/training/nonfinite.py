@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.structures import BitMasks, Boxes, Instances, Keypoints, PolygonMasks
-from torch import Tensor, nn
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mask_rcnn_plugin.errors import UserError
@@ -15,20 +16,6 @@ from mask_rcnn_plugin.training.checkpoint import write_checkpoint
 
 class NonFiniteLossError(UserError, FloatingPointError):
     """A loss or gradient was not finite; the message says where, and what was written."""
-
-
-def random_state() -> dict[str, Tensor]:
-    """What a model draws from: which RoIs and anchors are sampled."""
-    states = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state()
-    return states
-
-
-def set_random_state(states: dict[str, Tensor]) -> None:
-    torch.set_rng_state(states["cpu"])
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"])
 
 
 def write_batch(path: Path, model: nn.Module, content: dict[str, Any]) -> None:
@@ -47,6 +34,25 @@ def write_batch(path: Path, model: nn.Module, content: dict[str, Any]) -> None:
         model = model.module
     path.parent.mkdir(parents=True, exist_ok=True)
     write_checkpoint(path, {**content, "model": model.state_dict()})
+
+
+def advice(cfg: DictConfig) -> str:
+    """What may keep a loss finite, by the keys and values of the config."""
+    ways = []
+    if (lr := OmegaConf.select(cfg, "optimizer.lr")) is not None:
+        ways.append(f"a lower optimizer.lr (it is {lr:g})")
+    warmup = OmegaConf.select(cfg, "lr_multiplier.warmup_length")
+    if isinstance(warmup, DictConfig) and "iterations" in warmup:
+        key, iterations = "lr_multiplier.warmup_length.iterations", warmup.iterations
+        ways.append(f"a longer warm-up ({key} is {iterations})")
+    elif isinstance(warmup, (int, float)):
+        iterations = round(warmup * cfg.train.max_iter)
+        ways.append(
+            f"a longer warm-up (lr_multiplier.warmup_length is {warmup:g}, {iterations} iterations)"
+        )
+    if cfg.train.amp.enabled:
+        ways.append(f"train.amp.enabled=False (train.amp.dtype is {cfg.train.amp.dtype})")
+    return f"These may help: {'; '.join(ways)}." if ways else ""
 
 
 def read_batch(path: str) -> dict[str, Any]:

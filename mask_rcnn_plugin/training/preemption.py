@@ -13,7 +13,7 @@ from typing import Any
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
-from mask_rcnn_plugin.training.periodic_checkpointer import PeriodicCheckpointer
+from mask_rcnn_plugin.training.checkpoint import CheckpointHook
 
 EXIT_CODE = 75
 """Of a training that SIGTERM or SIGUSR1 has ended; EX_TEMPFAIL of sysexits.h."""
@@ -38,7 +38,7 @@ class Preemption(HookBase):
             began again at each such end would never get on.
     """
 
-    def __init__(self, saving: PeriodicCheckpointer) -> None:
+    def __init__(self, saving: CheckpointHook) -> None:
         self._saving = saving
         self._signal: signal.Signals | None = None
         self._at_once = False

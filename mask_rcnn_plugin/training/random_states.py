@@ -10,10 +10,26 @@ import numpy as np
 import torch
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
-
-from mask_rcnn_plugin.training.nonfinite import random_state, set_random_state
+from torch import Tensor
 
 logger = logging.getLogger(__name__)
+
+
+def random_state() -> dict[str, Tensor]:
+    """What a model draws from, e.g. which RoIs and anchors are sampled: torch's states, of the CPU
+    and the process's own GPU.
+    """
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def set_random_state(states: dict[str, Tensor]) -> None:
+    """Go on with what `random_state` has returned."""
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
 
 
 class RandomStates:

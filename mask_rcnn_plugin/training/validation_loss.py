@@ -1,7 +1,10 @@
 """The training's losses on the test set, which tell an overfitting training from a good one."""
 
 import copy
-from collections import Counter
+import logging
+import math
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -16,6 +19,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from mask_rcnn_plugin.config import ConfigError
+
+logger = logging.getLogger(__name__)
 
 
 def build_validation_loader(cfg: DictConfig) -> DataLoader:
@@ -47,7 +52,11 @@ def build_validation_loader(cfg: DictConfig) -> DataLoader:
     )
 
 
-def validation_losses(model: nn.Module, loader: DataLoader) -> dict[str, float]:
+def validation_losses(
+    model: nn.Module,
+    loader: Iterable[list[dict[str, Any]]],
+    autocast: Callable[[], AbstractContextManager] = nullcontext,
+) -> dict[str, float]:
     """Compute a model's losses on another set, without a trace in the training.
 
     Batch normalisation uses its running statistics and leaves them as they are; the same RoIs are
@@ -56,30 +65,44 @@ def validation_losses(model: nn.Module, loader: DataLoader) -> dict[str, float]:
     Args:
         model: in training mode; may be wrapped for DDP.
         loader: yields batches with ground truth; each process its share of the images.
+        autocast: of the trainer, the precision of the forward pass.
 
     Returns:
-        Means over all images, on all ranks the same: "total_loss", "loss_mask", ...
+        Means over all images, on all ranks the same: "total_loss", "loss_mask", ... All are NaN if
+        the model has diverged, so that detectron2's RPN has no boxes.
     """
     if isinstance(model, DistributedDataParallel):
         model = model.module
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training]
     for norm in norms:
         norm.eval()
-    sums: Counter[str] = Counter()
+    sums: dict[str, Any] = {}
+    images = diverged = 0
     torch.manual_seed(0)
     try:
         with torch.no_grad(), EventStorage():  # what heads report is not of the training
             for batch in loader:
-                for name, loss in model(batch).items():
-                    sums[name] += loss.item() * len(batch)
-                sums["images"] += len(batch)
+                images += len(batch)
+                try:
+                    with autocast():
+                        losses = model(batch)
+                except FloatingPointError:  # not raised: the other ranks go on
+                    diverged += len(batch)
+                    continue
+                for name, loss in losses.items():
+                    sums[name] = sums.get(name, 0.0) + loss.float() * len(batch)
     finally:
         for norm in norms:
             norm.train()
-    totals: Counter[str] = Counter()
-    for part in comm.all_gather(dict(sums)):
-        for name, value in part.items():
-            totals[name] += value
-    images: Any = totals.pop("images")
-    losses = {name: value / images for name, value in totals.items()}
-    return {"total_loss": sum(losses.values()), **losses}
+    # One transfer from the device, not one for each loss.
+    values = torch.stack(list(sums.values())).tolist() if sums else []
+    every = comm.all_gather((images, diverged, dict(zip(sums, values))))
+    images, diverged = (sum(part[i] for part in every) for i in range(2))
+    if diverged:
+        logger.warning("The model has diverged: no boxes in %d of %d images", diverged, images)
+    names = dict.fromkeys(name for *_, part in every for name in part)
+    means = {
+        name: math.nan if diverged else sum(part.get(name, 0.0) for *_, part in every) / images
+        for name in names
+    }
+    return {"total_loss": math.nan if diverged else sum(means.values()), **means}

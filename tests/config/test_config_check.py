@@ -60,7 +60,7 @@ def own_file(tmp_path: Path) -> Any:
         *("train.amp.dtype=foo", "train.amp.dtype="),
         *("optimizer.lr=-0.1", "optimizer.lr=.nan", "optimizer.lr=.inf", "optimizer.lr=[1]"),
         *("optimizer.momentum=1", "optimizer.momentum=-0.1", "optimizer.weight_decay=-1"),
-        *("optimizer.nesterov=3", "lr_multiplier.warmup_iters=-1", "lr_multiplier.drop_at=[2]"),
+        *("optimizer.nesterov=3", "lr_multiplier.warmup_length=-1"),
         *("model.roi_heads.num_classes=0", "model.roi_heads.num_classes=1.5"),
         "model.roi_heads.positive_fraction=1.5",
         "model.roi_heads.batch_size_per_image=0",

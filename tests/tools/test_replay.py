@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from mask_rcnn_plugin import get_config
-from mask_rcnn_plugin.training import setup_datasets, train
+from mask_rcnn_plugin.training import setup_datasets
 from mask_rcnn_plugin.training.nonfinite import NonFiniteLossError
+from train import do_train
 
 CONFIG = "table4_keypoints/keypoint_and_mask+synthetic"
 SCRIPT = Path(__file__).parents[2] / "tools" / "replay.py"
@@ -43,7 +44,7 @@ def test_a_diverged_training_is_repeated(
     cfg = get_config(CONFIG, overrides)
     setup_datasets(cfg)
     with pytest.raises(NonFiniteLossError):
-        train(cfg)
+        do_train(cfg)
     assert "loss or gradient not finite at iteration" in caplog.text
     assert "Traceback" not in caplog.text
     (file,) = (tmp_path / "out" / "nonfinite").iterdir()

@@ -10,7 +10,7 @@ import sys
 from multiprocessing.util import Finalize
 from pathlib import Path
 
-from mask_rcnn_plugin.training import setup_datasets, train  # isort: split
+from mask_rcnn_plugin.training import setup_datasets  # isort: split
 
 from detectron2.engine import HookBase, default_setup
 from detectron2.utils import comm
@@ -19,6 +19,9 @@ from omegaconf import DictConfig
 
 from mask_rcnn_plugin.errors import UserError
 from mask_rcnn_plugin.training.launch import launch, log_processes, parse_launch_args
+
+sys.path.append(str(Path(__file__).resolve().parents[2]))  # of train.py
+from train import do_train
 
 
 class WriteDigests(HookBase):
@@ -48,7 +51,7 @@ def run(args: argparse.Namespace, cfg: DictConfig) -> None:
     default_setup(cfg, args)
     setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="mask_rcnn_plugin")
     log_processes(cfg)
-    train(cfg, extra_hooks=[WriteDigests(Path(cfg.train.output_dir))])
+    do_train(cfg, extra_hooks=[WriteDigests(Path(cfg.train.output_dir))])
 
 
 def prepare_nothing(args: argparse.Namespace, cfg: DictConfig) -> None:

@@ -14,7 +14,7 @@ def schedule(cfg: DictConfig) -> list[float]:
     return [
         cfg.optimizer.lr,
         cfg.train.max_iter,
-        cfg.lr_multiplier.warmup_iters,
+        cfg.lr_multiplier.warmup_length.iterations,
         cfg.train.eval_period,
         cfg.train.checkpointer.period,
     ]
@@ -83,7 +83,7 @@ def test_what_is_changed_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == (
         "scaled to a batch of 8: optimizer.lr 0.02 -> 0.01; train.max_iter 160000 -> 320000; "
         "train.eval_period 20000 -> 40000; train.checkpointer.period 5000 -> 10000; "
-        "lr_multiplier.warmup_iters 1000 -> 2000\n"
+        "lr_multiplier.warmup_length.iterations 1000 -> 2000\n"
     )
     fit_batch(get_config(ROW))
     assert capsys.readouterr().out == ""

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from mask_rcnn_plugin.training import Checkpointer, resolve_weights
 from mask_rcnn_plugin.training import checkpoint as checkpoint_module
-from mask_rcnn_plugin.training.checkpoint import SaveError, WeightsError, check_readable
+from mask_rcnn_plugin.training.checkpoint import SafeCheckpointer, SaveError, check_readable
+from mask_rcnn_plugin.training.weights import WeightsError, resolve_weights
 
 
 def model(width: int = 3) -> nn.Module:
@@ -28,7 +28,7 @@ def saved(tmp_path: Path, weights: dict[str, torch.Tensor]) -> str:
 def test_weights_of_the_whole_model_load(tmp_path: Path) -> None:
     file = saved(tmp_path, {k: v + 1 for k, v in model().state_dict().items()})
     target = model()
-    Checkpointer(target).load_strictly(file)
+    SafeCheckpointer(target).load_strictly(file)
     for key, value in target.state_dict().items():
         assert torch.equal(value, model().state_dict()[key] + 1)
 
@@ -38,7 +38,7 @@ def test_zoo_format_loads(tmp_path: Path) -> None:
     weights = {k: v.numpy() + 1 for k, v in model().state_dict().items()}
     file.write_bytes(pickle.dumps({"model": weights, "__author__": "someone"}))
     target = model()
-    Checkpointer(target).load_strictly(str(file))
+    SafeCheckpointer(target).load_strictly(str(file))
     assert torch.equal(target[1].bias, model()[1].bias + 1)
 
 
@@ -46,19 +46,19 @@ def test_what_is_no_checkpoint_is_named(tmp_path: Path) -> None:
     file = tmp_path / "README.pth"
     file.write_text("# not weights")
     with pytest.raises(WeightsError, match="README.pth cannot be loaded: "):
-        Checkpointer(model()).load_strictly(str(file))
+        SafeCheckpointer(model()).load_strictly(str(file))
 
 
 def test_missing_parameter_is_named(tmp_path: Path) -> None:
     weights = model().state_dict()
     del weights["1.bias"]
     with pytest.raises(WeightsError, match=r"do not fit .*missing: 1\.bias$"):
-        Checkpointer(model()).load_strictly(saved(tmp_path, weights))
+        SafeCheckpointer(model()).load_strictly(saved(tmp_path, weights))
 
 
 def test_other_shape_is_named_once(tmp_path: Path) -> None:
     with pytest.raises(WeightsError) as error:
-        Checkpointer(model(4)).load_strictly(saved(tmp_path, model(3).state_dict()))
+        SafeCheckpointer(model(4)).load_strictly(saved(tmp_path, model(3).state_dict()))
     assert "0.bias: [3] in the file, [4] in the model" in str(error.value)
     assert "missing" not in str(error.value)
 
@@ -71,7 +71,7 @@ def test_addresses_are_left_to_detectron2(weights: str) -> None:
 
 
 def test_without_internet_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    checkpointer = Checkpointer(model())
+    checkpointer = SafeCheckpointer(model())
 
     def offline(*_: object, **__: object) -> str:
         raise URLError("Name or service not known")
@@ -85,16 +85,24 @@ def test_without_internet_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch) 
 def test_a_training_starts_from_no_file_of_something_else(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / "other.pth")
     with pytest.raises(WeightsError, match=r"weights .*other\.pth cannot be loaded: "):
-        Checkpointer(model()).resume_or_load(str(tmp_path / "other.pth"))
+        SafeCheckpointer(model()).resume_or_load(str(tmp_path / "other.pth"))
 
 
 def test_missing_file_names_what_is_beside_it(tmp_path: Path) -> None:
     file = saved(tmp_path, {})
     assert resolve_weights(file) == file
-    with pytest.raises(WeightsError, match=r"model\.pth' does not exist; .*\['weights\.pth'\]"):
+    with pytest.raises(WeightsError, match=r"model\.pth.*weights\.pth"):
         resolve_weights(str(tmp_path / "model.pth"))
-    with pytest.raises(WeightsError, match="nor does its folder"):
+    with pytest.raises(WeightsError, match=r"nowhere/model\.pth"):
         resolve_weights(str(tmp_path / "nowhere" / "model.pth"))
+
+
+def test_a_folder_is_no_file_and_what_is_in_it_is_named(tmp_path: Path) -> None:
+    saved(tmp_path, {})
+    (tmp_path / "log.txt").touch()
+    with pytest.raises(WeightsError, match=r"folder.*weights\.pth") as error:
+        resolve_weights(str(tmp_path))
+    assert "log.txt" not in str(error.value)
 
 
 def test_zoo_name_resolves_or_says_why_not() -> None:
@@ -132,7 +140,7 @@ def test_a_file_that_would_run_code_is_refused(name: str, tmp_path: Path) -> Non
         file.write_bytes(pickle.dumps(content))
     else:
         torch.save(content, file, _use_new_zipfile_serialization=name != "old.pth")
-    target = Checkpointer(model())
+    target = SafeCheckpointer(model())
     with pytest.raises(WeightsError, match=rf"{name} cannot be loaded: .*asks for posix\.mkdir"):
         target.load_strictly(str(file))
     with pytest.raises(WeightsError, match="asks for posix.mkdir"):
@@ -148,7 +156,7 @@ def test_pycls_and_caffe2_files_load(tmp_path: Path) -> None:
     (tmp_path / "a.pkl").write_bytes(pickle.dumps({"blobs": blobs, "cfg": "x: 1"}, 2))
     for name in ("a.pyth", "a.pkl"):
         target = model()
-        Checkpointer(target).load_strictly(str(tmp_path / name))
+        SafeCheckpointer(target).load_strictly(str(tmp_path / name))
         assert torch.equal(target[1].bias, weights["1.bias"]), name
 
 
@@ -165,9 +173,9 @@ class Counter:
         self.count = state["count"]
 
 
-def checkpoints(folder: Path, *names: str) -> Checkpointer:
+def checkpoints(folder: Path, *names: str) -> SafeCheckpointer:
     """A training's folder with a checkpoint at each of the names, in this order."""
-    writer = Checkpointer(model(), str(folder), counter=Counter())
+    writer = SafeCheckpointer(model(), str(folder), counter=Counter())
     for name in names:
         count = int(name) if name.isdigit() else 99
         writer.checkpointables["counter"].count = count
@@ -176,7 +184,7 @@ def checkpoints(folder: Path, *names: str) -> Checkpointer:
 
 
 def resumed(folder: Path) -> int:
-    reader = Checkpointer(model(), str(folder), counter=Counter())
+    reader = SafeCheckpointer(model(), str(folder), counter=Counter())
     loaded = reader.resume_or_load("", resume=True)
     assert reader.has_checkpoint() == bool(loaded)
     return reader.checkpointables["counter"].count
@@ -261,10 +269,10 @@ def test_a_tag_that_names_nothing_is_no_loss(tag: bytes | None, tmp_path: Path) 
 
 def test_weights_alone_are_no_checkpoint_to_go_on_from(tmp_path: Path) -> None:
     torch.save({"model": model().state_dict()}, tmp_path / "model_0000003.pth")
-    reader = Checkpointer(model(), str(tmp_path), trainer=Counter())
+    reader = SafeCheckpointer(model(), str(tmp_path), trainer=Counter())
     with pytest.raises(WeightsError, match="none of the checkpoints"):
         reader.resume_or_load("", resume=True)
-    writer = Checkpointer(model(), str(tmp_path), trainer=Counter())
+    writer = SafeCheckpointer(model(), str(tmp_path), trainer=Counter())
     writer.save("model_0000001", iteration=1)
     assert reader.resume_or_load("", resume=True)["iteration"] == 1
 
@@ -279,7 +287,7 @@ def test_never_silently_from_the_start(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_another_model_is_not_passed_over(tmp_path: Path) -> None:
     checkpoints(tmp_path, "0000001")
-    other = Checkpointer(model(4), str(tmp_path))
+    other = SafeCheckpointer(model(4), str(tmp_path))
     with pytest.raises(WeightsError, match="do not fit the model"):
         other.resume_or_load("", resume=True)
 
@@ -319,7 +327,7 @@ def test_a_full_disk_is_an_error_that_leaves_the_last_checkpoint(
         save(data, Full(file, room, code) if hasattr(file, "fileno") else file)
 
     monkeypatch.setattr(checkpoint_module.torch, "save", full)
-    message = rf"model_0000003\.pth cannot be written: .*{os.strerror(code)}; it needs 0\.0 MiB, "
+    message = rf"model_0000003\.pth cannot be written: .*{os.strerror(code)}.* MiB"
     with pytest.raises(SaveError, match=message):
         writer.save("model_0000003", iteration=3)
     assert writer.saved_iteration == 1
@@ -331,7 +339,7 @@ def test_a_file_size_limit_is_met_by_the_system_itself(
     tmp_path: Path, file_size_limit: Any
 ) -> None:
     writer = checkpoints(tmp_path, "0000001")
-    with file_size_limit(1024), pytest.raises(SaveError, match="File too large; it needs"):
+    with file_size_limit(1024), pytest.raises(SaveError, match="File too large"):
         writer.save("model_0000003", iteration=3)
     check_readable(tmp_path / "model_0000001.pth")
     assert resumed(tmp_path) == 1

@@ -1,42 +1,56 @@
+"""The schedules of the configs."""
+
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
+from detectron2.config import instantiate
 
-from mask_rcnn_plugin.training import warmup_multistep
+from mask_rcnn_plugin import get_config
+from mask_rcnn_plugin.config.warmup import warmup_length
+
+ROW = "table2a_backbone/r50_fpn"
+
+
+def schedule(row: str, *overrides: str) -> Callable[[int], float]:
+    """Iteration -> what the learning rate is multiplied by."""
+    cfg = get_config(row, list(overrides))
+    multiplier, max_iter = instantiate(cfg.lr_multiplier), cfg.train.max_iter
+    return lambda iteration: multiplier(iteration / max_iter)
 
 
 def test_paper_schedule_of_160k() -> None:
-    schedule = warmup_multistep(160_000, drop_at=[120 / 160], warmup_iters=1000)
-    at = [schedule(i / 160_000) for i in (0, 500, 1000, 119_999, 120_000, 159_999)]
-    assert at == pytest.approx([0.001, 0.5005, 1, 1, 0.1, 0.1])
+    at = map(schedule(ROW), (0, 500, 1000, 119_999, 120_000, 159_999))
+    assert list(at) == pytest.approx([0.001, 0.5005, 1, 1, 0.1, 0.1])
 
 
-def test_shorter_training_keeps_the_shape() -> None:
-    schedule = warmup_multistep(900, drop_at=[60 / 90, 80 / 90])
-    assert [schedule(i / 900) for i in (0, 599, 600, 799, 800)] == pytest.approx(
-        [1, 1, 0.1, 0.1, 0.01]
-    )
+def test_keypoint_schedule_of_90k() -> None:
+    at = map(schedule("table5_multitask/box_only"), (1000, 59_999, 60_000, 79_999, 80_000))
+    assert list(at) == pytest.approx([1, 1, 0.1, 0.1, 0.01])
 
 
-def test_training_shorter_than_the_warmup_warms_up_all_along() -> None:
-    schedule = warmup_multistep(10, drop_at=[0.5], warmup_iters=1000)
-    values = [schedule(i / 10) for i in range(10)]
+def test_a_shorter_training_keeps_the_shape_and_the_warm_up() -> None:
+    at = map(schedule(ROW, "train.max_iter=8000"), (0, 500, 1000, 5999, 6000, 7999))
+    assert list(at) == pytest.approx([0.001, 0.5005, 1, 1, 0.1, 0.1])
+
+
+def test_a_training_shorter_than_the_warm_up_warms_up_all_along() -> None:
+    values = list(map(schedule(ROW, "train.max_iter=10"), range(10)))
     assert values[0] == pytest.approx(0.001)
     assert all(a < b for a, b in pairwise(values))
 
 
 @pytest.mark.parametrize("max_iter", [1, 2, 3])
-def test_training_of_a_few_iterations(max_iter: int) -> None:
-    schedule = warmup_multistep(max_iter, drop_at=[60 / 90, 80 / 90])
-    assert schedule(0) == 1
+def test_a_training_of_a_few_iterations(max_iter: int) -> None:
+    warm = "lr_multiplier.warmup_length.iterations=0"
+    assert schedule("table5_multitask/box_only", f"train.max_iter={max_iter}", warm)(0) == 1
 
 
-@pytest.mark.parametrize("drop_at", [[0.5, 0.4], [0.0], [1.0], [1.5]])
-def test_drops_out_of_order_are_refused(drop_at: list[float]) -> None:
-    with pytest.raises(ValueError, match="must be increasing fractions"):
-        warmup_multistep(10, drop_at=drop_at)
+def test_the_warm_up_is_set_in_iterations() -> None:
+    at = schedule(ROW, "train.max_iter=1000", "lr_multiplier.warmup_length.iterations=100")
+    assert [at(50), at(100), at(749), at(750)] == pytest.approx([0.5005, 1, 1, 0.1])
 
 
-def test_negative_warmup_is_refused() -> None:
-    with pytest.raises(ValueError, match="warmup_iters is -1"):
-        warmup_multistep(10, drop_at=[0.5], warmup_iters=-1)
+def test_a_negative_warm_up_is_refused() -> None:
+    with pytest.raises(ValueError, match="-1"):
+        warmup_length(-1, 10)

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from mask_rcnn_plugin import get_config
 from mask_rcnn_plugin.config import ConfigError
-from mask_rcnn_plugin.training import setup_datasets, train
+from mask_rcnn_plugin.training import setup_datasets
 from mask_rcnn_plugin.training.validation_loss import build_validation_loader, validation_losses
+from train import do_train
 
 CONFIG = "table4_keypoints/keypoint_and_mask+synthetic"
 
@@ -45,6 +46,21 @@ def test_the_same_each_time_and_no_trace_in_batch_normalisation() -> None:
     assert model.norm.num_batches_tracked == 0
 
 
+def test_the_precision_is_the_trainings() -> None:
+    class Linear(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(1, 1)
+
+        def forward(self, batch: list[float]) -> dict[str, Tensor]:
+            y = self.layer(torch.tensor(batch)[:, None])
+            return {"loss_bits": torch.tensor(float(y.dtype.itemsize * 8)), "loss": y.mean()}
+
+    bf16 = validation_losses(Linear(), [[1.0]], lambda: torch.autocast("cpu", torch.bfloat16))
+    assert bf16["loss_bits"] == 16
+    assert validation_losses(Linear(), [[1.0]])["loss_bits"] == 32
+
+
 def test_a_training_goes_as_without_and_reports_them(toy_overrides: list[str]) -> None:
     """Same losses, with BatchNorm and drawn RoIs, as a training without validation."""
     metrics = []
@@ -54,7 +70,7 @@ def test_a_training_goes_as_without_and_reports_them(toy_overrides: list[str]) -
         cfg = get_config(CONFIG, [*overrides, folder])
         setup_datasets(cfg)
         seed_all_rng(0)
-        train(cfg)
+        do_train(cfg)
         lines = (Path(cfg.train.output_dir) / "metrics.json").read_text().splitlines()
         metrics.append({m["iteration"]: m for m in map(json.loads, lines)})
     without, validated = metrics

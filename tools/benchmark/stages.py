@@ -37,7 +37,7 @@ from benchmark.weights import draw_like_trained
 from mask_rcnn_plugin import get_config, optimize_for_inference
 from mask_rcnn_plugin.evaluation import MaskRCNNCOCOEvaluator, Task, coco_results
 from mask_rcnn_plugin.modeling import MaskRCNNFCNHead, encode_masks
-from mask_rcnn_plugin.training.train_loop import Trainer
+from mask_rcnn_plugin.training.guarded_trainer import GuardedTrainer
 
 CLASSES = 80
 MANY_CLASSES = 1203  # LVIS
@@ -293,8 +293,8 @@ def training(p: Peers) -> Iterator[Row]:
 
         return run
 
-    exact = partial(Trainer, device=p.device)
-    half = partial(Trainer, device=p.device, dtype=torch.bfloat16)
+    exact = partial(GuardedTrainer, device=p.device)
+    half = partial(GuardedTrainer, device=p.device, dtype=torch.bfloat16)
     contiguous, channels_last = torch.contiguous_format, torch.channels_last
     difference = lambda a, b: abs(a - b) / b  # noqa: E731
     stock: Runs = {

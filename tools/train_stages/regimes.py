@@ -23,7 +23,7 @@ from mask_rcnn_plugin.atomic_write import atomic_write
 from mask_rcnn_plugin.config import ConfigError, deciding
 from mask_rcnn_plugin.errors import UserError
 from mask_rcnn_plugin.evaluation.testing import evaluate
-from mask_rcnn_plugin.training import train
+from train import do_train
 from train_stages.proposals import write_proposals
 from train_stages.stages import detector_stage, fix_backbone, rpn_stage
 
@@ -41,8 +41,8 @@ Record = dict[str, Any]
 def train_stages(cfg: DictConfig, regime: str) -> dict[str, Any]:
     """Train a row by a regime. What an earlier run has finished is not done again.
 
-    In `train.output_dir`, each stage has a folder with what `train` writes, its config and, of an
-    RPN, `proposals/`; `stages.json` records what is done. To do a stage again, delete its folder
+    In `train.output_dir`, each stage has a folder with what `do_train` writes, its config and, of
+    an RPN, `proposals/`; `stages.json` records what is done. To do a stage again, delete its folder
     and all after it. "4step" ends in `model_final.pth`, one model of the row.
 
     Args:
@@ -123,7 +123,7 @@ def _run(cfg: DictConfig, record: Record, what: str) -> dict[str, Any]:
     if cfg.train.seed >= 0:
         # A stage is the same whether or not those before it ran in this process.
         seed_all_rng(cfg.train.seed + comm.get_rank())
-    done[output.name] = train(cfg, resume=True)
+    done[output.name] = do_train(cfg, resume=True)
     _write_record(output.parent, record)
     logger.info("%s: finished. %s", output, done[output.name])
     return done[output.name]

@@ -17,7 +17,8 @@ from torch import Tensor
 from mask_rcnn_plugin import get_config
 from mask_rcnn_plugin.config import ConfigError
 from mask_rcnn_plugin.errors import UserError
-from mask_rcnn_plugin.training import setup_datasets, train
+from mask_rcnn_plugin.training import setup_datasets
+from train import do_train
 from train_stages import regimes
 from train_stages.regimes import check_record, read_record, train_stages, unite_weights
 
@@ -73,9 +74,9 @@ def add_hooks(
     def traced(cfg: DictConfig, *, resume: bool) -> dict[str, Any]:
         name = Path(cfg.train.output_dir).name
         trained.append((name, resume))
-        return train(cfg, resume=resume, extra_hooks=hooks if name == stage else ())
+        return do_train(cfg, resume=resume, extra_hooks=hooks if name == stage else ())
 
-    monkeypatch.setattr(regimes, "train", traced)
+    monkeypatch.setattr(regimes, "do_train", traced)
     return trained
 
 

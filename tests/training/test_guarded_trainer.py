@@ -16,11 +16,12 @@ from fvcore.common.param_scheduler import ConstantParamScheduler
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from mask_rcnn_plugin import get_config
 from mask_rcnn_plugin.config import ConfigError
 from mask_rcnn_plugin.errors import UserError
-from mask_rcnn_plugin.training.launch import destroy_process_group
-from mask_rcnn_plugin.training.nonfinite import NonFiniteLossError, read_batch, set_random_state
-from mask_rcnn_plugin.training.train_loop import Trainer, build_trainer
+from mask_rcnn_plugin.training.guarded_trainer import GuardedTrainer, build_trainer
+from mask_rcnn_plugin.training.nonfinite import NonFiniteLossError, advice, read_batch
+from mask_rcnn_plugin.training.random_states import set_random_state
 
 
 class Model(nn.Module):
@@ -53,7 +54,7 @@ def trainer(
     batch_size: int = 1,
     lr: float = 0.1,
     **train: Any,
-) -> Trainer:
+) -> GuardedTrainer:
     cfg = OmegaConf.create(
         {
             "train": {
@@ -190,7 +191,7 @@ def test_non_finite_loss_stops_before_the_step_and_names_what_broke(tmp_path: Pa
     assert "iteration 1: rank 0: loss_a, loss_b of ['2.0.jpg', 'nan.jpg']" in message
     file = tmp_path / "nonfinite" / "iteration_0000001_rank0_0.pth"
     assert str(file) in message
-    assert "optimizer.lr (it is 0.1)" in message
+    assert "learning rate at this iteration is 0.1" in message
     assert torch.equal(built.model.layer.weight, weights[0])
 
 
@@ -238,7 +239,7 @@ def test_float16_without_a_scale_that_fits_is_an_error(tmp_path: Path) -> None:
     model = BrokenGradient()
     batches = [[image(1.0)]] * 20
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    built = Trainer(model, batches, optimizer, dtype=torch.float16, output_dir=str(tmp_path))
+    built = GuardedTrainer(model, batches, optimizer, dtype=torch.float16, output_dir=str(tmp_path))
     with pytest.raises(NonFiniteLossError, match="overflow in float16 at iteration 16"):
         built.train(0, 20)
     assert model.layer.weight.isfinite().all()
@@ -351,57 +352,25 @@ def test_what_is_written_repeats_the_step(tmp_path: Path) -> None:
     assert model.drawn == built.model.drawn[-1:]
 
 
-def one_rank(rank: int, folder: Path, results: Any) -> None:
-    """A process of two."""
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
-    )
-    results.put((rank, *accumulate_until_undone(rank, folder)))
-    destroy_process_group()
-
-
-def accumulate_until_undone(rank: int, folder: Path) -> tuple[str, np.ndarray]:
-    """Accumulates over two batches a step; the third step is rank 1's undoing.
-
-    Returns:
-        The error's message, and the weights.
-    """
-    # Of rank 1 alone, in the second of two batches.
-    broken = [image(float("nan") if rank else 0.0)]
-    images = [image(float(i)) for i in range(8)]
-    batches = [[i] for i in images[rank::2]]
-    model = nn.parallel.DistributedDataParallel(DivergedProposals())
-    loader = [*batches, [image(9.0)], broken, batches[0], broken]
-    built = trainer(folder, loader, model, accumulate_steps=2, max_skipped_steps=1)
-    message = ""
-    try:
-        built.train(0, 4)
-    except NonFiniteLossError as error:
-        message = str(error)
-    return message, built.model.module.layer.weight.detach().numpy()
-
-
-def test_two_processes_accumulate_skip_and_stop_together(tmp_path: Path) -> None:
-    context = torch.multiprocessing.get_context("spawn")
-    results = context.SimpleQueue()
-    torch.multiprocessing.spawn(one_rank, (tmp_path, results), nprocs=2)
-    (_, message, first), (_, same_message, second) = sorted(
-        (results.get() for _ in range(2)), key=lambda result: result[0]
-    )
-    assert message == same_message
-    assert "iteration 3: rank 1: forward pass of ['nan.jpg']" in message
-    files = sorted(file.name for file in (tmp_path / "nonfinite").iterdir())
-    assert files == [f"iteration_{i:07d}_rank1_0.pth" for i in (2, 3)]
-    # Two steps of four images were taken.
-    images = [image(float(i)) for i in range(8)]
-    expected = trainer(tmp_path, [images[:4], images[4:]])
-    expected.train(0, 2)
-    assert np.array_equal(first, second)
-    np.testing.assert_allclose(first, expected.model.layer.weight.detach(), rtol=1e-6, atol=1e-6)
-
-
 def test_another_file_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "model_final.pth"
     torch.save({"model": {}}, file)
     with pytest.raises(UserError, match=r"model_final\.pth is not the file of a step"):
         read_batch(str(file))
+
+
+@pytest.mark.parametrize(
+    ("config", "override", "named", "unnamed"),
+    [
+        ("r50_fpn", "train.amp.enabled=False", ["0.02", "warmup_length.iterations is 1000"], "amp"),
+        ("r50_fpn", "train.amp.enabled=True", ["train.amp.enabled=False", "bf16"], "fp16"),
+        ("r50_fpn+synthetic", "train.max_iter=200", ["warmup_length is 0.05, 10 it"], "0.02"),
+    ],
+)
+def test_the_advice_names_what_is_set(
+    config: str, override: str, named: list[str], unnamed: str
+) -> None:
+    text = advice(get_config(f"table2a_backbone/{config}", [override]))
+    assert "optimizer.lr" in text
+    assert all(part in text for part in named)
+    assert unnamed not in text

@@ -4,32 +4,32 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from detectron2.engine import SimpleTrainer
+from detectron2.layers import NaiveSyncBatchNorm
 from detectron2.utils import comm
 from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mask_rcnn_plugin.config import ConfigError
+from mask_rcnn_plugin.errors import UserError
 from mask_rcnn_plugin.training.checkpoint import SaveError
-from mask_rcnn_plugin.training.nonfinite import (
-    NonFiniteLossError,
-    random_state,
-    write_batch,
-)
+from mask_rcnn_plugin.training.nonfinite import NonFiniteLossError, advice, write_batch
+from mask_rcnn_plugin.training.random_states import random_state
 
 logger = logging.getLogger(__name__)
 
 Batch = list[dict[str, Any]]
 
+_SYNCHRONIZED = (nn.SyncBatchNorm, NaiveSyncBatchNorm)
 
-class Trainer(SimpleTrainer):
+
+class GuardedTrainer(SimpleTrainer):
     """detectron2's `SimpleTrainer` with three things more:
 
     * gradients over several batches a step, of which the processes exchange the sum once;
@@ -56,6 +56,7 @@ class Trainer(SimpleTrainer):
         max_skipped_steps: how many steps with a non-finite loss or gradient are left out before
             the training stops, resumes counted together.
         output_dir: where such steps are written.
+        advice: what may help, for the message of the error.
         images_per_step: of all processes together.
         scale_iterations: after a resume with another `images_per_step`, count the iterations that
             are done in the new steps, as the schedule is scaled to them.
@@ -80,6 +81,7 @@ class Trainer(SimpleTrainer):
         accumulate_steps: int = 1,
         max_skipped_steps: int = 0,
         output_dir: str = ".",
+        advice: str = "",
         images_per_step: int = 1,
         scale_iterations: bool = False,
     ) -> None:
@@ -92,8 +94,12 @@ class Trainer(SimpleTrainer):
         self._skipped_steps = 0
         self.signalled = self.any_signalled = False
         self._output_dir = output_dir
+        self._advice = advice
         self._images_per_step = images_per_step
         self._scale_iterations = scale_iterations
+        self._shares_statistics = comm.get_world_size() > 1 and any(
+            isinstance(module, _SYNCHRONIZED) for module in model.modules()
+        )
 
     def run_step(self) -> None:
         self.optimizer.zero_grad()
@@ -107,7 +113,10 @@ class Trainer(SimpleTrainer):
             batches.append((batch, random_state()))
             ddp = isinstance(self.model, DistributedDataParallel)
             with self.model.no_sync() if ddp and remaining else contextlib.nullcontext():
-                losses.append(self.backward(batch))
+                try:
+                    losses.append(self.backward(batch))
+                except FloatingPointError as error:
+                    raise self._end_alone(error, batches[-1]) from error
 
         if hasattr(self, "after_backward"):  # detectron2's main calls hooks here
             self.after_backward()
@@ -137,19 +146,46 @@ class Trainer(SimpleTrainer):
                 "is scaled: train.amp.dtype=bf16 has a larger range"
             )
 
+    def autocast(self) -> torch.autocast:
+        """The precision that the forward pass runs in."""
+        return torch.autocast(self._device_type, self._dtype, enabled=self._dtype is not None)
+
     def backward(self, batch: Batch) -> dict[str, Tensor]:
         """Add a batch's share to the gradients.
 
         Returns:
-            The model's losses, detached scalars.
+            The model's losses, detached scalars; {"forward pass": NaN} where detectron2's RPN ends
+            the forward pass with an error, as its boxes are not finite.
+
+        Raises:
+            FloatingPointError: that error, if the model has synchronised batch norms: the other
+                processes may wait for this one in any of them.
         """
-        with (
-            torch.autocast(self._device_type, self._dtype, enabled=self._dtype is not None),
-            _divergence_as_loss(self.model),
-        ):
-            losses = self.model(batch)
+        try:
+            with self.autocast():
+                losses = self.model(batch)
+        except FloatingPointError as error:
+            if self._shares_statistics:
+                raise
+            logger.warning("%s", error)
+            losses = self._nan_losses(batch)
         self._scaler.scale(sum(losses.values()) / self._accumulate_steps).backward()
         return {name: loss.detach().float() for name, loss in losses.items()}
+
+    def _nan_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Losses in place of a failed forward pass, from which each parameter has a gradient.
+
+        The other processes wait for them, so DDP must see a forward pass.
+        """
+        ddp = self.model
+        if not isinstance(ddp, DistributedDataParallel):
+            return _NaNLosses(ddp)(batch)
+        model, broadcast_buffers = ddp.module, ddp.broadcast_buffers
+        ddp.module, ddp.broadcast_buffers = _NaNLosses(model), False  # they are broadcast already
+        try:
+            return ddp(batch)
+        finally:
+            ddp.module, ddp.broadcast_buffers = model, broadcast_buffers
 
     def _gradient_norm(self) -> float | None:
         if self._scaler.is_enabled():  # which looks for itself, and skips what is not finite
@@ -199,10 +235,8 @@ class Trainer(SimpleTrainer):
         self._skipped_steps += 1
         if self._skipped_steps > self._max_skipped_steps:
             raise NonFiniteLossError(
-                f"{what}. `python tools/replay.py FILE --config-file ...`, with the config and the "
-                "key=value arguments of this training, repeats the step. A lower optimizer.lr (it "
-                f"is {self._lr():.3g}), a longer warm-up or train.amp.enabled=False may help; up "
-                f"to {self._max_skipped_steps} steps may be left out (train.max_skipped_steps)"
+                f"{what}. {self._help()} Up to {self._max_skipped_steps} steps may be left out "
+                "(train.max_skipped_steps)."
             )
         buffers = [k for k, b in self.model.named_buffers() if not b.isfinite().all()]
         buffers = sorted(set(chain.from_iterable(comm.all_gather(buffers))))
@@ -217,6 +251,25 @@ class Trainer(SimpleTrainer):
             self._skipped_steps,
             self._max_skipped_steps,
         )
+
+    def _end_alone(
+        self, error: FloatingPointError, batch: tuple[Batch, dict[str, Tensor]]
+    ) -> NonFiniteLossError:
+        """What to raise where the other processes wait for this one within the forward pass."""
+        files = self._write([batch], {"losses": {}})
+        return NonFiniteLossError(
+            f"{error} Iteration {self.iter}, rank {comm.get_rank()}: forward pass of "
+            f"{[image['file_name'] for image in batch[0]]}, written to {files}. All processes end, "
+            f"as the others may wait in a synchronised batch norm. {self._help()}"
+        )
+
+    def _help(self) -> str:
+        rate = f"The learning rate at this iteration is {self._lr():.3g}."
+        replay = (
+            "`python tools/replay.py FILE --config-file ...`, with the config and the key=value "
+            "arguments of this training, repeats the step."
+        )
+        return " ".join(part for part in (rate, self._advice, replay) if part)
 
     def _write(
         self, batches: list[tuple[Batch, dict[str, Tensor]]], metrics: dict[str, Any]
@@ -290,28 +343,29 @@ class Trainer(SimpleTrainer):
         )
 
 
-@contextlib.contextmanager
-def _divergence_as_loss(model: nn.Module) -> Iterator[None]:
-    """Make a NaN loss of the error by which detectron2's RPN says that its boxes are not finite.
+class _NaNLosses(nn.Module):
+    """Stands in for a model whose forward pass has failed."""
 
-    Under DDP the other processes wait for this one's gradients: it must have some.
-    """
-    inner = model.module if isinstance(model, DistributedDataParallel) else model
-    forward = inner.forward
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self._parameters_of_model = [p for p in model.parameters() if p.requires_grad]
 
-    def rescued(batch: Batch) -> dict[str, Tensor]:
-        try:
-            return forward(batch)
-        except FloatingPointError as error:
-            logger.warning("%s", error)
-            every = [p.sum() for p in inner.parameters() if p.requires_grad]
-            return {"forward pass": torch.stack(every).sum() * float("nan")}
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        sums = torch.stack([parameter.sum() for parameter in self._parameters_of_model])
+        return {"forward pass": sums.sum() * math.nan}
 
-    inner.forward = rescued
-    try:
-        yield
-    finally:
-        inner.forward = forward
+
+class _InOneLine(logging.Filter):
+    """What a user can put right is logged as its message; detectron2 logs a traceback of all."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, UserError):
+            record.msg, record.args, record.exc_info = str(error), (), None
+        return True
+
+
+logging.getLogger("detectron2.engine.train_loop").addFilter(_InOneLine())
 
 
 def check_precision(cfg: DictConfig) -> None:
@@ -328,15 +382,15 @@ def check_precision(cfg: DictConfig) -> None:
 
 def build_trainer(
     cfg: DictConfig, model: nn.Module, data_loader: Any, optimizer: torch.optim.Optimizer
-) -> Trainer:
-    """The trainer for a config's `train`; see `Trainer` for the other arguments.
+) -> GuardedTrainer:
+    """The trainer for a config's `train`; see `GuardedTrainer` for the other arguments.
 
     Raises:
         ConfigError: see `check_precision`.
     """
     check_precision(cfg)
     dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
-    return Trainer(
+    return GuardedTrainer(
         model,
         data_loader,
         optimizer,
@@ -345,6 +399,7 @@ def build_trainer(
         accumulate_steps=cfg.train.accumulate_steps,
         max_skipped_steps=cfg.train.max_skipped_steps,
         output_dir=cfg.train.output_dir,
+        advice=advice(cfg),
         images_per_step=cfg.dataloader.train.total_batch_size * cfg.train.accumulate_steps,
         scale_iterations=cfg.train.reference_batch_size is not None,
     )

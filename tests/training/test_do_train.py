@@ -9,15 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from detectron2.config import instantiate
 from detectron2.data import build_detection_train_loader
-from detectron2.engine import HookBase
+from detectron2.engine import HookBase, SimpleTrainer, hooks
 from omegaconf import DictConfig
 
+import train
 from mask_rcnn_plugin import get_config
 from mask_rcnn_plugin.data.coco import DatasetError
-from mask_rcnn_plugin.training import checkpoint, setup_datasets, train, trainer
+from mask_rcnn_plugin.training import checkpoint, setup_datasets
 from mask_rcnn_plugin.training.checkpoint import SaveError
 from mask_rcnn_plugin.training.preemption import EXIT_CODE
+from train import do_train
 
 # Narrow: a step takes 0.2 s.
 CONFIG = "table2a_backbone/r50_c4+synthetic"
@@ -76,10 +79,29 @@ def score(monkeypatch: pytest.MonkeyPatch) -> Any:
             torch.rand(3), np.random.rand(3)
             return {"segm": {"AP": left.pop(0)}}
 
-        monkeypatch.setattr(trainer, "evaluate", evaluate)
+        monkeypatch.setattr(train, "do_test", evaluate)
         return left
 
     return given
+
+
+def test_losses_are_those_of_detectron2s_own_trainer(build: Any, score: Any) -> None:
+    """In the order of tools/lazyconfig_train_net.py, with `SimpleTrainer`."""
+    score(1.0)
+    plain = ("train.max_iter=3", "train.channels_last=False", "train.amp.enabled=False")
+    ours, theirs = Losses(), Losses()
+    do_train(build("ours", *plain), extra_hooks=[ours])
+    cfg = build("theirs", *plain)
+    model = instantiate(cfg.model)
+    cfg.optimizer.params.model = model
+    optimizer = instantiate(cfg.optimizer)
+    stock = SimpleTrainer(model, instantiate(cfg.dataloader.train), optimizer)
+    stock.register_hooks([hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)), theirs])
+    stock.train(0, 3)
+    assert ours.of.keys() == theirs.of.keys() == {0, 1, 2}
+    for iteration, losses in theirs.of.items():
+        assert ours.of[iteration] == pytest.approx(losses, rel=1e-7)
+    assert ours.of[2]["total_loss"] != ours.of[0]["total_loss"]
 
 
 def test_losses_after_a_resume_are_those_of_an_uninterrupted_training(
@@ -87,14 +109,14 @@ def test_losses_after_a_resume_are_those_of_an_uninterrupted_training(
 ) -> None:
     score(*[1.0] * 9)
     whole, first, second = Losses(), Losses(), Losses()
-    train(build("whole", "train.max_iter=6"), extra_hooks=[whole])
+    do_train(build("whole", "train.max_iter=6"), extra_hooks=[whole])
     interrupted = ("train.max_iter=6", "train.checkpointer.period=3", "train.eval_period=2")
     with pytest.raises(KeyboardInterrupt):
-        train(build("halves", *interrupted), extra_hooks=[first, Stop(3)])
+        do_train(build("halves", *interrupted), extra_hooks=[first, Stop(3)])
     cfg = build("halves", *interrupted)
     torch.manual_seed(77)
     np.random.seed(77)
-    train(cfg, resume=True, extra_hooks=[second])
+    do_train(cfg, resume=True, extra_hooks=[second])
     assert list(second.of) == [4, 5]  # iteration 3 was saved for its evaluation
     assert {"loss_mask", "loss_rpn_cls", "total_loss", "lr"} <= second.of[4].keys()
     assert {**first.of, **second.of} == whole.of
@@ -114,14 +136,14 @@ def test_a_signal_saves_after_the_step_and_exits_with_the_code(
     before = signal.getsignal(number)
     cfg = build("out", "train.max_iter=3")
     with pytest.raises(SystemExit) as ended:
-        train(cfg, extra_hooks=[Stop(1, number)])
+        do_train(cfg, extra_hooks=[Stop(1, number)])
     assert ended.value.code == EXIT_CODE == 75
     assert f"Ended by {number.name} after iteration 1, exit code 75: start again" in caplog.text
     assert signal.getsignal(number) == before
     assert (Path(cfg.train.output_dir) / "last_checkpoint").read_text() == "model_0000001.pth"
     assert left == [1.0]  # not evaluated
     losses = Losses()
-    train(build("out", "train.max_iter=3"), resume=True, extra_hooks=[losses])
+    do_train(build("out", "train.max_iter=3"), resume=True, extra_hooks=[losses])
     assert list(losses.of) == [2]
     assert left == []
 
@@ -131,9 +153,9 @@ def test_a_signal_in_the_last_step_leaves_the_evaluation_to_the_resume(
 ) -> None:
     left = score(1.0)
     with pytest.raises(SystemExit):
-        train(build("out"), extra_hooks=[Stop(1, signal.SIGTERM)])
+        do_train(build("out"), extra_hooks=[Stop(1, signal.SIGTERM)])
     assert left == [1.0]
-    assert train(build("out"), resume=True) == {"segm": {"AP": 1.0}}
+    assert do_train(build("out"), resume=True) == {"segm": {"AP": 1.0}}
 
 
 def test_a_signal_breaks_an_evaluation_off_with_everything_saved(
@@ -143,35 +165,35 @@ def test_a_signal_breaks_an_evaluation_off_with_everything_saved(
         os.kill(os.getpid(), signal.SIGTERM)
         raise AssertionError("the evaluation went on")
 
-    monkeypatch.setattr(trainer, "evaluate", evaluate)
+    monkeypatch.setattr(train, "do_test", evaluate)
     cfg = build("out", "train.max_iter=3", "train.eval_period=1")
     with pytest.raises(SystemExit) as ended:
-        train(cfg)
+        do_train(cfg)
     assert ended.value.code == EXIT_CODE
     assert (Path(cfg.train.output_dir) / "last_checkpoint").read_text() == "model_0000000.pth"
 
     seen: list[int] = []
-    monkeypatch.setattr(trainer, "evaluate", lambda *_: {"segm": {"AP": float(len(seen))}})
+    monkeypatch.setattr(train, "do_test", lambda *_: {"segm": {"AP": float(len(seen))}})
 
     class Note(HookBase):
         def before_train(self) -> None:
             seen.append(self.trainer.storage.latest()["segm/AP"][1])
 
-    train(cfg, resume=True, extra_hooks=[Note()])
+    do_train(cfg, resume=True, extra_hooks=[Note()])
     assert seen == [0]  # the one broken off is made up for, as of its own iteration
 
 
 def test_a_signal_in_the_evaluation_after_the_last_step_leaves_it_to_the_resume(
     build: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer, "evaluate", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(train, "do_test", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     cfg = build("out", "train.eval_period=0")
     with pytest.raises(SystemExit) as ended:
-        train(cfg)
+        do_train(cfg)
     assert ended.value.code == EXIT_CODE
     assert (Path(cfg.train.output_dir) / "last_checkpoint").read_text() == "model_final.pth"
-    monkeypatch.setattr(trainer, "evaluate", lambda *_: {"segm": {"AP": 1.0}})
-    assert train(cfg, resume=True) == {"segm": {"AP": 1.0}}
+    monkeypatch.setattr(train, "do_test", lambda *_: {"segm": {"AP": 1.0}})
+    assert do_train(cfg, resume=True) == {"segm": {"AP": 1.0}}
 
 
 def test_a_signal_while_the_log_is_written_ends_an_evaluation_without_an_error(
@@ -195,12 +217,12 @@ def test_a_signal_while_the_log_is_written_ends_an_evaluation_without_an_error(
 
     handler = logging.StreamHandler(io.TextIOWrapper(io.BufferedWriter(Signalled())))
     monkeypatch.setattr(
-        trainer, "evaluate", lambda *_: logging.getLogger("mask_rcnn_plugin").warning("evaluating")
+        train, "do_test", lambda *_: logging.getLogger("mask_rcnn_plugin").warning("evaluating")
     )
     logger = logging.getLogger("mask_rcnn_plugin")
     monkeypatch.setattr(logger, "handlers", [handler, *logger.handlers])  # pytest's may be there
     with pytest.raises(SystemExit) as ended:
-        train(build("out", "train.max_iter=3", "train.eval_period=1"))
+        do_train(build("out", "train.max_iter=3", "train.eval_period=1"))
     assert ended.value.code == EXIT_CODE
     assert "Logging error" not in capsys.readouterr().err
     assert "Ended by SIGTERM during an evaluation, exit code 75" in caplog.text
@@ -214,7 +236,7 @@ def test_a_loader_of_another_kind_trains_but_its_place_is_not_known(
     for argument in ("max_unreadable", "seed"):
         cfg.dataloader.train.pop(argument, None)
     score(1.0)
-    train(cfg)
+    do_train(cfg)
     assert "has no state_dict: a resume will not know which images" in caplog.text
 
 
@@ -228,7 +250,7 @@ def test_an_error_in_the_last_step_starts_no_evaluation(build: Any, score: Any) 
                 raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        train(cfg, extra_hooks=[Fail()])
+        do_train(cfg, extra_hooks=[Fail()])
     assert left == [1.0]
     assert not (Path(cfg.train.output_dir) / "model_final.pth").exists()
 
@@ -243,23 +265,16 @@ def test_the_best_model_is_kept_over_resumes(build: Any, score: Any) -> None:
     keep = ("train.best_metric=segm/AP", "train.eval_period=1")
     score(5.0, 50.0, float("nan"), 20.0)
     with pytest.raises(KeyboardInterrupt):
-        train(build("out", *keep, "train.max_iter=3"), extra_hooks=[Stop(1)])
+        do_train(build("out", *keep, "train.max_iter=3"), extra_hooks=[Stop(1)])
     cfg = build("out", *keep, "train.max_iter=4")
     assert best(cfg) == ("segm/AP", 50.0, 1)
     score(50.0, 5.0, 6.0)  # the one that the end may have prevented is made up for
-    train(cfg, resume=True)
+    do_train(cfg, resume=True)
     assert best(cfg) == ("segm/AP", 50.0, 1)
     output = Path(cfg.train.output_dir)
     assert (output / "last_checkpoint").read_text() == "model_final.pth"
-    saved = torch.load(output / "model_final.pth", weights_only=True)["trainer"]["hooks"]
-    assert saved["BestCheckpointer"] == {"metric": "segm/AP", "score": 50.0}
-    # Without the file, the state of the checkpoint knows.
-    (output / "model_best.pth").unlink()
-    score(7.0)
-    train(build("out", *keep, "train.max_iter=4"), resume=True)
-    assert not (output / "model_best.pth").exists()
     score(60.0)
-    train(build("out", *keep, "train.max_iter=4"), resume=True)
+    do_train(build("out", *keep, "train.max_iter=4"), resume=True)
     assert best(cfg) == ("segm/AP", 60.0, 3)
 
 
@@ -268,7 +283,7 @@ def test_an_unknown_metric_is_an_error_that_loses_nothing(
 ) -> None:
     score(5.0, 6.0)
     cfg = build("out", "train.best_metric=segm/AP-a", "train.eval_period=1")
-    train(cfg)
+    do_train(cfg)
     assert "best_metric is 'segm/AP-a', not one of ['segm/AP']" in caplog.text
     assert (Path(cfg.train.output_dir) / "model_final.pth").exists()
     assert not (Path(cfg.train.output_dir) / "model_best.pth").exists()
@@ -280,7 +295,7 @@ def test_pruning_goes_on_after_a_resume_and_spares_the_final_and_the_tagged(
     score(1.0, 1.0)
     keep = ("train.checkpointer.period=1", "train.checkpointer.max_to_keep=1")
     with pytest.raises(KeyboardInterrupt):
-        train(build("out", *keep, "train.max_iter=9"), extra_hooks=[Stop(3)])
+        do_train(build("out", *keep, "train.max_iter=9"), extra_hooks=[Stop(3)])
     cfg = build("out", *keep, "train.max_iter=6")
     output = Path(cfg.train.output_dir)
 
@@ -289,9 +304,9 @@ def test_pruning_goes_on_after_a_resume_and_spares_the_final_and_the_tagged(
 
     assert there() == ["model_0000003"]
     (output / "model_0000008.pth").write_bytes(b"damaged, from a time before")
-    train(cfg, resume=True)
+    do_train(cfg, resume=True)
     assert there() == ["model_0000004", "model_0000008", "model_final"]
-    train(build("out", *keep, "train.max_iter=8"), resume=True)
+    do_train(build("out", *keep, "train.max_iter=8"), resume=True)
     assert there() == ["model_0000006", "model_0000008", "model_final"]
 
 
@@ -313,7 +328,7 @@ def test_a_full_disk_is_logged_and_the_training_goes_on(
     score(1.0)
     full(monkeypatch, "model_0000001")
     cfg = build("out", "train.max_iter=3", "train.checkpointer.period=1")
-    train(cfg)
+    do_train(cfg)
     (error,) = [r.message for r in caplog.records if r.levelno == logging.ERROR]
     assert "model_0000001.pth cannot be written: [Errno 28] No space left on device; it" in error
     there = sorted(path.stem for path in Path(cfg.train.output_dir).glob("*.pth*"))
@@ -324,11 +339,11 @@ def test_a_full_disk_is_logged_and_the_training_goes_on(
 def test_a_signal_without_room_to_save_is_an_error_not_the_code_to_go_on(
     evaluating: bool, build: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer, "evaluate", lambda *_: os.kill(os.getpid(), signal.SIGTERM) or {})
+    monkeypatch.setattr(train, "do_test", lambda *_: os.kill(os.getpid(), signal.SIGTERM) or {})
     full(monkeypatch, "model_0000001")
-    hooks = [] if evaluating else [Stop(1, signal.SIGTERM)]
+    extra_hooks = [] if evaluating else [Stop(1, signal.SIGTERM)]
     with pytest.raises(SaveError, match="model_0000001.pth cannot be written"):
-        train(build("out", "train.max_iter=3", "train.eval_period=2"), extra_hooks=hooks)
+        do_train(build("out", "train.max_iter=3", "train.eval_period=2"), extra_hooks=extra_hooks)
 
 
 def test_no_room_for_the_final_checkpoint_is_an_error(
@@ -338,12 +353,12 @@ def test_no_room_for_the_final_checkpoint_is_an_error(
     full(monkeypatch, "model_final")
     cfg = build("out", "train.checkpointer.period=1")
     with pytest.raises(SaveError, match="model_final.pth cannot be written"):
-        train(cfg)
+        do_train(cfg)
     assert left == [1.0]
     monkeypatch.undo()
     score(1.0)
     losses = Losses()
-    train(build("out", "train.checkpointer.period=1"), resume=True, extra_hooks=[losses])
+    do_train(build("out", "train.checkpointer.period=1"), resume=True, extra_hooks=[losses])
     assert list(losses.of) == [1]
 
 
@@ -354,4 +369,4 @@ def test_a_training_set_without_an_annotated_image_is_an_error(
     (tmp_path / "none.json").write_text(json.dumps({**content, "annotations": []}))
     cfg = build("out", f"dataset.train.json={tmp_path / 'none.json'}")
     with pytest.raises(DatasetError, match=r"training set \['.*none\.json'\]"):
-        train(cfg)
+        do_train(cfg)

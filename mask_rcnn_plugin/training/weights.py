@@ -1,0 +1,180 @@
+"""Weights that a user names: where they are, what is in the file, and how it fits a model."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from detectron2.utils.file_io import PathManager
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from mask_rcnn_plugin.errors import UserError
+from mask_rcnn_plugin.training import safe_pickle
+
+_SUFFIXES = (".pth", ".pkl", ".pyth")
+# ImageNet weights fill all but an FPN's layers; those of another library, next to none.
+_LEAST_OF_BACKBONE = 0.1
+
+
+class WeightsError(UserError):
+    """Weights that do not exist, cannot be read or do not fit the model; the message says which."""
+
+
+def resolve_weights(weights: str) -> str:
+    """Find what a user's `--weights` or `train.init_checkpoint` names.
+
+    Args:
+        weights: a file; an address that detectron2 resolves (detectron2://..., catalog://...,
+            https://...), which is downloaded when it is loaded; or a model-zoo name such as
+            "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x", where detectron2 has its model_zoo.
+
+    Returns:
+        A path or address for `SafeCheckpointer`.
+
+    Raises:
+        WeightsError: if there is no such file or zoo model, or if it is a folder.
+    """
+    path = Path(weights)
+    if "://" in weights or path.is_file():
+        return weights
+    if path.is_dir():
+        raise WeightsError(f"weights {weights!r} is a folder, must be a file; it has {_in(path)}")
+    if weights.startswith(("COCO-", "LVIS")):
+        try:
+            from detectron2 import model_zoo
+        except ImportError as error:
+            raise WeightsError(
+                f"weights {weights!r} name a model of detectron2's zoo, but this detectron2 has no "
+                "usable detectron2.model_zoo: give the downloaded file or a detectron2:// address"
+            ) from error
+        try:
+            return model_zoo.get_checkpoint_url(weights.removesuffix(".yaml") + ".yaml")
+        except RuntimeError as error:
+            raise WeightsError(f"weights {weights!r}: {error}") from error
+    if path.parent.is_dir():
+        raise WeightsError(
+            f"weights file {weights!r} does not exist; {path.parent} has {_in(path.parent)}"
+        )
+    raise WeightsError(f"weights file {weights!r} does not exist, nor does its folder")
+
+
+def check_initialization(cfg: DictConfig) -> None:
+    """
+    Raises:
+        WeightsError: if a training starts from no weights, and leaves some layers as they are.
+    """
+    if cfg.train.init_checkpoint:
+        return
+    frozen = dict(_frozen(OmegaConf.to_container(cfg.model, resolve=False), "model"))
+    if frozen:
+        raise WeightsError(
+            f"train.init_checkpoint is empty, and {', '.join(frozen)} would freeze layers at "
+            f"their initial values: give weights, or set {' '.join(frozen.values())}"
+        )
+
+
+def _frozen(node: Any, key: str) -> Iterator[tuple[str, str]]:
+    """What freezes layers, and what does not."""
+    if isinstance(node, dict):
+        for name, value in node.items():
+            yield from _frozen(value, f"{key}.{name}")
+    elif node == "FrozenBN":
+        yield f"{key}=FrozenBN", f"{key}=BN"
+    elif key.endswith(".freeze_at") and node:
+        yield f"{key}={node}", f"{key}=0"
+
+
+def _in(folder: Path) -> str:
+    return ", ".join(sorted(f.name for f in folder.iterdir() if f.suffix in _SUFFIXES)) or "none"
+
+
+def read_pkl(filename: str) -> dict[str, Any]:
+    """Read weights of detectron2, Detectron, Caffe2 or MSRA, told apart as detectron2 does."""
+    with PathManager.open(filename, "rb") as file:
+        data = safe_pickle.load(file)
+    if "model" in data and "__author__" in data:
+        return data
+    weights = {k: v for k, v in data.get("blobs", data).items() if not k.endswith("_momentum")}
+    return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
+
+
+def unreadable(path: str | Path, error: Exception) -> WeightsError:
+    """What to raise where a file cannot be unpickled."""
+    # torch's message is a page of advice to trust the file.
+    unsafe = re.search(r"GLOBAL (\S+)", str(error))
+    reason = str(error).rpartition("WeightsUnpickler error:")[2].strip().partition("\n")[0]
+    what = (
+        f"it asks for {unsafe[1]}, which no weights need and which was not run"
+        if unsafe
+        else f"it is empty, damaged or no checkpoint ({type(error).__name__} {reason})"
+    )
+    return WeightsError(f"weights {path} cannot be loaded: {what}")
+
+
+def check_complete(path: str, incompatible: Any) -> None:
+    """
+    Args:
+        path: of the file.
+        incompatible: what fvcore's checkpointer found missing, left over and of other shapes.
+
+    Raises:
+        WeightsError: if any weight of the model is not in the file, or has another shape there.
+    """
+    missing = _missing(incompatible)
+    shapes = [
+        f"{key}: {list(there)} in the file, {list(here)} in the model"
+        for key, there, here in incompatible.incorrect_shapes
+    ]
+    wrong = {"missing": missing, "other shapes": shapes}
+    if missing or shapes:
+        raise WeightsError(
+            f"weights {path} do not fit the model of this config; "
+            + "; ".join(f"{what}: {_some(names)}" for what, names in wrong.items() if names)
+        )
+
+
+def check_backbone(path: str, model: nn.Module, incompatible: Any) -> None:
+    """
+    Raises:
+        WeightsError: if the model has a backbone, and the file next to none of its weights.
+    """
+    backbone = {key for key in model.state_dict() if key.startswith("backbone.")}
+    lost = {*incompatible.missing_keys, *(key for key, *_ in incompatible.incorrect_shapes)}
+    found = len(backbone - lost)
+    if backbone and found < _LEAST_OF_BACKBONE * len(backbone):
+        raise WeightsError(
+            f"weights {path} have {found} of the {len(backbone)} weights of the backbone, which "
+            f"would start at random; in the file are {_some(incompatible.unexpected_keys)}. "
+            "detectron2's tools/convert-torchvision-to-d2.py converts torchvision's and timm's "
+            "ResNets"
+        )
+
+
+def describe_fit(path: str, model: nn.Module, incompatible: Any) -> str:
+    """Say in one line what of a model starts anew, as the file does not have it."""
+    shapes: dict[str, str] = {}
+    for key, there, here in incompatible.incorrect_shapes:
+        module = key.rpartition(".")[0]
+        shapes.setdefault(module, f"{module} ({list(there)} in the file, {list(here)} here)")
+    missing = _missing(incompatible)
+    total = len(model.state_dict())
+    taken = total - len(missing) - len(incompatible.incorrect_shapes)
+    line = f"{path}: {taken} of {total} weights are taken"
+    anew = [*shapes.values(), *dict.fromkeys(".".join(k.split(".")[:2]) for k in missing)]
+    if anew:
+        line += f"; starting anew: {', '.join(anew)}"
+    unused = [k for k in incompatible.unexpected_keys if not k.endswith("num_batches_tracked")]
+    if unused:
+        line += f"; in the file, but not in the model: {_some(unused)}"
+    return line
+
+
+def _missing(incompatible: Any) -> list[str]:
+    others = {key for key, *_ in incompatible.incorrect_shapes}
+    return [key for key in incompatible.missing_keys if key not in others]
+
+
+def _some(items: list[str], limit: int = 5) -> str:
+    more = f" and {len(items) - limit} more" if len(items) > limit else ""
+    return ", ".join(items[:limit]) + more

@@ -1,0 +1,80 @@
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from mask_rcnn_plugin import get_config
+from mask_rcnn_plugin.training.checkpoint import SafeCheckpointer
+from mask_rcnn_plugin.training.weights import WeightsError, check_initialization
+
+ROW = "table2a_backbone/r50_fpn"
+
+
+class Detector(nn.Module):
+    """A backbone of three layers, and two heads."""
+
+    def __init__(self, classes: int = 4) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(*(nn.Linear(2, 2) for _ in range(3)))
+        self.heads = nn.ModuleDict({"box": nn.Linear(2, classes + 1), "mask": nn.Linear(2, 2)})
+
+
+def start(model: nn.Module, weights: dict[str, torch.Tensor], folder: Path) -> None:
+    torch.save({"model": weights}, folder / "weights.pth")
+    SafeCheckpointer(model, str(folder)).resume_or_load(str(folder / "weights.pth"), resume=False)
+
+
+@pytest.mark.parametrize("names", ["res{}.conv1.weight", "layer{}.0.conv1.weight"])
+def test_a_file_without_the_backbone_is_refused_and_the_conversion_named(
+    names: str, tmp_path: Path
+) -> None:
+    weights = {names.format(i): torch.zeros(2, 2) for i in range(5)}
+    with pytest.raises(WeightsError) as error:
+        start(Detector(), weights, tmp_path)
+    for part in ("weights.pth", "0 of the 6", names.format(0), "convert-torchvision-to-d2.py"):
+        assert part in str(error.value)
+
+
+def test_a_backbone_alone_is_a_start(tmp_path: Path) -> None:
+    model, other = Detector(), Detector()
+    weights = {k: v for k, v in other.state_dict().items() if k.startswith("backbone.")}
+    start(model, weights, tmp_path)
+    assert torch.equal(model.backbone[2].bias, other.backbone[2].bias)
+
+
+def test_another_number_of_classes_is_one_calm_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    weights = Detector(classes=80).state_dict()
+    del weights["heads.mask.weight"], weights["heads.mask.bias"]
+    weights["fc1000.weight"] = torch.zeros(3)
+    with caplog.at_level(logging.INFO):
+        start(Detector(classes=4), weights, tmp_path)
+    assert not [r for r in caplog.records if r.levelno > logging.INFO]
+    (line,) = [r.message for r in caplog.records if "anew" in r.message]
+    for part in ("6 of 10", "heads.box ([81] in the file, [5] here)", "heads.mask", "fc1000"):
+        assert part in line
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        ([], ["model.backbone.freeze_at=0", "model.backbone.norm=BN"]),
+        (["model.backbone.norm=BN"], ["model.backbone.freeze_at=2", "model.backbone.freeze_at=0"]),
+        (["model.backbone.freeze_at=0"], ["model.backbone.norm=FrozenBN"]),
+    ],
+)
+def test_frozen_layers_do_not_start_at_random(overrides: list[str], named: list[str]) -> None:
+    with pytest.raises(WeightsError) as error:
+        check_initialization(get_config(ROW, ["train.init_checkpoint=", *overrides]))
+    assert all(part in str(error.value) for part in ["train.init_checkpoint", *named])
+
+
+def test_a_start_from_weights_or_with_nothing_frozen_is_fine() -> None:
+    check_initialization(get_config(ROW))
+    check_initialization(get_config(f"{ROW}+synthetic"))
+    free = ["model.backbone.norm=BN", "model.backbone.freeze_at=0"]
+    check_initialization(get_config(ROW, ["train.init_checkpoint=", *free]))
