@@ -171,11 +171,14 @@ def _spawned(
     multiprocessing.set_start_method(start_method, force=True)
     placement = Placement(rank, args.num_gpus, rank, args.num_gpus, "")
     try:
-        meet = lambda timeout: dist.TCPStore("127.0.0.1", port, timeout=timeout)  # noqa: E731
-        _run(placement, meet, args, prepare, run)
+        _run(placement, partial(_parents_store, port), args, prepare, run)
     except Exception:  # told at once, not when the parent has seen all end
         traceback.print_exc()
         sys.exit(1)
+
+
+def _parents_store(port: int, timeout: timedelta) -> dist.Store:
+    return dist.TCPStore("127.0.0.1", port, timeout=timeout)
 
 
 def _rendezvous(placement: Placement, timeout: timedelta) -> dist.Store:
