@@ -79,6 +79,7 @@ def end_with_75_at_sigterm(args: argparse.Namespace, cfg: DictConfig) -> None:
     """The first rank sends it to the parent, which passes it on; and another one, as it ends."""
 
     def end(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         raise SystemExit(75)
 
     Finalize(None, os.kill, (os.getpid(), signal.SIGTERM), exitpriority=0)  # as the process ends

@@ -213,7 +213,7 @@ def spawn(run: launch.Run) -> int | str | None:
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         with pytest.raises(SystemExit) as end:
-            launch.run_program(args, lambda args, cfg: None, run)
+            launch.run_program(args, importlib.import_module("launched").prepare_nothing, run)
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
