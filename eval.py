@@ -37,7 +37,7 @@ from mask_rcnn_plugin.evaluation import PREDICTIONS_FILE, results_table
 from mask_rcnn_plugin.evaluation.pictures import draw_predictions
 from mask_rcnn_plugin.evaluation.testing import evaluate
 from mask_rcnn_plugin.training import SafeCheckpointer, resolve_weights, setup_datasets
-from mask_rcnn_plugin.training.launch import launch, log_processes, parse_launch_args
+from mask_rcnn_plugin.training.launch import log_processes, parse_program_args, run_program
 from mask_rcnn_plugin.training.setup import make_output_dir
 
 
@@ -64,7 +64,7 @@ def parse_args() -> argparse.Namespace:
         action="store_true",
         help="compute AP with pycocotools, whatever faster is installed",
     )
-    args = parse_launch_args(parser)
+    args = parse_program_args(parser)
     if args.weights is None:
         parser.error("the following arguments are required: --weights")
     if args.visualize < 0:
@@ -122,7 +122,7 @@ def report(args: argparse.Namespace, cfg: DictConfig, results: dict[str, Any]) -
 
 
 def main() -> None:
-    launch(parse_args(), prepare, run)
+    run_program(parse_args(), prepare, run)
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ from mask_rcnn_plugin.training.checkpoint import (
 )
 from mask_rcnn_plugin.training.eval_hook import SafeEvalHook
 from mask_rcnn_plugin.training.guarded_trainer import build_trainer, check_precision
-from mask_rcnn_plugin.training.launch import launch, log_processes, parse_launch_args
+from mask_rcnn_plugin.training.launch import log_processes, parse_program_args, run_program
 from mask_rcnn_plugin.training.main_process import on_main_process
 from mask_rcnn_plugin.training.preemption import Preemption
 from mask_rcnn_plugin.training.preflight import check_datasets
@@ -178,7 +178,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--no-check", action="store_true", help="start without checking the data sets"
     )
-    return parse_launch_args(parser)
+    return parse_program_args(parser)
 
 
 def prepare(args: argparse.Namespace, cfg: DictConfig) -> None:
@@ -211,7 +211,7 @@ def run(args: argparse.Namespace, cfg: DictConfig) -> None:
 
 
 def main() -> None:
-    launch(parse_args(), prepare, run)
+    run_program(parse_args(), prepare, run)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from omegaconf import DictConfig
 from mask_rcnn_plugin.evaluation import results_table
 from mask_rcnn_plugin.training.batch_scaling import fit_batch
 from mask_rcnn_plugin.training.guarded_trainer import check_precision
-from mask_rcnn_plugin.training.launch import launch, log_processes, parse_launch_args
+from mask_rcnn_plugin.training.launch import log_processes, parse_program_args, run_program
 from mask_rcnn_plugin.training.main_process import on_main_process
 from mask_rcnn_plugin.training.preflight import check_datasets
 from mask_rcnn_plugin.training.setup import make_output_dir
@@ -48,7 +48,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--no-check", action="store_true", help="start without checking the datasets"
     )
-    return parse_launch_args(parser)
+    return parse_program_args(parser)
 
 
 def prepare(args: argparse.Namespace, cfg: DictConfig) -> None:
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace, cfg: DictConfig) -> None:
 
 
 def main() -> None:
-    launch(parse_args(), prepare, run)
+    run_program(parse_args(), prepare, run)
 
 
 if __name__ == "__main__":

@@ -1,24 +1,24 @@
-"""The training loader: a shuffled stream whose position can be saved and gone back to."""
+"""The training loader: its position can be saved, and it survives signals and unreadable images."""
 
 import logging
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain, islice
-from typing import Any, NamedTuple
+from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
 from detectron2.data import DatasetFromList
 from detectron2.data.build import trivial_batch_collator, worker_init_reset_seed
-from detectron2.data.samplers import TrainingSampler
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
 from mask_rcnn_plugin.config import ConfigError
 from mask_rcnn_plugin.data.coco import DatasetError
 from mask_rcnn_plugin.data.mapper import ImageError
+from mask_rcnn_plugin.data.sampler import Group, GroupSampler
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,10 @@ def build_train_loader(
     seed: int | None = None,
     max_unreadable: int = 100,
 ) -> "TrainLoader":
-    """In place of detectron2's `build_detection_train_loader`, whose stream cannot be gone on with.
+    """As detectron2's `build_detection_train_loader`, from a position on that can be saved.
+
+    detectron2's groups by orientation behind the sampler, in each process for itself, so that no
+    position tells which images are left; nor does it let a worker do anything at its start.
 
     Args:
         dataset: detectron2's records, with "width" and "height".
@@ -60,51 +63,37 @@ def build_train_loader(
         )
     if not len(dataset):
         raise DatasetError("the training set has no image that is trained on")
+    landscape = [aspect_ratio_grouping and r["width"] > r["height"] for r in dataset]
+    sampler = GroupSampler(landscape, total_batch_size // world_size, seed)
     return TrainLoader(
-        _Mapped(DatasetFromList(list(dataset), copy=False), mapper),
-        [int(aspect_ratio_grouping and r["width"] > r["height"]) for r in dataset],
-        total_batch_size // world_size,
-        num_workers,
-        comm.shared_random_seed() if seed is None else seed,
-        max_unreadable,
+        _Mapped(list(dataset), mapper),
+        sampler,
+        num_workers=num_workers,
+        max_unreadable=max_unreadable,
     )
 
 
 class TrainLoader:
     """Batches without end, for one of the processes of a training.
 
-    All processes shuffle alike. Out of the one stream, epoch after epoch, come groups of a batch on
-    a GPU, of one orientation each; the first process takes the first group, the second one the
-    second. So after i batches in each of W processes the first i * W groups have been trained on,
-    whatever more the workers have loaded by then, and any number of processes can go on from there:
-    with groups of another size, if the batch on a GPU is another, out of the images that are left.
-    Images that fill no group wait for the next epoch.
+    Its state is the sampler's position after the last batch handed over, the same in all processes.
 
     Args:
-        dataset: gives a model's input or `Unreadable`.
-        orientations: 0 or 1 for each image; a group is of one.
-        batch_size: images of a group.
-        num_workers, seed, max_unreadable: see `build_train_loader`.
+        dataset: gives the samples of a group.
+        sampler: which images, in which order.
+        num_workers, max_unreadable: see `build_train_loader`.
     """
 
     def __init__(
-        self,
-        dataset: "_Mapped",
-        orientations: Sequence[int],
-        batch_size: int,
-        num_workers: int,
-        seed: int,
-        max_unreadable: int,
+        self, dataset: "_Mapped", sampler: GroupSampler, *, num_workers: int, max_unreadable: int
     ) -> None:
         self._dataset = dataset
-        self._orientations = orientations
-        self._batch_size = batch_size
+        self._sampler = sampler
         self._num_workers = num_workers
-        self._seed = seed
         self._max_unreadable = max_unreadable
-        # Sizes of groups, and how many all processes were handed; the last one is in use.
-        self._groups = [[batch_size, 0]]
-        self._unreadable: dict[str, str] = {}
+        self._unreadable: dict[str, ImageError] = {}
+        self.state_dict = sampler.state_dict
+        self.load_state_dict = sampler.load_state_dict
 
     def __iter__(self) -> Iterator[list[Record]]:
         """Go on from the state there is at the first batch.
@@ -112,132 +101,69 @@ class TrainLoader:
         Raises:
             DatasetError: if more than `max_unreadable` images cannot be read.
         """
-        world_size = comm.get_world_size()
         # Workers get their seeds from a generator of their own: the training's stays untouched.
         # Others in each process and after a resume, or augmentations would be drawn again.
-        mixed = np.random.SeedSequence([self._seed % 2**64, self._handed_over(), comm.get_rank()])
-        generator = torch.Generator().manual_seed(int(mixed.generate_state(1, np.uint64)[0]))
+        position = self._sampler.seed % 2**64, self._sampler.position, comm.get_rank()
+        seed = np.random.SeedSequence(position).generate_state(1, np.uint64)[0]
         loader: DataLoader[Any] = DataLoader(
             self._dataset,
-            batch_sampler=islice(self._groups_left(), comm.get_rank(), None, world_size),
+            batch_size=None,  # an item is a batch
+            sampler=self._sampler,
             num_workers=self._num_workers,
             collate_fn=trivial_batch_collator,
             worker_init_fn=_init_worker,
-            generator=generator,
+            generator=torch.Generator().manual_seed(int(seed)),
         )
-        for batch in loader:
-            readable = self._readable(batch)
-            self._groups[-1][1] += world_size
+        for group, samples in loader:
+            readable = self._readable(group, samples)
+            self._sampler.move_behind(group)
             yield readable
 
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "seed": self._seed,
-            "images": len(self._dataset),
-            "landscapes": sum(self._orientations),
-            "groups": [list(part) for part in self._groups],
-        }
+    def _readable(self, group: Group, samples: list[Any]) -> list[Record]:
+        kept = [sample for sample in samples if not self._left_out(sample)]
+        if not kept:  # other processes would wait for one without a batch: it takes the next image
+            first = group.images[-1] + 1
+            following = map(self._dataset.sample, range(first, first + len(self._dataset)))
+            kept = list(islice((s for s in following if not self._left_out(s)), 1))
+        if not kept:
+            raise DatasetError(f"no image of the training set can be read, e.g. {samples[0]}")
+        return kept
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where another loader was, or with a new shuffle where it had other images."""
-        self._seed, self._groups = state["seed"], [list(part) for part in state["groups"]]
-        for key in ("images", "landscapes"):
-            before, now = state[key], self.state_dict()[key]
-            if before != now:
-                logger.warning(
-                    "%s of the training were %d before and are %d now: the epoch is not gone on "
-                    "with, the images are shuffled anew",
-                    *(key, before, now),
-                )
-                self._seed, self._groups = self._seed + self._handed_over() + 1, []
-                break
-        if not self._groups or self._groups[-1][0] != self._batch_size:
-            self._groups.append([self._batch_size, 0])
-
-    def _handed_over(self) -> int:
-        return sum(number for _, number in self._groups)
-
-    def _groups_left(self) -> Iterator[list[int]]:
-        """Groups from the position on; those before it are formed again, and left out."""
-        images: Iterator[int] = iter(_Stream(len(self._dataset), seed=self._seed))
-        for batch_size, number in self._groups:
-            waiting: tuple[list[int], list[int]] = [], []
-            groups = self._grouped(images, batch_size, waiting)
-            for _ in islice(groups, number):
-                pass
-            images = chain(*waiting, images)
-        return groups
-
-    def _grouped(
-        self, images: Iterator[int], batch_size: int, waiting: tuple[list[int], list[int]]
-    ) -> Iterator[list[int]]:
-        """As detectron2's `GroupedBatchSampler`, which does not tell what waits for a group."""
-        for image in images:
-            group = waiting[self._orientations[image]]
-            group.append(image)
-            if len(group) == batch_size:
-                full = group.copy()
-                group.clear()
-                yield full
-
-    def _readable(self, batch: list[Any]) -> list[Record]:
-        kept = [sample for sample in batch if not isinstance(sample, Unreadable)]
-        for sample in batch:
-            if isinstance(sample, Unreadable):
-                self._leave_out(sample)
-        if kept:
-            return kept
-        first = batch[-1].position + 1
-        for i in range(first, first + len(self._dataset)):
-            sample = self._dataset[i % len(self._dataset)]
-            if not isinstance(sample, Unreadable):
-                return [sample]
-            self._leave_out(sample)
-        raise DatasetError(f"no image of the training set can be read, e.g. {batch[0].reason}")
-
-    def _leave_out(self, image: "Unreadable") -> None:
-        if image.file_name in self._unreadable:
-            return
-        self._unreadable[image.file_name] = image.reason
+    def _left_out(self, sample: Any) -> bool:
+        """Whether it could not be read; logged once for each image, and counted."""
+        if not isinstance(sample, ImageError):
+            return False
+        if sample.file_name not in self._unreadable:
+            logger.warning("Left out of the training: %s", sample)
+        self._unreadable[sample.file_name] = sample
         if len(self._unreadable) > self._max_unreadable:
-            first = "; ".join(list(self._unreadable.values())[:3])
             raise DatasetError(
                 f"more than {self._max_unreadable} images of the training set cannot be read "
-                f"(dataloader.train.max_unreadable), e.g. {first}"
+                "(dataloader.train.max_unreadable), e.g. "
+                + "; ".join(map(str, list(self._unreadable.values())[:3]))
             )
-        logger.warning("Left out of the training: %s", image.reason)
+        return True
 
 
-class Unreadable(NamedTuple):
-    """Stands for a sample whose image the mapper could not read; `position` is in the dataset."""
-
-    position: int
-    file_name: str
-    reason: str
-
-
-class _Mapped(Dataset):
+class _Mapped(Dataset[tuple[Group, list[Any]]]):
     """Samples; not detectron2's `MapDataset`, which hides which image it replaces by which."""
 
-    def __init__(self, records: DatasetFromList, mapper: Callable[[Record], Record]) -> None:
-        self._records = records
+    def __init__(self, records: list[Record], mapper: Callable[[Record], Record]) -> None:
+        self._records = DatasetFromList(records, copy=False)
         self._mapper = mapper
 
     def __len__(self) -> int:
         return len(self._records)
 
-    def __getitem__(self, index: int) -> Record | Unreadable:
+    def __getitem__(self, group: Group) -> tuple[Group, list[Any]]:
+        return group, [self.sample(image) for image in group.images]
+
+    def sample(self, image: int) -> Any:
+        """The sample of an image, counted around the end, or what is wrong with the image."""
         try:
-            return self._mapper(self._records[index])
+            return self._mapper(self._records[image % len(self)])
         except ImageError as error:
-            return Unreadable(index, error.file_name, str(error))
-
-
-class _Stream(TrainingSampler):
-    """All images of all processes, in the order in which they are trained on."""
-
-    def __iter__(self) -> Iterator[int]:
-        return self._infinite_indices()
+            return error
 
 
 def _init_worker(worker: int) -> None:

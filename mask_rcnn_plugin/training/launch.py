@@ -1,8 +1,4 @@
-"""One entry point for the programs that run a config: alone, spawned, under torchrun, under srun.
-
-Each process of a run goes through `launch` alike. They meet at torch's key-value store first, so
-that a mistake that only one of them finds ends all, and is told once.
-"""
+"""One entry point for the programs that run a config: alone, `--num-gpus`, torchrun or srun."""
 
 import argparse
 import gc
@@ -13,23 +9,22 @@ import re
 import signal
 import socket
 import sys
-import threading
-import time
+import traceback
+from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext, redirect_stderr
 from datetime import timedelta
-from functools import partial
+from functools import lru_cache, partial
 from io import StringIO
-from itertools import groupby
-from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from detectron2.utils import comm
 from omegaconf import DictConfig
 from torch.distributed.rendezvous import rendezvous
+from torch.multiprocessing.spawn import ProcessExitedException, start_processes
 
 from mask_rcnn_plugin.config import ConfigError, get_config
 from mask_rcnn_plugin.config.printing import add_print_arguments, print_config
@@ -37,23 +32,22 @@ from mask_rcnn_plugin.errors import UserError
 from mask_rcnn_plugin.training.placement import ALONE, Placement, placement_from
 from mask_rcnn_plugin.training.preemption import EXIT_CODE, SIGNALS
 
-T = TypeVar("T")
 Prepare = Callable[[argparse.Namespace, DictConfig], None]
 Run = Callable[[argparse.Namespace, DictConfig], None]
+Meet = Callable[[timedelta], dist.Store]
 
-# What spawned processes have to end, once one of them has; a checkpoint may be half written.
-_GRACE_SECONDS = 60
-# How long a rank that has found a mistake waits for the others to end together.
-_PATIENCE_SECONDS = 10
+# What the other processes have to end after one has failed, before they get SIGTERM, and again
+# before SIGKILL.
+_GRACE_SECONDS = 30
 
 logger = logging.getLogger(__name__)
 
 
-def parse_launch_args(parser: argparse.ArgumentParser) -> argparse.Namespace:
+def parse_program_args(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """Parse the command line, and the variables of torchrun and srun.
 
     Returns:
-        The parser's own arguments, and what `launch` reads: `config`, `num_gpus`, `overrides`,
+        The parser's own arguments, and what `run_program` reads: `config`, `num_gpus`, `overrides`,
         `placement`.
 
     Raises:
@@ -98,13 +92,11 @@ def parse_launch_args(parser: argparse.ArgumentParser) -> argparse.Namespace:
     return args
 
 
-def launch(args: argparse.Namespace, prepare: Prepare, run: Run) -> None:
+def run_program(args: argparse.Namespace, prepare: Prepare, run: Run) -> None:
     """Load the config and run it: in this process or, with `--num-gpus`, in several.
 
-    Processes talk over NCCL if `train.device` is CUDA, over gloo if not. Each has its own GPU.
-
     Args:
-        args: from `parse_launch_args`.
+        args: from `parse_program_args`.
         prepare: checks and completes the config, in place, as far as possible without building or
             writing anything; each process calls it.
         run: what each process does, after all have prepared.
@@ -114,161 +106,223 @@ def launch(args: argparse.Namespace, prepare: Prepare, run: Run) -> None:
             whichever of them it comes from; what `run` raises, as it is.
     """
     if args.placement:
-        store = _meet(args)
-        # torchrun's store outlives a group that it starts again, perhaps in another size.
-        group = f"{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{args.placement.world_size}"
-        _run(args.placement, dist.PrefixStore(group, store), args, prepare, run)
-        return
-    if args.num_gpus in (None, 1):
-        _run(ALONE, dist.HashStore(), args, prepare, run)
-        return
-    try:
-        _load(args, args.num_gpus, args.num_gpus)  # now, not in so many processes
-    except UserError as error:
-        _print(error)
-        sys.exit(2)
-    _spawn(args, prepare, run)
-
-
-def _meet(args: argparse.Namespace) -> dist.Store:
-    """The store at which the processes of torchrun or srun meet; they wait for the others there."""
-    rank, world_size, *_, url = args.placement
-    try:
-        minutes = get_config(args.config, args.overrides).train.process_group_timeout
-    except ConfigError:  # told when all have come
-        minutes = 5.0
-    try:
-        store, *_ = next(rendezvous(url, rank, world_size, timeout=timedelta(minutes=minutes)))
-    except RuntimeError as error:
-        _print(
-            UserError(
-                f"rank {rank} of {world_size} processes has not met the others at {url} within "
-                f"train.process_group_timeout, {minutes:g} minutes: {str(error).splitlines()[0]}"
-            )
-        )
-        sys.exit(2)
-    return store
+        _run(args.placement, partial(_rendezvous, args.placement), args, prepare, run)
+    elif args.num_gpus in (None, 1):
+        _run(ALONE, lambda timeout: dist.HashStore(), args, prepare, run)
+    else:
+        try:  # now, not in so many processes
+            _load(args, Placement(0, args.num_gpus, 0, args.num_gpus, ""))
+        except UserError as error:
+            _print(error)
+            sys.exit(2)
+        _spawn(args, prepare, run)
 
 
 def log_processes(cfg: DictConfig) -> None:
     """Log which processes run this and how they talk. All must call it; the main one's is shown."""
-    ranks = enumerate(comm.all_gather(socket.gethostname()))
-    hosts = []
-    for host, group in groupby(ranks, key=lambda rank_and_host: rank_and_host[1]):
-        numbers = [rank for rank, _ in group]
-        hosts.append(f"{numbers[0]} to {numbers[-1]} on {host}")
+    hosts = Counter(comm.all_gather(socket.gethostname()))
+    where = ", ".join(f"{number} on {host}" for host, number in hosts.items())
     if comm.get_world_size() == 1:
-        logger.info("1 process, on %s, device %s", socket.gethostname(), cfg.train.device)
+        logger.info("1 process, %s, device %s", where, cfg.train.device)
         return
     logger.info(
-        "%d processes over %s, time-out %g minutes (train.process_group_timeout), device %s: "
-        "ranks %s; this is rank %d, local rank %d",
+        "%d processes (%s), device %s, over %s, time-out %g minutes (train.process_group_timeout)",
         comm.get_world_size(),
+        where,
+        cfg.train.device,
         dist.get_backend(),
         cfg.train.process_group_timeout,
-        cfg.train.device,
-        ", ".join(hosts),
-        comm.get_rank(),
-        comm.get_local_rank(),
     )
 
 
 def _spawn(args: argparse.Namespace, prepare: Prepare, run: Run) -> None:
-    """Run in processes of this machine; their highest exit code becomes this one's."""
+    """Run in processes of this machine, and end with the exit code of the first that fails."""
     # Here, so that it outlives every rank.
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    context = multiprocessing.get_context("spawn")
-    processes = []
-    for rank in range(args.num_gpus):
-        placement = Placement(rank, args.num_gpus, rank, args.num_gpus, "")
-        given = (multiprocessing.get_start_method(), placement, store.port, args, prepare, run)
-        processes.append(context.Process(target=_spawned, args=given))
-        processes[-1].start()
+    start_method = multiprocessing.get_start_method()
+    context = start_processes(
+        _spawned,
+        (start_method, store.port, args, prepare, run),
+        nprocs=args.num_gpus,
+        join=False,
+        start_method="spawn",  # CUDA can't be used in a fork
+    )
 
     def forward(number: int, _: object) -> None:
-        for process in processes:
-            if process.pid and process.is_alive():
+        for process in context.processes:
+            if process.is_alive():
                 os.kill(process.pid, number)
 
-    for number in (signal.SIGTERM, signal.SIGUSR1):
+    for number in SIGNALS:
         signal.signal(number, forward)
-    alive = list(processes)
-    while alive and not any(process.exitcode for process in processes):
-        # Not of those alive now: with none left it would wait for ever.
-        wait([process.sentinel for process in alive])
-        alive = [process for process in processes if process.exitcode is None]
-    deadline = time.monotonic() + _GRACE_SECONDS
-    for rank, process in enumerate(processes):
-        process.join(max(0.0, deadline - time.monotonic()))
-        if process.exitcode is None:
-            process.kill()
-        elif process.exitcode < 0:
-            name = signal.Signals(-process.exitcode).name
-            print(f"rank {rank} was ended by {name}", file=sys.stderr)
-    codes = [process.exitcode or 0 for process in processes]
-    if any(codes):
-        sys.exit(max(*codes, 1))
+    try:
+        while not context.join(grace_period=_GRACE_SECONDS):
+            pass
+    except ProcessExitedException as error:
+        if error.exit_code < 0:
+            print(f"rank {error.error_index} was ended by {error.signal_name}", file=sys.stderr)
+        sys.exit(max(error.exit_code, 1))
 
 
 def _spawned(
-    start_method: str,
-    placement: Placement,
-    port: int,
-    args: argparse.Namespace,
-    prepare: Prepare,
-    run: Run,
+    rank: int, start_method: str, port: int, args: argparse.Namespace, prepare: Prepare, run: Run
 ) -> None:
-    # As under torchrun. Workers that are spawned too take long to start, and copy the data set.
+    # As under torchrun. Workers that are spawned too take long to start, and copy the dataset.
     multiprocessing.set_start_method(start_method, force=True)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    _run(placement, dist.TCPStore("127.0.0.1", port), args, prepare, run)
+    placement = Placement(rank, args.num_gpus, rank, args.num_gpus, "")
+    try:
+        _run(placement, partial(_parents_store, port), args, prepare, run)
+    except Exception:  # told at once, not when the parent has seen all end
+        traceback.print_exc()
+        sys.exit(1)
 
 
-def _end_with_parent() -> None:
-    """Else a rank whose parent is killed would go on, and keep its GPU."""
-    parent = multiprocessing.parent_process()
-    assert parent
-    parent.join()
-    os._exit(1)
+def _parents_store(port: int, timeout: timedelta) -> dist.Store:
+    return dist.TCPStore("127.0.0.1", port, timeout=timeout)
+
+
+def _rendezvous(placement: Placement, timeout: timedelta) -> dist.Store:
+    rank, world_size, *_, url = placement
+    store, *_ = next(rendezvous(url, rank, world_size, timeout=timeout))
+    # torchrun's store outlives a group that it starts again, perhaps in another size.
+    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)
+    return dist.PrefixStore(f"{restart}/{world_size}", store)
 
 
 def _run(
-    placement: Placement, store: dist.Store, args: argparse.Namespace, prepare: Prepare, run: Run
+    placement: Placement, meet: Meet, args: argparse.Namespace, prepare: Prepare, run: Run
 ) -> None:
     """What each process goes through."""
-    code: Any = None
+    cfg, store = _load_together(placement, meet, args)
+    code: Any = 0
     try:
-        load = partial(_load, args, placement.world_size, placement.local_size)
-        cfg = _on_all_ranks(store, placement, "load", load)
+        _set_device(placement, cfg)
         if placement.world_size > 1:
-            _create_process_group(store, placement, cfg)
-        _on_all_ranks(store, placement, "prepare", partial(prepare, args, cfg))
+            _create_process_group(placement, store, cfg)
+        prepare(args, cfg)
+        comm.synchronize()  # `run` writes: not before all have prepared
         run(args, cfg)
-        if placement.world_size > 1:
-            comm.synchronize()  # the store may be the first rank's, which must not go first
-    except SystemExit as end:  # at a signal, or because another rank has told a mistake
+        comm.synchronize()  # the store may be the first rank's, which must not go first
+    except SystemExit as end:
         code = end.code
         if code == EXIT_CODE:
             # Signals may come twice, to each process and passed on; the code is to come back.
             for number in SIGNALS:
                 signal.signal(number, signal.SIG_IGN)
     except UserError as error:
-        _tell(store, error)
-        sys.exit(2)
+        code = 2
+        if _count_mistakes(store, 1) == 1:
+            _print(error)
     except Exception as error:
-        _end_if_another_has(store)
-        if dist.is_initialized() and re.search("timed? ?out", str(error).lower()):
-            raise RuntimeError(
-                "a rank waited for the others longer than train.process_group_timeout, "
-                f"{cfg.train.process_group_timeout:g} minutes: look for one that has stopped, or "
-                "give it more"
-            ) from error
-        raise
+        if not _count_mistakes(store, 0):
+            if dist.is_initialized() and re.search("timed? ?out", str(error).lower()):
+                raise RuntimeError(
+                    "a rank waited for the others longer than train.process_group_timeout, "
+                    f"{cfg.train.process_group_timeout:g} minutes: look for one that has stopped, "
+                    "or give it more"
+                ) from error
+            raise
+        code = 2  # whatever goes wrong here comes from the mistake that another rank has told
     # Not in the clauses above, where the exception still holds all of the training.
     if dist.is_initialized():
         destroy_process_group()
     if code:
         sys.exit(code)
+
+
+def _load_together(
+    placement: Placement, meet: Meet, args: argparse.Namespace
+) -> tuple[DictConfig, dist.Store]:
+    """Load the config in each process; a mistake in any of them ends all, and is told once."""
+    mistake, minutes = "", 5.0
+    try:
+        cfg = _load(args, placement)
+        minutes = cfg.train.process_group_timeout
+    except UserError as error:
+        mistake = str(error)
+    rank, world_size, *_, url = placement
+    try:
+        store = meet(timedelta(minutes=minutes))
+        store.set_timeout(timedelta(minutes=minutes))
+        store.set(f"mistake/{rank}", mistake)
+        mistakes = [store.get(f"mistake/{r}").decode() for r in range(world_size)]
+        store.set(f"seen/{rank}", "")
+        for other in range(world_size if rank == 0 else 0):  # the store may be this process's
+            store.get(f"seen/{other}")
+    except RuntimeError as error:
+        _print(
+            f"rank {rank} of {world_size} processes has not met the others at {url} within "
+            f"train.process_group_timeout, {minutes:g} minutes: {str(error).splitlines()[0]}"
+        )
+        sys.exit(2)
+    if any(mistakes):
+        if rank == 0:
+            _print(next(filter(None, mistakes)))
+        sys.exit(2)
+    return cfg, store
+
+
+def _load(args: argparse.Namespace, placement: Placement) -> DictConfig:
+    """
+    Raises:
+        ConfigError: for a mistake in the config, or if it cannot run in so many processes.
+    """
+    cfg = get_config(args.config, args.overrides)
+    device, world_size, local_size = cfg.train.device, placement.world_size, placement.local_size
+    if (args.num_gpus or 1) > 1 and device == "cpu" and "train.device=cpu" not in args.overrides:
+        raise ConfigError(
+            f"--num-gpus is {args.num_gpus}, but torch finds no GPU here: train.device=cpu runs "
+            "as many processes on the CPU"
+        )
+    if world_size > 1 and device not in ("cuda", "cpu"):
+        raise ConfigError(
+            f"train.device is {device!r}, must be 'cuda', for each process its own GPU, or 'cpu' "
+            f"for {world_size} processes"
+        )
+    visible = torch.cuda.device_count()
+    own = visible == 1 and placement.url.startswith("tcp:")  # srun may show each task its own GPU
+    if device.startswith("cuda") and local_size > visible and not own:
+        raise ConfigError(
+            f"{local_size} processes on this machine (--num-gpus, or as torchrun or srun starts "
+            f"them), but it has {visible} visible GPUs: give at most that many, or train.device=cpu"
+        )
+    return cfg
+
+
+def _set_device(placement: Placement, cfg: DictConfig) -> None:
+    """Make the process's GPU the current one: random states and synchronisation are of that one."""
+    device = torch.device(cfg.train.device)
+    if device.type == "cuda":
+        own = placement.local_rank % torch.cuda.device_count()
+        torch.cuda.set_device(own if device.index is None else device.index)
+
+
+def _create_process_group(placement: Placement, store: dist.Store, cfg: DictConfig) -> None:
+    """Create the group of all processes, over NCCL with gloo beside it, or over gloo alone.
+
+    What goes through the CPU - detectron2's exchange of objects, its `synchronize` - goes over
+    gloo: where a process waits for another that a signal has ended, gloo tells it and NCCL doesn't.
+
+    Raises:
+        ConfigError: if the ranks of a machine are not consecutive, or as many as on each other one.
+    """
+    rank, world_size, local_rank, local_size, _ = placement
+    timeout = timedelta(minutes=cfg.train.process_group_timeout)
+    backend = "cpu:gloo,cuda:nccl" if cfg.train.device == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
+    # detectron2's own waits for 30 minutes, and release 0.6 takes no group of two backends.
+    comm._get_global_gloo_group = lru_cache(
+        partial(dist.new_group, backend="gloo", timeout=timeout)
+    )
+    places = comm.all_gather((local_rank, local_size))
+    equal = places == [(r % local_size, local_size) for r in range(world_size)]
+    if not equal or world_size % local_size:
+        raise ConfigError(
+            f"(local rank, local size) of the ranks are {places}: each machine must run the same "
+            "number of processes, ranks in order (srun --distribution=block)"
+        )
+    # What detectron2's launch sets up: who shares a machine.
+    comm._LOCAL_PROCESS_GROUP, _ = dist.new_subgroups(local_size, timeout=timeout)
 
 
 def destroy_process_group() -> None:
@@ -282,94 +336,13 @@ def destroy_process_group() -> None:
     dist.destroy_process_group()
 
 
-def _on_all_ranks(store: dist.Store, placement: Placement, name: str, step: Callable[[], T]) -> T:
-    """Do a step on every rank; a mistake on one of them ends them all."""
-    all_done = f"{name}: all"
-    deadline = 0.0
+def _count_mistakes(store: dist.Store, new: int) -> int:
+    """How many ranks have a mistake, `new` ones of this rank included."""
     try:
-        result = step()
-    except UserError as error:
-        _tell(store, error)
-        # Another rank may wait for this one within the step; its end will be noticed there.
-        deadline = time.monotonic() + _PATIENCE_SECONDS
-    if store.add(name, 1) == placement.world_size:
-        store.set(all_done, "")
-    if deadline:
-        while not store.check([all_done]) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        store.set(all_done, "")
-    store.wait([all_done])
-    _end_if_another_has(store)
-    return result
+        return store.add("mistakes", new)
+    except RuntimeError:  # under srun the store is the first rank's: it has ended, and has said why
+        return sys.maxsize
 
 
-def _tell(store: dist.Store, error: UserError) -> None:
-    """Print a mistake, unless another rank has printed its own."""
-    if store.add("mistakes", 1) == 1:
-        _print(error)
-
-
-def _print(error: UserError) -> None:
+def _print(error: UserError | str) -> None:
     print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
-
-
-def _end_if_another_has(store: dist.Store) -> None:
-    """End in silence if a rank has told a mistake: whatever goes wrong here comes from that."""
-    try:
-        mistakes = store.add("mistakes", 0)
-    except RuntimeError:  # under srun the first rank's: it has ended, and has said why
-        sys.exit(1)
-    if mistakes:
-        sys.exit(2)
-
-
-def _load(args: argparse.Namespace, world_size: int, local_size: int) -> DictConfig:
-    """
-    Raises:
-        ConfigError: for a mistake in the config, or if it cannot run in so many processes.
-    """
-    cfg = get_config(args.config, args.overrides)
-    device = cfg.train.device
-    if (args.num_gpus or 1) > 1 and device == "cpu" and "train.device=cpu" not in args.overrides:
-        raise ConfigError(
-            f"--num-gpus is {args.num_gpus}, but torch finds no GPU here: train.device=cpu runs "
-            "as many processes on the CPU"
-        )
-    if world_size > 1 and device not in ("cuda", "cpu"):
-        raise ConfigError(
-            f"train.device is {device!r}, must be 'cuda', for each process its own GPU, or 'cpu' "
-            f"for {world_size} processes"
-        )
-    visible = torch.cuda.device_count()
-    own = visible == 1 and not args.num_gpus  # srun may show each task a GPU of its own
-    if device.startswith("cuda") and local_size > visible and not own:
-        raise ConfigError(
-            f"{local_size} processes on this machine (--num-gpus, or as torchrun or srun starts "
-            f"them), but it has {visible} visible GPUs: give at most that many, or train.device=cpu"
-        )
-    return cfg
-
-
-def _create_process_group(store: dist.Store, placement: Placement, cfg: DictConfig) -> None:
-    """
-    Raises:
-        ConfigError: if the ranks of a machine are not consecutive, or as many as on each other one.
-    """
-    rank, world_size, local_rank, local_size, _ = placement
-    timeout = timedelta(minutes=cfg.train.process_group_timeout)
-    cuda = cfg.train.device == "cuda"
-    if cuda:
-        torch.cuda.set_device(local_rank % torch.cuda.device_count())
-    store.set_timeout(timeout)
-    dist.init_process_group(
-        "nccl" if cuda else "gloo", store=store, rank=rank, world_size=world_size, timeout=timeout
-    )
-    places = comm.all_gather((local_rank, local_size))
-    equal = places == [(r % local_size, local_size) for r in range(world_size)]
-    if not equal or world_size % local_size:
-        raise ConfigError(
-            f"(local rank, local size) of the ranks are {places}: each machine must run the same "
-            "number of processes, ranks in order (srun --distribution=block)"
-        )
-    # What detectron2's launch sets up: who shares a machine.
-    comm._LOCAL_PROCESS_GROUP, _ = dist.new_subgroups(local_size, timeout=timeout)

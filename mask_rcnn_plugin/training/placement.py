@@ -40,8 +40,8 @@ def placement_from(environment: Mapping[str, str]) -> Placement | None:
                 f"which set all, or unset {', '.join(present)}"
             )
         _number(environment, "MASTER_PORT")
-        rank, world_size, local_rank, local_size = (_number(environment, n) for n in names)
-        _check_below(rank, world_size, "RANK")
+        world_size, local_rank, local_size = (_number(environment, n) for n in names[1:])
+        rank = _number(environment, "RANK", below=world_size)
         return Placement(rank, world_size, local_rank, local_size, "env://")
     if "SLURM_STEP_NUM_TASKS" in environment:
         world_size = _number(environment, "SLURM_STEP_NUM_TASKS")
@@ -63,10 +63,8 @@ def _slurm_task(environment: Mapping[str, str], world_size: int) -> Placement:
     if "MASTER_PORT" in environment:
         port = _number(environment, "MASTER_PORT")
     host = environment.get("MASTER_ADDR") or first_host(_value(environment, "SLURM_STEP_NODELIST"))
-    rank = _number(environment, "SLURM_PROCID")
-    _check_below(rank, world_size, "SLURM_PROCID")
     return Placement(
-        rank=rank,
+        rank=_number(environment, "SLURM_PROCID", below=world_size),
         world_size=world_size,
         local_rank=_number(environment, "SLURM_LOCALID"),
         local_size=int(equal[1]),
@@ -80,19 +78,16 @@ def first_host(nodelist: str) -> str:
     return re.sub(r"\[(\w+)[^\]]*\]", r"\1", first)
 
 
-def _check_below(rank: int, world_size: int, name: str) -> None:
-    if rank >= world_size:
-        raise ConfigError(f"{name} is {rank}, must be below the number of processes, {world_size}")
-
-
 def _value(environment: Mapping[str, str], name: str) -> str:
     if name not in environment:
         raise ConfigError(f"{name} is not set, though srun has started several tasks")
     return environment[name]
 
 
-def _number(environment: Mapping[str, str], name: str) -> int:
+def _number(environment: Mapping[str, str], name: str, below: int | None = None) -> int:
     value = _value(environment, name)
     if not value.isdecimal():
         raise ConfigError(f"{name} is {value!r}, must be a whole number")
+    if below is not None and int(value) >= below:
+        raise ConfigError(f"{name} is {value}, must be below the number of processes, {below}")
     return int(value)

@@ -27,8 +27,8 @@ class Preemption(HookBase):
     """Saves and exits with `EXIT_CODE` after the step in which any process got a signal.
 
     As a context manager it is what heeds the signals; they mean what they did before afterwards.
-    The processes agree after each step. An evaluation is broken off at once: what has been trained
-    was saved before it.
+    The processes agree after each step. An evaluation is broken off at once, in all processes: what
+    has been trained was saved before it.
 
     Args:
         saving: the training's hook, registered before this one.
@@ -57,12 +57,15 @@ class Preemption(HookBase):
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """A block that a signal ends, not only the step that it is in."""
+        """A block that a signal ends at once, and that all processes leave together."""
         self._at_once = True
         try:
             if self._signal:
                 self._exit("during an evaluation")
             yield
+            # The first process computes AP: the others wait for it here, where a signal that ends
+            # it ends them too, and over gloo: in a wait of NCCL's no Python would run.
+            comm.all_gather(None)
         except (Exception, SystemExit):
             # Of the signal, or as workers and other processes, which got it too, ended first.
             if self._signal:

@@ -8,7 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from mask_rcnn_plugin.config import flatten, get_config
-from mask_rcnn_plugin.training.launch import parse_launch_args
+from mask_rcnn_plugin.training.launch import parse_program_args
 
 SIGMOID, SOFTMAX = "table2b_mask_loss/sigmoid", "table2b_mask_loss/softmax"
 
@@ -30,7 +30,7 @@ class Screen:
         """Exit code, standard output and standard error of a script."""
         self._monkeypatch.setattr("sys.argv", ["train.py", "--config-file", *args])
         with pytest.raises(SystemExit) as end:
-            parse_launch_args(argparse.ArgumentParser(prog="train.py"))
+            parse_program_args(argparse.ArgumentParser(prog="train.py"))
         return (end.value.code or 0, *self._capsys.readouterr())
 
 

@@ -127,4 +127,4 @@ def test_a_signal_to_one_of_two_processes_ends_both_at_the_same_iteration(
     assert (tmp_path / "out" / "last_checkpoint").read_text() == saved.name
     content = torch.load(saved, weights_only=True)
     assert len(content["random"]["ranks"]) == 2
-    assert content["loader"]["groups"] == [[1, 2 * (content["iteration"] + 1)]]
+    assert content["loader"]["position"] == 2 * (content["iteration"] + 1)

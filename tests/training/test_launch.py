@@ -1,15 +1,16 @@
 """Two processes over gloo, started in each of the ways; and what is refused before they start."""
 
 import argparse
+import importlib
 import json
 import multiprocessing
 import os
 import runpy
 import signal
+import socket
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,12 +20,13 @@ import torch.distributed as dist
 from omegaconf import DictConfig
 
 from mask_rcnn_plugin.config import ConfigError, get_config
-from mask_rcnn_plugin.errors import UserError
 from mask_rcnn_plugin.training import launch
 from mask_rcnn_plugin.training.placement import ALONE, Placement, first_host, placement_from
+from mask_rcnn_plugin.training.preemption import EXIT_CODE, SIGNALS
 
 HERE = Path(__file__).parent
 REPOSITORY = HERE.parent.parent
+PATIENCE = 120  # seconds, for what takes a few
 CONFIG = ["--config-file", "table4_keypoints/keypoint_and_mask+synthetic"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 STEP = {
@@ -108,11 +110,9 @@ def test_spawned_processes_end_with_equal_weights(spawned: tuple[Path, str]) -> 
     (first, machine, digest), (second, other_machine, other_digest) = ranks(folder)
     assert (first, second, machine, other_machine) == (0, 1, 0, 0)
     assert digest == other_digest
-    lines = [line for line in output.splitlines() if "processes over" in line]
-    assert len(lines) == 1
-    assert "2 processes over gloo, time-out 30 minutes (train.process_group_timeout)" in lines[0]
-    assert "ranks 0 to 1 on " in lines[0]
-    assert "this is rank 0, local rank 0" in lines[0]
+    [line] = [line for line in output.splitlines() if "train.process_group_timeout" in line]
+    for part in ("2 processes", f"2 on {socket.gethostname()}", "device cpu", "gloo", "30 minutes"):
+        assert part in line
 
 
 def test_torchrun_trains_as_spawned_processes_do(
@@ -197,37 +197,40 @@ def test_evaluation_of_fewer_images_than_processes_is_that_of_one_process(
     assert len(list((tmp_path / "two" / "pictures").iterdir())) == 1
 
 
-@pytest.fixture
-def launched(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """launched.py as a module that spawned processes can import too."""
-    monkeypatch.syspath_prepend(str(HERE))
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    yield __import__("launched")
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+@pytest.fixture(scope="module")
+def launched() -> Iterator[ModuleType]:
+    """launched.py as a module that other processes can import too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(HERE))
+        yield importlib.import_module("launched")
 
 
-def spawn(prepare: launch.Prepare, run: launch.Run) -> int | str | None:
+def spawn(run: launch.Run) -> int | str | None:
     """The exit code."""
     args = argparse.Namespace(
         config=CONFIG[1], overrides=["train.device=cpu"], num_gpus=2, placement=None
     )
-    with pytest.raises(SystemExit) as end:
-        launch.launch(args, prepare, run)
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        with pytest.raises(SystemExit) as end:
+            launch.run_program(args, importlib.import_module("launched").prepare_nothing, run)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     return end.value.code
 
 
 def test_spawned_processes_start_their_workers_as_any_other_does(launched: ModuleType) -> None:
     methods = multiprocessing.get_all_start_methods()
     expected = 10 + methods.index(multiprocessing.get_start_method())
-    assert spawn(launched.prepare_nothing, launched.end_with_the_start_method) == expected
+    assert spawn(launched.end_with_the_start_method) == expected
 
 
 def test_a_mistake_of_one_rank_ends_all_and_is_told_once(
     launched: ModuleType, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Rank 1 waits for it in a barrier."""
-    assert spawn(launched.prepare_nothing, launched.mistake_of_rank_0) == 2
+    assert spawn(launched.mistake_of_rank_0) == 2
     [line] = capfd.readouterr().err.splitlines()
     assert line.endswith(": rank 0 cannot go on")
 
@@ -235,79 +238,107 @@ def test_a_mistake_of_one_rank_ends_all_and_is_told_once(
 def test_a_signal_reaches_the_spawned_processes_and_their_exit_code_comes_back(
     launched: ModuleType,
 ) -> None:
-    assert spawn(launched.prepare_nothing, launched.end_with_75_at_sigterm) == 75
+    """A second one, while they end, changes nothing."""
+    assert spawn(launched.end_with_75_at_sigterm) == 75
 
 
-def test_a_second_signal_does_not_change_the_exit_code(launched: ModuleType) -> None:
-    assert spawn(launched.prepare_nothing, launched.end_with_75_and_be_signalled_again) == 75
+class Ranks:
+    """Two processes that run something together, and what they print as errors."""
+
+    def __init__(self, folder: Path, overrides: list[str], *steps: launch.Run) -> None:
+        self._folder = folder
+        self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        context: Any = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["mask_rcnn_plugin", "mask_rcnn_plugin.training"])
+        target = importlib.import_module("launched").run_rank
+        given = (self._store.port, str(folder), overrides, *steps)
+        self.processes = [context.Process(target=target, args=(r, *given)) for r in range(2)]
+        for rank, process in enumerate(self.processes):
+            (folder / f"rank{rank}").touch()
+            process.start()
+
+    def exit_code(self, rank: int) -> int | None:
+        self.processes[rank].join(PATIENCE)
+        return self.processes[rank].exitcode
+
+    def errors(self, rank: int) -> str:
+        return (self._folder / f"rank{rank}").read_text()
+
+    def lines(self) -> list[str]:
+        """Of both, when they have ended with exit code 2."""
+        assert [self.exit_code(rank) for rank in range(2)] == [2, 2]
+        return (self.errors(0) + self.errors(1)).splitlines()
 
 
-def exit_codes(step: Callable[[int], None]) -> dict[int, Any]:
-    """Of two ranks, as threads, that do a step together."""
-    store = dist.HashStore()
-    codes: dict[int, Any] = {}
+@pytest.fixture
+def together(launched: ModuleType, tmp_path: Path) -> Iterator[Callable[..., Ranks]]:
+    """Starts `Ranks`, from a prepare and a run; they are ended with the test."""
+    started: list[Ranks] = []
 
-    def go(rank: int) -> None:
-        try:
-            place = Placement(rank, 2, rank, 2, "")
-            launch._on_all_ranks(store, place, "prepare", lambda: step(rank))
-        except SystemExit as end:
-            codes[rank] = end.code
+    def start(*steps: launch.Run, overrides: Sequence[str] = ("train.device=cpu",)) -> Ranks:
+        started.append(Ranks(tmp_path, list(overrides), *steps))
+        return started[-1]
 
-    threads = [threading.Thread(target=go, args=(rank,)) for rank in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return codes
+    yield start
+    for process in (process for ranks in started for process in ranks.processes):
+        process.kill()
+        process.join()
 
 
-def test_a_mistake_of_one_rank_in_preparation_keeps_all_from_running(
-    capsys: pytest.CaptureFixture[str],
+@pytest.mark.parametrize("mistake", ["mistake_of_rank_1", "late_mistake_of_rank_1"])
+def test_a_mistake_in_preparation_keeps_all_from_running(
+    mistake: str, launched: ModuleType, together: Callable[..., Ranks]
 ) -> None:
-    """The second one's mistake comes after the first has prepared."""
-    prepared = threading.Event()
-
-    def prepare(rank: int) -> None:
-        if rank == 1:
-            prepared.wait()
-            raise UserError("no data here")
-        prepared.set()
-
-    assert exit_codes(prepare) == {0: 2, 1: 2}
-    assert capsys.readouterr().err.endswith(": no data here\n")
+    """Also where the other rank waits for the one that has made it, or has prepared already."""
+    ranks = together(getattr(launched, mistake), launched.must_not_run)
+    assert ranks.lines() == ["train.py: rank 1 cannot go on"]
 
 
-def test_a_mistake_of_one_rank_ends_it_though_another_waits_for_it(
-    monkeypatch: pytest.MonkeyPatch,
+def test_a_mistake_that_all_ranks_make_is_told_once(
+    launched: ModuleType, together: Callable[..., Ranks]
 ) -> None:
-    """As in a barrier within the step, that fails when the other process ends."""
-    monkeypatch.setattr(launch, "_PATIENCE_SECONDS", 0)
-    ended = threading.Event()
-    waited = []
-
-    def prepare(rank: int) -> None:
-        if rank == 1:
-            raise UserError("no data here")
-        waited.append(ended.wait(60))
-
-    monkeypatch.setattr(launch, "_end_if_another_has", lambda store: ended.set() or sys.exit(2))
-    assert exit_codes(prepare) == {0: 2, 1: 2}
-    assert waited == [True]
+    ranks = together(launched.prepare_nothing, launched.mistake_of_all)
+    assert ranks.lines() == ["train.py: nobody can go on"]
 
 
-def test_a_mistake_is_told_once_though_all_ranks_make_it(
-    capsys: pytest.CaptureFixture[str],
+def test_a_mistake_in_the_config_is_told_once(
+    launched: ModuleType, together: Callable[..., Ranks]
 ) -> None:
-    store = dist.HashStore()
-    for _ in range(2):
-        launch._tell(store, UserError("the same"))
-    assert capsys.readouterr().err.count("the same") == 1
+    steps = launched.prepare_nothing, launched.must_not_run
+    [line] = together(*steps, overrides=["train.device=cpu", "train.nothing=1"]).lines()
+    assert "train.nothing" in line
 
 
-def run_alone(run: Callable[..., None], store: dist.Store) -> None:
+@pytest.mark.parametrize("wait", ["exchange_without_rank_1", "synchronize_without_rank_1"])
+def test_no_wait_on_gpus_outlasts_the_time_out(
+    wait: str, launched: ModuleType, together: Callable[..., Ranks]
+) -> None:
+    """detectron2's own group for the exchange of objects has 30 minutes."""
+    overrides = ["train.device=cuda", "train.process_group_timeout=0.05"]
+    ranks = together(launched.prepare_nothing, getattr(launched, wait), overrides=overrides)
+    assert ranks.exit_code(0) == 1
+    assert "longer than train.process_group_timeout, 0.05 minutes" in ranks.errors(0)
+    assert [ranks.errors(rank).splitlines()[0] for rank in range(2)] == ["GPU 0", "GPU 1"]
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_while_the_first_rank_computes_ends_all_with_the_code(
+    number: signal.Signals, launched: ModuleType, together: Callable[..., Ranks]
+) -> None:
+    ranks = together(launched.prepare_nothing, launched.evaluate_until_a_signal)
+    for rank, process in enumerate(ranks.processes):
+        for _ in range(10 * PATIENCE):
+            if "evaluating" in ranks.errors(rank):
+                break
+            process.join(0.1)
+    for process in reversed(ranks.processes):
+        os.kill(process.pid, number)
+    assert [ranks.exit_code(rank) for rank in range(2)] == [EXIT_CODE, EXIT_CODE]
+
+
+def run_alone(run: Callable[..., None]) -> None:
     args = argparse.Namespace(config=CONFIG[1], overrides=["train.device=cpu"], num_gpus=None)
-    launch._run(ALONE, store, args, lambda args, cfg: None, run)
+    launch._run(ALONE, lambda timeout: dist.HashStore(), args, lambda args, cfg: None, run)
 
 
 def raising(error: Exception) -> Callable[..., None]:
@@ -317,23 +348,9 @@ def raising(error: Exception) -> Callable[..., None]:
     return run
 
 
-def test_what_fails_because_another_rank_has_ended_ends_in_silence(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    store = dist.HashStore()
-
-    def run(args: argparse.Namespace, cfg: DictConfig) -> None:
-        store.add("mistakes", 1)
-        raise RuntimeError("connection closed by peer")
-
-    with pytest.raises(SystemExit, match="2"):
-        run_alone(run, store)
-    assert capsys.readouterr().err == ""
-
-
 def test_a_bug_keeps_its_traceback() -> None:
     with pytest.raises(ZeroDivisionError):
-        run_alone(raising(ZeroDivisionError()), dist.HashStore())
+        run_alone(raising(ZeroDivisionError()))
 
 
 def test_a_time_out_names_the_key_to_raise(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -341,7 +358,7 @@ def test_a_time_out_names_the_key_to_raise(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(dist, "get_world_size", lambda group=None: 1)
     gloo = RuntimeError("Timed out waiting 1800000ms for recv operation to complete")
     with pytest.raises(RuntimeError, match="longer than train.process_group_timeout, 30 minutes"):
-        run_alone(raising(gloo), dist.HashStore())
+        run_alone(raising(gloo))
 
 
 def test_a_process_that_never_comes_is_not_waited_for_without_end(
@@ -354,7 +371,7 @@ def test_a_process_that_never_comes_is_not_waited_for_without_end(
         placement=Placement(0, 2, 0, 2, f"tcp://localhost:{free_port()}"),
     )
     with pytest.raises(SystemExit, match="2"):
-        launch.launch(args, lambda args, cfg: None, raising(AssertionError()))
+        launch.run_program(args, lambda args, cfg: None, raising(AssertionError()))
     line = capsys.readouterr().err.splitlines()[-1]
     assert "rank 0 of 2 processes has not met the others at tcp://localhost:" in line
     assert "within train.process_group_timeout, 0.02 minutes: " in line
@@ -408,7 +425,7 @@ def parse(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], *args: s
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(sys, "argv", ["train.py", *CONFIG, *args])
     with pytest.raises(SystemExit, match="2"):
-        launch.parse_launch_args(argparse.ArgumentParser())
+        launch.parse_program_args(argparse.ArgumentParser())
 
 
 @pytest.mark.parametrize(
@@ -466,13 +483,42 @@ def test_what_cannot_run_in_so_many_processes_is_refused(
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     args = argparse.Namespace(config=CONFIG[1], overrides=[override], num_gpus=processes)
     with pytest.raises(ConfigError, match=message):
-        launch._load(args, processes, processes)
+        launch._load(args, Placement(0, processes, 0, processes, ""))
 
 
-def test_a_task_that_sees_its_own_gpu_only_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_task_of_srun_that_sees_its_own_gpu_only_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     args = argparse.Namespace(config=CONFIG[1], overrides=["train.device=cuda"], num_gpus=None)
-    assert launch._load(args, 16, 8).train.device == "cuda"
+    assert launch._load(args, Placement(9, 16, 1, 8, "tcp://a:1")).train.device == "cuda"
+    # torchrun's processes see the same one.
+    with pytest.raises(ConfigError, match="8 processes on this machine .*has 1 visible GPUs"):
+        launch._load(args, Placement(9, 16, 1, 8, "env://"))
+
+
+@pytest.mark.parametrize(
+    ("device", "local_rank", "visible", "expected"),
+    [
+        ("cuda:1", 0, 2, [1]),
+        ("cuda", 0, 2, [0]),
+        ("cuda", 3, 4, [3]),
+        ("cuda", 3, 1, [0]),  # srun shows each task its own
+        ("cpu", 0, 0, []),
+    ],
+)
+def test_the_gpu_of_a_process_is_the_current_one(
+    device: str,
+    local_rank: int,
+    visible: int,
+    expected: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Random states and synchronisation without a device are of that one."""
+    current: list[int] = []
+    monkeypatch.setattr("torch.cuda.device_count", lambda: visible)
+    monkeypatch.setattr("torch.cuda.set_device", current.append)
+    cfg = get_config(CONFIG[1], [f"train.device={device}"])
+    launch._set_device(Placement(local_rank, 4, local_rank, 4, ""), cfg)
+    assert current == expected
 
 
 @pytest.mark.parametrize("placement", [Placement(0, 1, 0, 2, ""), Placement(0, 1, 1, 1, "")])
@@ -480,6 +526,6 @@ def test_unequal_machines_are_refused(placement: Placement) -> None:
     cfg = get_config(CONFIG[1], ["train.device=cpu"])
     try:
         with pytest.raises(ConfigError, match="each machine must run the same number"):
-            launch._create_process_group(dist.HashStore(), placement, cfg)
+            launch._create_process_group(placement, dist.HashStore(), cfg)
     finally:
-        dist.destroy_process_group()
+        launch.destroy_process_group()

@@ -1,0 +1,100 @@
+"""The order in which images are trained on, and a position in it from which any run can go on."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any, NamedTuple
+
+import torch
+from detectron2.utils import comm
+from torch.utils.data import Sampler
+
+logger = logging.getLogger(__name__)
+
+Buckets = tuple[list[int], list[int]]
+
+
+class Group(NamedTuple):
+    """The images of a process's next batch, and the sampler's position after it."""
+
+    images: list[int]
+    position: int
+    waiting: Buckets
+
+
+class GroupSampler(Sampler[Group]):
+    """Groups without end, each the batch of one process, of one orientation.
+
+    All processes draw the same stream of images: one permutation of the dataset an epoch, as in
+    detectron2's `TrainingSampler`. An image waits in the bucket of its orientation until a batch is
+    full; what fills no batch in an epoch waits for the next one. The first process takes the first
+    group of the stream, the second one the second, and so on.
+
+    So the position is the same for all processes: how many images were drawn, and which of them
+    still wait. A run with any number of processes and any batch size goes on from there, and no
+    image of the epoch is seen twice or left out.
+
+    Args:
+        landscape: for each image, whether it is wider than high; all alike: no grouping.
+        batch_size: images of a group.
+        seed: of the shuffle; None draws one from NumPy's random state, for all processes together.
+    """
+
+    def __init__(self, landscape: Sequence[bool], batch_size: int, seed: int | None = None) -> None:
+        self._landscape = landscape
+        self._batch_size = batch_size
+        self.seed = comm.shared_random_seed() if seed is None else seed
+        self.position = 0
+        self._waiting: Buckets = [], []
+
+    def __iter__(self) -> Iterator[Group]:
+        """From the position on that the sampler has when the first group is asked for."""
+        position, images = self.position, islice(self._shuffled(), self.position, None)
+        waiting = self._waiting[0].copy(), self._waiting[1].copy()
+        while True:
+            groups: list[list[int]] = []
+            while len(groups) < comm.get_world_size():
+                full = [bucket for bucket in waiting if len(bucket) >= self._batch_size]
+                if full:
+                    groups.append(full[0][: self._batch_size])
+                    del full[0][: self._batch_size]
+                else:
+                    image = next(images)
+                    waiting[self._landscape[image]].append(image)
+                    position += 1
+            mine = groups[comm.get_rank()]
+            yield Group(mine, position, (waiting[0].copy(), waiting[1].copy()))
+
+    def _shuffled(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed)
+        while True:
+            yield from torch.randperm(len(self._landscape), generator=generator).tolist()
+
+    def move_behind(self, group: Group) -> None:
+        """Make the position the one after a group, when the training has it.
+
+        Workers load ahead: the group that was drawn last isn't the one that is trained on.
+        """
+        self.position, self._waiting = group.position, group.waiting
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "seed": self.seed,
+            "images": len(self._landscape),
+            "landscapes": sum(self._landscape),
+            "position": self.position,
+            "waiting": list(self._waiting),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where another sampler was, or stay at the start if it had other images."""
+        own = self.state_dict()
+        for key in ("images", "landscapes"):
+            if state[key] != own[key]:
+                logger.warning(
+                    "The training set had %d %s before and has %d now: the epoch starts anew",
+                    *(state[key], key, own[key]),
+                )
+                return
+        self.seed, self.position = state["seed"], state["position"]
+        self._waiting = state["waiting"][0], state["waiting"][1]
