@@ -87,9 +87,12 @@ def _ignored_keys(model: CfgNode) -> Iterator[str]:
     off = [] if model.MASK_ON else ["ROI_MASK_HEAD"]
     off += [] if model.KEYPOINT_ON else ["ROI_KEYPOINT_HEAD"]
     for key, (choice, readers) in _READERS.items():
+        head, name = key.split(".")
         value, default = _get(model, key), _DEFAULTS.get(key)
         is_set = value in _POOLER_TYPES if default is None else value not in (default, None)
-        if is_set and key.split(".")[0] not in off and _ignores(model, choice, readers):
+        # Nothing is lost where the mask is to be pooled as the box is.
+        as_the_box = head == "ROI_MASK_HEAD" and value == model.ROI_BOX_HEAD.get(name)
+        if is_set and head not in off and not as_the_box and _ignores(model, choice, readers):
             yield (
                 f"MODEL.{key}={value}, which {' and '.join(readers)} would read "
                 f"(MODEL.{choice} is {_get(model, choice)})"
