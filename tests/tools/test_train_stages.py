@@ -1,13 +1,16 @@
 """tools/train_stages.py, end to end on a few images."""
 
 import json
+import logging
 import runpy
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from detectron2.utils.logger import setup_logger
 from torch import Tensor
 
 REPOSITORY = Path(__file__).parent.parent.parent
@@ -17,7 +20,21 @@ SCRIPT = "tools/train_stages.py"
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+def loggers() -> Iterator[None]:
+    """Programs set loggers up for good, by which other tests could no longer see their records."""
+    names = ("detectron2", "fvcore", "mask_rcnn_plugin", "train_stages")
+    loggers = [logging.getLogger(name) for name in names]
+    before = [(x.propagate, x.level, [*x.handlers]) for x in loggers]
+    yield
+    for logger, (propagate, level, handlers) in zip(loggers, before):
+        logger.propagate = propagate
+        logger.setLevel(level)
+        logger.handlers[:] = handlers
+    setup_logger.cache_clear()
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, loggers: None) -> Callable[..., None]:
     """Runs a script of the repository in this process, in `tmp_path`."""
     monkeypatch.chdir(tmp_path)
 
@@ -52,7 +69,7 @@ def results(folder: Path) -> dict[str, Any]:
 
 
 def test_4step_ends_in_one_model_and_is_not_repeated(
-    run: Any, toy: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Callable[..., None], toy: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ("--regime", "4step", "--config-file", FPN, *TRAINING, *toy)
     run(SCRIPT, *arguments)
@@ -78,7 +95,9 @@ def test_4step_ends_in_one_model_and_is_not_repeated(
     assert "regime: '4step' there, 'separate' here" in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_eval_takes_the_proposals_of_separate(run: Any, toy: list[str], tmp_path: Path) -> None:
+def test_eval_takes_the_proposals_of_separate(
+    run: Callable[..., None], toy: list[str], tmp_path: Path
+) -> None:
     run(SCRIPT, "--regime", "separate", "--config-file", FPN, *TRAINING, *toy)
     out = tmp_path / f"output/{FPN}-separate"
     model = out / "2_detector" / "model_final.pth"
@@ -97,7 +116,7 @@ def test_eval_takes_the_proposals_of_separate(run: Any, toy: list[str], tmp_path
 
 
 def test_a_test_set_without_annotations_gives_a_submission(
-    run: Any, toy: list[str], toy_dataset: Path, tmp_path: Path
+    run: Callable[..., None], toy: list[str], toy_dataset: Path, tmp_path: Path
 ) -> None:
     content = json.loads((toy_dataset / "person_keypoints_val.json").read_text())
     del content["annotations"]
@@ -126,7 +145,7 @@ def test_a_mistake_ends_with_2_one_line_and_nothing_written(
     args: list[str],
     env: dict[str, str],
     message: str,
-    run: Any,
+    run: Callable[..., None],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
