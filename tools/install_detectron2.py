@@ -95,6 +95,8 @@ FIXES = (
     Fix("detectron2/structures/masks.py", "np.bool", "bool"),
     Fix("detectron2/utils/video_visualizer.py", "np.bool", "bool"),
     Fix("detectron2/utils/visualizer.py", "np.bool", "bool"),
+    # NumPy 2 takes copy=False at its word: reading a segmentation failed.
+    Fix("detectron2/evaluation/sem_seg_evaluation.py", "copy=copy", "copy=copy or None"),
     # Python 3.11 no longer samples from a set: a mapper that skips an image ended the training.
     Fix(
         "detectron2/data/common.py",
