@@ -35,10 +35,10 @@ def build_train_loader(
     seed: int | None = None,
     max_unreadable: int = 100,
 ) -> "TrainLoader":
-    """As detectron2's `build_detection_train_loader`, from a position on that can be saved.
+    """In place of detectron2's `build_detection_train_loader`, with a position that can be saved.
 
-    detectron2's groups by orientation behind the sampler, in each process for itself, so that no
-    position tells which images are left; nor does it let a worker do anything at its start.
+    detectron2's loader groups images by orientation after the sampler, separately in each process,
+    so no one position tells which images are left. And its workers end at a cluster's signals.
 
     Args:
         dataset: detectron2's records, with "width" and "height".
@@ -96,7 +96,7 @@ class TrainLoader:
         self.load_state_dict = sampler.load_state_dict
 
     def __iter__(self) -> Iterator[list[Record]]:
-        """Go on from the state there is at the first batch.
+        """Continue from the state that is set when the first batch is asked for.
 
         Raises:
             DatasetError: if more than `max_unreadable` images cannot be read.
@@ -116,7 +116,7 @@ class TrainLoader:
         )
         for group, samples in loader:
             readable = self._readable(group, samples)
-            self._sampler.move_behind(group)
+            self._sampler.advance_past(group)
             yield readable
 
     def _readable(self, group: Group, samples: list[Any]) -> list[Record]:

@@ -1,4 +1,4 @@
-"""The order in which images are trained on, and a position in it from which any run can go on."""
+"""The order in which images are trained on, and a position in it to continue from."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -23,19 +23,19 @@ class Group(NamedTuple):
 
 
 class GroupSampler(Sampler[Group]):
-    """Groups without end, each the batch of one process, of one orientation.
+    """An endless stream of groups, each the batch of one process, of one orientation.
 
-    All processes draw the same stream of images: one permutation of the dataset an epoch, as in
-    detectron2's `TrainingSampler`. An image waits in the bucket of its orientation until a batch is
-    full; what fills no batch in an epoch waits for the next one. The first process takes the first
-    group of the stream, the second one the second, and so on.
+    All processes draw the same images: one permutation of the dataset per epoch, as detectron2's
+    `TrainingSampler` does. An image waits in the bucket of its orientation until a group is full,
+    if need be into the next epoch. The first process takes the first group, the second process the
+    second one, and so on.
 
-    So the position is the same for all processes: how many images were drawn, and which of them
-    still wait. A run with any number of processes and any batch size goes on from there, and no
-    image of the epoch is seen twice or left out.
+    The position is therefore the same for all processes: how many images were drawn, and which of
+    them still wait. A run with any number of processes and any batch size can continue from it, and
+    no image of the epoch is seen twice or left out.
 
     Args:
-        landscape: for each image, whether it is wider than high; all alike: no grouping.
+        landscape: for each image, whether it is wider than high; all False: no grouping.
         batch_size: images of a group.
         seed: of the shuffle; None draws one from NumPy's random state, for all processes together.
     """
@@ -48,7 +48,7 @@ class GroupSampler(Sampler[Group]):
         self._waiting: Buckets = [], []
 
     def __iter__(self) -> Iterator[Group]:
-        """From the position on that the sampler has when the first group is asked for."""
+        """Start at the position that the sampler has when the first group is asked for."""
         position, images = self.position, islice(self._shuffled(), self.position, None)
         waiting = self._waiting[0].copy(), self._waiting[1].copy()
         while True:
@@ -70,11 +70,8 @@ class GroupSampler(Sampler[Group]):
         while True:
             yield from torch.randperm(len(self._landscape), generator=generator).tolist()
 
-    def move_behind(self, group: Group) -> None:
-        """Make the position the one after a group, when the training has it.
-
-        Workers load ahead: the group that was drawn last isn't the one that is trained on.
-        """
+    def advance_past(self, group: Group) -> None:
+        """Move the position past a group that the training has got; workers draw further ahead."""
         self.position, self._waiting = group.position, group.waiting
 
     def state_dict(self) -> dict[str, Any]:
@@ -87,7 +84,7 @@ class GroupSampler(Sampler[Group]):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where another sampler was, or stay at the start if it had other images."""
+        """Continue where another sampler was, or stay at the start if it had other images."""
         own = self.state_dict()
         for key in ("images", "landscapes"):
             if state[key] != own[key]:

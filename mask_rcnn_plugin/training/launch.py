@@ -36,8 +36,8 @@ Prepare = Callable[[argparse.Namespace, DictConfig], None]
 Run = Callable[[argparse.Namespace, DictConfig], None]
 Meet = Callable[[timedelta], dist.Store]
 
-# What the other processes have to end after one has failed, before they get SIGTERM, and again
-# before SIGKILL.
+# How long the other processes have to end after one has failed, before they get SIGTERM; then as
+# long again before SIGKILL.
 _GRACE_SECONDS = 30
 
 logger = logging.getLogger(__name__)
@@ -290,7 +290,7 @@ def _load(args: argparse.Namespace, placement: Placement) -> DictConfig:
 
 
 def _set_device(placement: Placement, cfg: DictConfig) -> None:
-    """Make the process's GPU the current one: random states and synchronisation are of that one."""
+    """Make the process's GPU the current one: torch's random state and streams are of that one."""
     device = torch.device(cfg.train.device)
     if device.type == "cuda":
         own = placement.local_rank % torch.cuda.device_count()
@@ -300,11 +300,12 @@ def _set_device(placement: Placement, cfg: DictConfig) -> None:
 def _create_process_group(placement: Placement, store: dist.Store, cfg: DictConfig) -> None:
     """Create the group of all processes, over NCCL with gloo beside it, or over gloo alone.
 
-    What goes through the CPU - detectron2's exchange of objects, its `synchronize` - goes over
-    gloo: where a process waits for another that a signal has ended, gloo tells it and NCCL doesn't.
+    detectron2's exchange of objects and its `synchronize` go over gloo: a process that waits for
+    another one learns there that it has ended, at a signal for example. In NCCL it waits on.
 
     Raises:
-        ConfigError: if the ranks of a machine are not consecutive, or as many as on each other one.
+        ConfigError: if the ranks of a machine aren't consecutive, or machines run different numbers
+            of processes.
     """
     rank, world_size, local_rank, local_size, _ = placement
     timeout = timedelta(minutes=cfg.train.process_group_timeout)

@@ -54,7 +54,7 @@ def test_a_position_is_gone_on_from_with_another_batch_size() -> None:
 def test_a_state_is_plain_numbers(tmp_path: Any) -> None:
     """A checkpoint is read with weights_only=True."""
     sampler = GroupSampler([False, True] * 3, 4, seed=None)
-    sampler.move_behind(groups(sampler, 3)[-1])
+    sampler.advance_past(groups(sampler, 3)[-1])
     torch.save(sampler.state_dict(), tmp_path / "state.pth")
     assert torch.load(tmp_path / "state.pth", weights_only=True) == sampler.state_dict()
 
