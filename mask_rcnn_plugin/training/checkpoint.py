@@ -146,8 +146,11 @@ class SafeCheckpointer(DetectionCheckpointer):
             path = Path(self.save_dir) / f"{name}.pth"
             self.logger.info("Saving checkpoint to %s", path)
             write_checkpoint(path, data | kwargs)
-            with disk_full_is_said(self.save_dir), atomic_write(path.with_name(_TAG)) as tag:
-                tag.write(path.name.encode())
+            try:
+                with atomic_write(path.with_name(_TAG)) as tag:
+                    tag.write(path.name.encode())
+            except OSError as error:
+                raise SaveError(f"{_TAG} of {path} cannot be written: {error}") from error
 
         on_main_process(write)
         self.saved_iteration = kwargs.get("iteration", -1)
@@ -157,7 +160,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         folder = Path(self.save_dir)
         try:
             tagged = [Path(self.get_checkpoint_file())] if super().has_checkpoint() else []
-        except UnicodeDecodeError:  # damaged itself, as `_newest` will say
+        except UnicodeDecodeError:  # damaged itself, as will be said where it is read
             tagged = [folder / _TAG]
         others = [*periodic_checkpoints(folder), *folder.glob(f"{_FINAL}.pth")]
         others.sort(key=_iteration, reverse=True)

@@ -154,7 +154,7 @@ def check_backbone(path: str, model: nn.Module, incompatible: Any) -> None:
 def describe_fit(path: str, model: nn.Module, incompatible: Any) -> str:
     """Say in one line what of a model starts anew, as the file does not have it."""
     shapes: dict[str, str] = {}
-    for key, there, here in incompatible.incorrect_shapes:
+    for key, there, here in sorted(incompatible.incorrect_shapes):
         module = key.rpartition(".")[0]
         shapes.setdefault(module, f"{module} ({list(there)} in the file, {list(here)} here)")
     missing = _missing(incompatible)

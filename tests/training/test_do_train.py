@@ -330,7 +330,7 @@ def test_a_full_disk_is_logged_and_the_training_goes_on(
     cfg = build("out", "train.max_iter=3", "train.checkpointer.period=1")
     do_train(cfg)
     (error,) = [r.message for r in caplog.records if r.levelno == logging.ERROR]
-    assert "model_0000001.pth cannot be written: [Errno 28] No space left on device; it" in error
+    assert "model_0000001.pth cannot be written: [Errno 28] No space left on device" in error
     there = sorted(path.stem for path in Path(cfg.train.output_dir).glob("*.pth*"))
     assert there == ["model_0000000", "model_final"]
 

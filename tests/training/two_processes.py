@@ -1,0 +1,149 @@
+"""What each of the two processes of test_two_processes.py does."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import mask_rcnn_plugin  # noqa: F401  first, as a spawned process imports nothing before
+
+# isort: split
+from detectron2.layers import NaiveSyncBatchNorm
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from mask_rcnn_plugin.errors import UserError
+from mask_rcnn_plugin.training.checkpoint import SafeCheckpointer
+from mask_rcnn_plugin.training.guarded_trainer import GuardedTrainer
+from mask_rcnn_plugin.training.launch import destroy_process_group
+from mask_rcnn_plugin.training.main_process import on_main_process
+from mask_rcnn_plugin.training.nonfinite import NonFiniteLossError
+from mask_rcnn_plugin.training.validation_loss import validation_losses
+
+
+def image(value: float, diverges: bool = False) -> dict[str, Any]:
+    pixels = torch.tensor([value, 1.0]).view(1, 2, 1)
+    return {"file_name": f"{value}.jpg", "image": pixels, "diverges": diverges}
+
+
+class Model(nn.Module):
+    """Fails between backbone and head, as detectron2's RPN does where its boxes are not finite."""
+
+    def __init__(self, norm: nn.Module | None = None) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.backbone = nn.Conv2d(1, 2, 1)
+        self.head = nn.Sequential(nn.Conv2d(2, 2, 1), norm or nn.Identity())
+
+    def forward(self, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
+        x = self.backbone(torch.stack([i["image"] for i in batch]))
+        if any(i["diverges"] for i in batch):
+            raise FloatingPointError("Predicted boxes or scores contain Inf/NaN.")
+        return {"loss": (self.head(x) - 1).square().mean(dim=(1, 2, 3)).mean()}
+
+
+def train_with(
+    folder: Path, model: nn.Module, batches: list[Any], steps: int, accumulate_steps: int = 1
+) -> tuple[str, list[Tensor]]:
+    """Train with one step that may be left out.
+
+    Returns:
+        The error's message, "" without one, and the weights.
+    """
+    built = GuardedTrainer(
+        model,
+        batches,
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        accumulate_steps=accumulate_steps,
+        max_skipped_steps=1,
+        output_dir=str(folder),
+    )
+    message = ""
+    try:
+        built.train(0, steps)
+    except NonFiniteLossError as error:
+        message = str(error)
+    return message, [p.detach().clone() for p in model.parameters()]
+
+
+def accumulated(rank: int, folder: Path) -> tuple[str, list[Tensor]]:
+    """Two batches a step; the third and fourth step are rank 1's undoing, in the second batch."""
+    good = [[image(float(i))] for i in range(8)][rank::2]
+    broken = [image(9.0, diverges=rank == 1)]
+    batches = [*good, good[0], broken, good[0], broken]
+    return train_with(folder, DistributedDataParallel(Model()), batches, 4, accumulate_steps=2)
+
+
+def synchronized(rank: int, folder: Path) -> str:
+    """Rank 1 diverges in the second step, while rank 0 waits for it in the head's norm."""
+    batches = [[image(rank + 1.0)], [image(rank + 3.0, diverges=rank == 1)]]
+    model = DistributedDataParallel(Model(NaiveSyncBatchNorm(2)))
+    try:
+        return train_with(folder, model, batches, 2)[0]
+    except RuntimeError as error:
+        return f"lost: {error}"
+
+
+def weights_of_rank_0(rank: int, folder: Path) -> list[Tensor]:
+    """Each loads a file of its own; rank 1's is missing."""
+    model = Model()
+    if rank == 0:
+        torch.save({"model": {k: v + 1 for k, v in Model().state_dict().items()}}, folder / "w.pth")
+    path = folder / "w.pth" if rank == 0 else folder / "elsewhere" / "w.pth"
+    SafeCheckpointer(DistributedDataParallel(model), str(folder)).resume_or_load(str(path))
+    return list(model.state_dict().values())
+
+
+def missing_at_rank_0(rank: int, folder: Path) -> str:
+    path = folder / ("nowhere.pth" if rank == 0 else "w.pth")
+    try:
+        SafeCheckpointer(Model(), str(folder)).load_strictly(str(path))
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def checkpoint_of_rank_0(rank: int, folder: Path) -> tuple[bool, bool]:
+    """Whether there is one to resume from where only rank 0 sees it, and where only rank 1 does."""
+    found = []
+    for owner in range(2):
+        own = folder / f"owner{owner}_rank{rank}"
+        own.mkdir()
+        if rank == owner:
+            torch.save({"model": {}}, own / "model_final.pth")
+        found.append(SafeCheckpointer(Model(), str(own)).has_checkpoint())
+    return found[0], found[1]
+
+
+def both(rank: int, folder: Path) -> str:
+    """A mistake of the main process is one of all."""
+
+    def mistake() -> None:
+        raise UserError(f"of rank {rank}")
+
+    try:
+        on_main_process(mistake)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def validated(rank: int, folder: Path) -> dict[str, float]:
+    return validation_losses(Model(), [[image(1.0)], [image(2.0, diverges=rank == 1)]])
+
+
+def one_process(rank: int, folder: Path) -> None:
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
+    )
+    own: dict[str, Any] = {
+        "accumulated": accumulated(rank, folder / "accumulated"),
+        "weights": weights_of_rank_0(rank, folder),
+        "missing": missing_at_rank_0(rank, folder),
+        "checkpoint": checkpoint_of_rank_0(rank, folder),
+        "both": both(rank, folder),
+        "validated": validated(rank, folder),
+    }
+    own["synchronized"] = synchronized(rank, folder)  # the last, as one of them ends
+    destroy_process_group()
+    torch.save(own, folder / f"rank{rank}.pth")
