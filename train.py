@@ -36,7 +36,6 @@ from mask_rcnn_plugin.training.checkpoint import BEST, FINAL, periodic_checkpoin
 from mask_rcnn_plugin.training.launch import launch, log_processes, parse_launch_args
 from mask_rcnn_plugin.training.preflight import check_datasets
 from mask_rcnn_plugin.training.setup import make_output_dir
-from mask_rcnn_plugin.training.train_loop import check_precision
 
 
 def parse_args() -> argparse.Namespace:
@@ -64,7 +63,6 @@ def prepare(args: argparse.Namespace, cfg: DictConfig) -> None:
         )
     if cfg.train.init_checkpoint:
         resolve_weights(cfg.train.init_checkpoint)
-    check_precision(cfg)
     fit_batch(cfg)
     setup_datasets(cfg)
 

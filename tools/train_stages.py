@@ -31,7 +31,6 @@ from mask_rcnn_plugin.training.batch_scaling import fit_batch
 from mask_rcnn_plugin.training.launch import launch, log_processes, parse_launch_args
 from mask_rcnn_plugin.training.preflight import check_datasets
 from mask_rcnn_plugin.training.setup import make_output_dir
-from mask_rcnn_plugin.training.train_loop import check_precision
 from train_stages.regimes import CHECKPOINT, REGIMES, check_stages, train_stages
 
 
@@ -52,7 +51,6 @@ def prepare(args: argparse.Namespace, cfg: DictConfig) -> None:
         cfg.train.output_dir += f"-{args.regime}"
     if cfg.train.init_checkpoint:
         resolve_weights(cfg.train.init_checkpoint)
-    check_precision(cfg)
     fit_batch(cfg)
     setup_datasets(cfg)
     check_stages(cfg, args.regime)

@@ -34,6 +34,7 @@ from torch.distributed.rendezvous import rendezvous
 from mask_rcnn_plugin.config import ConfigError, get_config
 from mask_rcnn_plugin.config.printing import add_print_arguments, print_config
 from mask_rcnn_plugin.errors import UserError
+from mask_rcnn_plugin.training.machine import fit_to_machine
 from mask_rcnn_plugin.training.placement import ALONE, Placement, placement_from
 from mask_rcnn_plugin.training.preemption import EXIT_CODE, SIGNALS
 
@@ -329,6 +330,7 @@ def _load(args: argparse.Namespace, world_size: int, local_size: int) -> DictCon
         ConfigError: for a mistake in the config, or if it cannot run in so many processes.
     """
     cfg = get_config(args.config, args.overrides)
+    fit_to_machine(cfg, warn=not (args.placement and args.placement.rank))
     device = cfg.train.device
     if (args.num_gpus or 1) > 1 and device == "cpu" and "train.device=cpu" not in args.overrides:
         raise ConfigError(

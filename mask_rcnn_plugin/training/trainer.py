@@ -5,7 +5,6 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from detectron2.config import instantiate
 from detectron2.engine import HookBase, default_writers, hooks
 from detectron2.engine.defaults import create_ddp_model
@@ -19,6 +18,7 @@ from mask_rcnn_plugin.evaluation.testing import evaluate
 from mask_rcnn_plugin.training.best_checkpointer import BestCheckpointer
 from mask_rcnn_plugin.training.checkpoint import Checkpointer, SaveError, resolve_weights
 from mask_rcnn_plugin.training.evaluation_hook import EvaluationHook
+from mask_rcnn_plugin.training.machine import log_machine, memory_format
 from mask_rcnn_plugin.training.periodic_checkpointer import PeriodicCheckpointer
 from mask_rcnn_plugin.training.preemption import Preemption
 from mask_rcnn_plugin.training.random_states import RandomStates, random_states_kept
@@ -59,14 +59,14 @@ def train(
     Raises:
         WeightsError: see `resolve_weights` and `Checkpointer.resume_or_load`.
         SaveError: if there is no room for the final checkpoint, or for metrics.
-        ConfigError: see `check_precision` and `build_train_loader`.
+        ConfigError: see `machine.precision` and `build_train_loader`.
         DatasetError: see `build_train_loader` and `TrainLoader`.
         SystemExit: with `preemption.EXIT_CODE`, after SIGTERM or SIGUSR1.
     """
     weights = resolve_weights(cfg.train.init_checkpoint) if cfg.train.init_checkpoint else ""
-    model: nn.Module = instantiate(cfg.model).to(cfg.train.device)
-    if cfg.train.channels_last:
-        model = model.to(memory_format=torch.channels_last)
+    log_machine(cfg)
+    model: nn.Module = instantiate(cfg.model)
+    model.to(cfg.train.device, memory_format=memory_format(cfg))
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
     del cfg.optimizer.params.model
