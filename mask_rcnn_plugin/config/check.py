@@ -22,7 +22,7 @@ from mask_rcnn_plugin.errors import ConfigError
 
 # The top of a config. What others refer to comes first, so that it is named, not they.
 NODES = ("train", "dataset", "model", "optimizer", "lr_multiplier", "dataloader")
-SOURCE = "source"  # set by `get_config`: the config's name, overlays included
+SOURCE = "source"  # set by `get_config`: where the config comes from
 _LOADERS = ("train", "test", "evaluator")
 # Calls that lack an argument until the training starts.
 _GIVEN_LATER = {"optimizer.params.model"}

@@ -46,8 +46,9 @@ def get_config(name: str, overrides: Iterable[str] = ()) -> DictConfig:
 
     Returns:
         The config, with `model`, `dataset`, `dataloader`, `optimizer`, `lr_multiplier` and
-        `train`, and its name with the overlays in `source`. A `train.output_dir` that the config
-        leaves empty or at its default becomes output/NAME.
+        `train`. `source.config` is its name with the overlays, `source.new_keys` what a "+" has
+        set. A `train.output_dir` that the config leaves empty or at its default becomes
+        output/NAME.
 
     Raises:
         ConfigError: if there is no such file, overlay or key, the file cannot be run, or a value
@@ -64,16 +65,18 @@ def get_config(name: str, overrides: Iterable[str] = ()) -> DictConfig:
         )
     for overlay in overlays:
         _apply_overlay(cfg, overlay)
-    source = "+".join([cfg.get(SOURCE) or _short(path), *overlays])
-    cfg[SOURCE] = source
-    train = cfg.train
-    is_dump = path.suffix != ".py"  # whose output folder is that of the run
+    before = cfg.get(SOURCE) or {}
+    source = "+".join([before.get("config") or _short(path), *overlays])
+    is_dump = path.suffix != ".py"  # its output folder is the run's
     unset = ("", None) if is_dump else ("", None, _DEFAULT_OUTPUT_DIR)
-    if isinstance(train, DictConfig) and train.get("output_dir") in unset:
-        train.output_dir = ""
-    added = {key for override in overrides for key in apply_override(cfg, override)}
-    if isinstance(train, DictConfig) and not train.output_dir:
-        train.output_dir = f"output/{source}"
+    if isinstance(cfg.train, DictConfig) and cfg.train.get("output_dir") in unset:
+        cfg.train.output_dir = ""
+    added = {*before.get("new_keys", ())}
+    for override in overrides:
+        added |= {*apply_override(cfg, override)}
+    if isinstance(cfg.train, DictConfig) and not cfg.train.output_dir:
+        cfg.train.output_dir = f"output/{source}"
+    cfg[SOURCE] = {"config": source, "new_keys": sorted(added)}
     try:
         check_config(cfg, added)
     except ConfigError as error:
@@ -92,8 +95,8 @@ def short_name(name: str) -> str:
         ConfigError: if there is no such file.
     """
     path = _find(_split(name)[0])
-    source = _short(path) if path.suffix == ".py" else _load(path).get(SOURCE, path.stem)
-    return source.split("+")[0]
+    before = _load(path).get(SOURCE) if path.suffix != ".py" else None
+    return before.config.split("+")[0] if before else _short(path)
 
 
 _YAML_HINT = (

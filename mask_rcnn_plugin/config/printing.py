@@ -6,6 +6,7 @@ import re
 import sys
 from typing import Any
 
+from detectron2.utils.registry import locate
 from omegaconf import DictConfig, OmegaConf
 
 from mask_rcnn_plugin.config.check import SOURCE
@@ -21,6 +22,8 @@ def plain(cfg: DictConfig, *, resolve: bool = False) -> Any:
 
     def visit(node: Any) -> Any:
         if isinstance(node, dict):
+            if isinstance(node.get("_target_"), str):  # which may be one of several names
+                node = {**node, "_target_": locate(node["_target_"])}
             return {str(k): visit(v) for k, v in node.items()}
         if isinstance(node, (list, tuple)):
             return [visit(v) for v in node]
@@ -124,6 +127,6 @@ def differences(base: str, name: str, overrides: list[str]) -> list[str]:
 
     return [
         f"{key}: {shown(theirs, key)} -> {shown(ours, key)}"
-        for key in sorted((theirs.keys() | ours.keys()) - {SOURCE})
-        if shown(theirs, key) != shown(ours, key)
+        for key in sorted(theirs.keys() | ours.keys())
+        if shown(theirs, key) != shown(ours, key) and not key.startswith(f"{SOURCE}.")
     ]

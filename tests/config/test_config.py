@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from detectron2.config import get_cfg, instantiate
+from detectron2.config import LazyConfig, get_cfg, instantiate
 from detectron2.utils.events import EventStorage
 from omegaconf import OmegaConf
 
@@ -178,7 +178,7 @@ BASES = {
     "table5_multitask/box_only",
 }
 # Follow from the config's name.
-_NAME = {"source", "train.output_dir", "dataloader.evaluator.output_dir"}
+_NAME = {"source.config", "train.output_dir", "dataloader.evaluator.output_dir"}
 
 
 def differences(a: Any, b: Any, prefix: str = "") -> dict[str, Any]:
@@ -343,6 +343,49 @@ def test_path_and_short_name_give_the_same_config(tmp_path: Path) -> None:
     assert short_name(f"{name}+synthetic") == short_name(str(CONFIG_DIR / f"{name}.py")) == name
 
 
+def test_the_config_yaml_of_an_output_folder_is_the_config_of_the_run(tmp_path: Path) -> None:
+    name = "table5_multitask/keypoint_and_mask+synthetic"
+    cfg = get_config(name, ["train.max_iter=7", f"train.output_dir={tmp_path}", "+mine=3"])
+    file = tmp_path / "config.yaml"
+    LazyConfig.save(cfg, str(file))  # as detectron2's default_setup does
+    again = get_config(str(file))
+    assert flatten(again, resolve=True) == flatten(cfg, resolve=True)
+    assert again.source.config == LazyConfig.load(str(file)).source.config == name
+    assert short_name(str(file)) == "table5_multitask/keypoint_and_mask"
+    assert get_config(str(file), ["optimizer.lr=0.5"]).optimizer.lr == 0.5
+    with pytest.raises(ConfigError, match="'train.max_iter'"):
+        get_config(str(file), ["train.max_iters=3"])
+
+
+def test_the_config_yaml_of_a_stock_run_is_taken(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    name = "table2a_backbone/r50_c4"
+    LazyConfig.save(LazyConfig.load(str(CONFIG_DIR / f"{name}.py")), str(file))
+    cfg = get_config(str(file))
+    assert flatten(cfg, resolve=True) == flatten(get_config(name), resolve=True) | {
+        "source.config": "config",
+        "train.output_dir": "output",
+        "dataloader.evaluator.output_dir": "output",
+    }
+
+
+@pytest.mark.parametrize(
+    ("override", "output"),
+    [
+        ("train.seed=1", "output/table2a_backbone/r50_fpn+synthetic"),
+        ("train.output_dir=", "output/table2a_backbone/r50_fpn+synthetic"),
+        ("train.output_dir=null", "output/table2a_backbone/r50_fpn+synthetic"),
+        ("train.output_dir=output", "output"),
+        ("train.output_dir=20231105", "20231105"),
+    ],
+)
+def test_an_output_folder_that_is_not_given_has_the_configs_name(
+    override: str, output: str
+) -> None:
+    cfg = get_config("table2a_backbone/r50_fpn+synthetic", [override])
+    assert cfg.train.output_dir == cfg.dataloader.evaluator.output_dir == output
+
+
 def test_a_flat_config_is_plain_and_tells_configs_apart() -> None:
     cfg = get_config("table2a_backbone/r50_fpn")
     flat = flatten(cfg)
@@ -355,7 +398,7 @@ def test_a_flat_config_is_plain_and_tells_configs_apart() -> None:
         json.loads(json.dumps(flat))
         == flat
         == flatten(get_config("table2e_mask_branch/fcn"))
-        | {key: flat[key] for key in ("train.output_dir", "source")}
+        | {key: flat[key] for key in ("train.output_dir", "source.config")}
     )
     assert flatten(get_config("table2a_backbone/r50_fpn", ["optimizer.lr=0.1"])) != flat
 
