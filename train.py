@@ -26,7 +26,6 @@ from typing import Any
 # First: the plugin makes detectron2 importable on current Pillow and NumPy.
 from mask_rcnn_plugin.training import SafeCheckpointer, resolve_weights, setup_datasets  # isort: split
 
-import torch
 from detectron2.config import instantiate
 from detectron2.data import MetadataCatalog
 from detectron2.engine import HookBase, default_setup, default_writers, hooks
@@ -47,8 +46,9 @@ from mask_rcnn_plugin.training.checkpoint import (
     holds_a_training,
 )
 from mask_rcnn_plugin.training.eval_hook import SafeEvalHook
-from mask_rcnn_plugin.training.guarded_trainer import build_trainer, check_precision
+from mask_rcnn_plugin.training.guarded_trainer import build_trainer
 from mask_rcnn_plugin.training.launch import log_processes, parse_program_args, run_program
+from mask_rcnn_plugin.training.machine import log_machine, memory_format
 from mask_rcnn_plugin.training.main_process import on_main_process
 from mask_rcnn_plugin.training.preemption import Preemption
 from mask_rcnn_plugin.training.preflight import check_datasets
@@ -86,15 +86,14 @@ def do_train(
         WeightsError: see `SafeCheckpointer.resume_or_load`.
         SaveError: if there is no room for the final checkpoint, or for metrics.
         NonFiniteLossError: see `GuardedTrainer`.
-        ConfigError: see `check_precision` and `build_train_loader`.
+        ConfigError: see `machine.precision` and `build_train_loader`.
         DatasetError: see `build_train_loader` and `TrainLoader`.
         SystemExit: with `preemption.EXIT_CODE`, after SIGTERM or SIGUSR1.
     """
+    log_machine(cfg)
     model = instantiate(cfg.model)
     logger.info("Model:\n%s", model)
-    model.to(cfg.train.device)
-    if cfg.train.channels_last:
-        model.to(memory_format=torch.channels_last)
+    model.to(cfg.train.device, memory_format=memory_format(cfg))
 
     cfg.optimizer.params.model = model
     optim = instantiate(cfg.optimizer)
@@ -192,7 +191,6 @@ def prepare(args: argparse.Namespace, cfg: DictConfig) -> None:
     if cfg.train.init_checkpoint:
         on_main_process(lambda: resolve_weights(cfg.train.init_checkpoint))
     check_initialization(cfg)
-    check_precision(cfg)
     fit_batch(cfg)
     setup_datasets(cfg)
 

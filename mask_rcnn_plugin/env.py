@@ -4,10 +4,11 @@
 
 detectron2 imports the module named in that variable while it is being imported itself and calls
 its `setup_environment`. From then on `get_cfg()` has the plugin's keys and the registries have
-its backbone, heads and meta-architecture.
+its backbone, heads and meta-architecture, and `DatasetCatalog` the persons of test-dev.
 """
 
-from mask_rcnn_plugin.config import add_mask_rcnn_config
+from mask_rcnn_plugin.data import coco  # noqa: F401  registers test-dev's persons
+from mask_rcnn_plugin.modeling.yaml_keys import add_mask_rcnn_config
 
 
 def setup_environment() -> None:

@@ -75,6 +75,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 import detectron2.data
 assert get_cfg().MODEL.ROI_MASK_HEAD.LOSS_TYPE == "sigmoid"
 assert "MaskRCNN" in META_ARCH_REGISTRY
+assert "keypoints_coco_2017_test-dev" in detectron2.data.DatasetCatalog.list()
 """
 
 

@@ -32,6 +32,14 @@ def test_import_is_silent() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+def test_import_loads_no_harness() -> None:
+    done = python("import sys, mask_rcnn_plugin; print(*sys.modules)")
+    assert done.returncode == 0, done.stderr
+    loaded = [name for name in done.stdout.split() if name.startswith("mask_rcnn_plugin.")]
+    harness = ("training", "evaluation", "data")
+    assert not [name for name in loaded if name.split(".")[1] in harness]
+
+
 def test_configs_are_found_from_anywhere(tmp_path: Path) -> None:
     code = "import mask_rcnn_plugin as m; print(m.get_config('table2a_backbone/r50_fpn').train)"
     assert "160000" in python(code, cwd=tmp_path).stdout

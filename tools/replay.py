@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from mask_rcnn_plugin.errors import UserError
 from mask_rcnn_plugin.training import setup_datasets
 from mask_rcnn_plugin.training.guarded_trainer import build_trainer
+from mask_rcnn_plugin.training.machine import fit_to_machine
 from mask_rcnn_plugin.training.nonfinite import read_batch
 from mask_rcnn_plugin.training.random_states import set_random_state
 
@@ -127,6 +128,7 @@ def main() -> None:
     try:
         content = read_batch(args.file)
         cfg = get_config(args.config, args.overrides)
+        fit_to_machine(cfg)
         setup_datasets(cfg)
         print(f"iteration {content['iteration']}, learning rate {content['lr']:.3g}\n")
         replay(cfg, content)

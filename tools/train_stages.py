@@ -29,7 +29,6 @@ from omegaconf import DictConfig
 
 from mask_rcnn_plugin.evaluation import results_table
 from mask_rcnn_plugin.training.batch_scaling import fit_batch
-from mask_rcnn_plugin.training.guarded_trainer import check_precision
 from mask_rcnn_plugin.training.launch import log_processes, parse_program_args, run_program
 from mask_rcnn_plugin.training.main_process import on_main_process
 from mask_rcnn_plugin.training.preflight import check_datasets
@@ -58,7 +57,6 @@ def prepare(args: argparse.Namespace, cfg: DictConfig) -> None:
     if cfg.train.init_checkpoint:
         on_main_process(lambda: resolve_weights(cfg.train.init_checkpoint))
     check_initialization(cfg)
-    check_precision(cfg)
     fit_batch(cfg)
     setup_datasets(cfg)
     if comm.is_main_process():  # what it finds in the folder counts

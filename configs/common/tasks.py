@@ -1,6 +1,9 @@
 """Which tasks a config trains and scores beside boxes: model, mapper and evaluator together."""
 
+from detectron2.data.detection_utils import create_keypoint_hflip_indices
 from omegaconf import DictConfig
+
+from mask_rcnn_plugin.data.coco import KEYPOINT_TRAINVAL35K
 
 from .models.fpn import add_keypoint_branch, add_mask_branch
 
@@ -16,6 +19,10 @@ def add_keypoints(model: DictConfig, dataloader: DictConfig) -> None:
     """The keypoint branch of Sec. 5 on an FPN."""
     add_keypoint_branch(model)
     dataloader.train.mapper.use_keypoint = True
+    # COCO's persons; train.py puts those of another dataset in their place.
+    dataloader.train.mapper.keypoint_hflip_indices = create_keypoint_hflip_indices(
+        KEYPOINT_TRAINVAL35K
+    )
     dataloader.evaluator.tasks.append("keypoints")
 
 

@@ -23,11 +23,9 @@ lr_multiplier = L(WarmupParamScheduler)(
     warmup_length=L(warmup_length)(iterations=1000, max_iter="${train.max_iter}"),
 )
 
-_device = "cuda" if torch.cuda.is_available() else "cpu"
-
 train = OmegaConf.create(
     dict(
-        output_dir="",  # output/CONFIG
+        output_dir="output",  # train.py: output/CONFIG
         init_checkpoint="detectron2://ImageNetPretrained/MSRA/R-50.pkl",
         max_iter=160_000,
         accumulate_steps=1,  # batches whose gradients are added up for one step of the optimiser
@@ -40,12 +38,12 @@ train = OmegaConf.create(
         checkpointer=dict(period=5000, max_to_keep=5),
         # Best model by a metric of the evaluation, e.g. segm/AP, in model_best.pth; null: none.
         best_metric=None,
-        device=_device,
+        device="cuda",  # train.py: the CPU where torch finds no GPU
         seed=-1,  # a negative one: another for each run
         max_skipped_steps=0,  # steps with a non-finite loss to leave out before stopping
+        # Of half precision. "auto": bf16 where the device computes in it, else float32.
         amp=dict(enabled=False, dtype="bf16"),
-        # Layout of the weights: faster on CPUs (docs/benchmarks), not measured on CUDA.
-        channels_last=_device == "cpu",
+        channels_last="auto",  # layout of the weights: True, False, or True on a CPU alone
         ddp=dict(broadcast_buffers=False, find_unused_parameters=False, fp16_compression=False),
         cudnn_benchmark=False,
         process_group_timeout=30.0,  # minutes that a process waits for the others

@@ -87,11 +87,7 @@ def overlay(cfg: DictConfig, size: int = 128) -> None:
     cfg.train.checkpointer.period = "${train.max_iter}"
     cfg.train.log_period = 10
     cfg.train.seed = 0
-    if cfg.train.device == "cpu":
-        cfg.train.channels_last = True
-        # Where the CPU computes in bfloat16; elsewhere it is emulated and slower than float32.
-        cpu = getattr(torch.cpu, "get_capabilities", dict)()
-        cfg.train.amp.enabled = bool(cpu.get("avx512_bf16") or cpu.get("amx_bf16"))
+    cfg.train.amp = dict(enabled=True, dtype="auto")
 
 
 def set_widths(model: DictConfig, convolutions: int, fully_connected: int) -> None:

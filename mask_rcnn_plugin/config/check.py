@@ -1,239 +1,290 @@
-"""What a config may say: which keys there are, their types and their ranges.
-
-Nothing of it is written down twice. The keys and types of plain nodes (`train`, `dataset`) are
-those of the plugin's own configs, those of a node with a `_target_` are the arguments and type
-hints of what it calls; only the ranges have a table, `_RANGES`.
-"""
+"""A config is checked as a whole before anything of it is built, the same on every machine."""
 
 import difflib
-import math
+import functools
+import inspect
 import re
 import sys
-from collections.abc import Callable, Collection, Iterable, Sequence
-from fnmatch import fnmatchcase
-from typing import Any
+import types
+import typing
+from collections import abc
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import fields, is_dataclass
+from typing import Any, NamedTuple
 
 import torch
-from detectron2.layers import get_norm
 from detectron2.utils.registry import locate
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mask_rcnn_plugin.config.call_signature import fits, is_call, signature_of
-from mask_rcnn_plugin.config.consistency import check_consistency
+from mask_rcnn_plugin.config.schema import BOUNDS, CHOICES, COUNT, SCHEMAS
 from mask_rcnn_plugin.errors import ConfigError
 
 # The top of a config. What others refer to comes first, so that it is named, not they.
 NODES = ("train", "dataset", "model", "optimizer", "lr_multiplier", "dataloader")
+SOURCE = "source"  # set by `get_config`: where the config comes from
+_LOADERS = ("train", "test", "evaluator")
 # Calls that lack an argument until the training starts.
 _GIVEN_LATER = {"optimizer.params.model"}
-# Keys that a config may be without.
-_OPTIONAL = {"dataset.synthetic"}
-# Numbers of the plugin's own configs that may be null as well.
-NULLABLE = {"train.checkpointer.max_to_keep"}
 
-_Range = tuple[str, Callable[[Any], bool]]
-_POSITIVE: _Range = ("more than 0", lambda x: 0 < x < math.inf)
-_COUNT: _Range = ("an integer of 1 or more", lambda x: isinstance(x, int) and x >= 1)
-_COUNT_OR_0: _Range = ("an integer of 0 or more", lambda x: isinstance(x, int) and x >= 0)
-_NOT_NEGATIVE: _Range = ("0 or more, and finite", lambda x: 0 <= x < math.inf)
-_FRACTION: _Range = ("from 0 to 1", lambda x: 0 <= x <= 1)
-
-
-def _is_norm(name: Any) -> bool:
-    try:
-        get_norm(name, 32)
-    except (KeyError, TypeError):
-        return False
-    return True
-
-
-_NORM: _Range = ("'' or what detectron2's get_norm knows, such as 'FrozenBN'", _is_norm)
-_ANY: _Range = ("anything but nan", lambda x: x == x)
-
-# The first pattern that a key's end matches counts; a list's numbers are looked up by the list's
-# key. What `train` and `dataset` hold in the plugin's own configs is right in any case.
-_RANGES: dict[str, _Range] = {
-    "model.pixel_std": _POSITIVE,
-    "train.eval_period": _COUNT_OR_0,
-    "train.validation_period": _COUNT_OR_0,
-    "train.max_skipped_steps": _COUNT_OR_0,
-    "max_unreadable": _COUNT_OR_0,
-    "num_workers": _COUNT_OR_0,
-    # The rank is added, and NumPy takes 32 bits.
-    "seed": ("an integer below 2**31", lambda x: isinstance(x, int) and x < 2**31),
-    "sampling_ratio": _COUNT_OR_0,
-    "freeze_at": ("an integer from 0 to 5", lambda x: x in range(6)),
-    # As many as go in, in detectron2's words.
-    "proposal_generator.head.conv_dims": (
-        "an integer of 1 or more, or -1",
-        lambda x: isinstance(x, int) and (x >= 1 or x == -1),
-    ),
-    "anchor_generator.sizes": _POSITIVE,
-    "canonical_box_size": _POSITIVE,
-    "crop_size": _POSITIVE,  # of the image, or in pixels
-    "*timeout": _POSITIVE,
-    "max_iter": (
-        "an integer from 1 to 2**63 - 1",
-        lambda x: isinstance(x, int) and 1 <= x < 2**63,
-    ),
-    "max_to_keep": _COUNT,
-    "max_detections": _COUNT,
-    "max_size": _COUNT,
-    "short_edge_length": _COUNT,
-    "*period": _COUNT,
-    "*_steps": _COUNT,
-    "*_size": _COUNT,
-    "*batch_size_per_image": _COUNT,
-    "*_topk*": _COUNT,
-    "num_*": _COUNT,
-    "*_dims": _COUNT,
-    "*channels": _COUNT,
-    "width": _COUNT,
-    "momentum": ("from 0 to less than 1", lambda x: 0 <= x < 1),
-    "lr": _NOT_NEGATIVE,
-    "weight_decay*": _NOT_NEGATIVE,
-    "*norm": _NORM,
-    "*_beta": _NOT_NEGATIVE,
-    "loss_weight": _NOT_NEGATIVE,
-    "*_thresh": _FRACTION,
-    "*_matcher.thresholds": _FRACTION,
-    "positive_fraction": _FRACTION,
-    "warmup_factor": _FRACTION,
-    "*": _ANY,
+_BRANCHES = {"segm": "mask_head", "keypoints": "keypoint_head"}
+_AP = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+_METRICS = {
+    "bbox": _AP,
+    "segm": _AP,
+    "keypoints": tuple(name for name in _AP if name != "APs"),
+    "box_proposals": tuple(f"AR{area}@{n}" for n in (100, 1000) for area in ("", "s", "m", "l")),
 }
 
 
-def check_config(cfg: DictConfig, shipped: DictConfig, added: Collection[str] = ()) -> None:
-    """Check a whole config without building anything of it.
-
+def check_config(cfg: DictConfig, added: Collection[str] = ()) -> None:
+    """
     Args:
         cfg: overlays and overrides applied.
-        shipped: a config of the plugin's, with every key that `train` and `dataset` may have.
-        added: keys that are new on purpose.
+        added: keys that are new on purpose, with those above them.
 
     Raises:
         ConfigError: for an unknown or missing key or argument, a value of the wrong type or out of
-            range, an interpolation to what is not there, a device that this machine has not, and
-            what `check_consistency` refuses.
+            bounds, an interpolation to what is not there; for a task that the model has no branch
+            for, a metric for the best model that no task gives, and two limits of detections.
     """
-    values, known = _resolved(cfg), _resolved(shipped)
-    parts = [key.split(".") for key in added]
-    added = {".".join(p[:i]) for p in parts for i in range(1, len(p) + 1)}
-    for name in sorted(values.keys() - known.keys()):
+    try:
+        values: Any = OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+    for name in sorted(values.keys() - {*NODES, SOURCE, *added}):
         # A helper of the file, unless it should have been one of the nodes.
-        if name not in added and f"${{{name}." not in str(OmegaConf.to_container(cfg)):
+        if f"${{{name}." not in str(OmegaConf.to_container(cfg)):
             raise ConfigError(
-                f"{no_such_key(name, known)}. A helper of the file begins with an underscore"
+                f"{no_such_key(name, NODES)}. A helper of the file begins with an underscore"
             )
     for name in NODES:
-        _check_ranges(values[name], name, known[name])
-        _check_node(values[name], name, known[name], added)
-    _check_device(values["train"]["device"])
-    dtype = values["train"]["amp"]["dtype"]
-    if dtype not in ("bf16", "fp16"):
-        raise ConfigError(f"train.amp.dtype is {dtype!r}, must be 'bf16' or 'fp16'")
-    check_consistency(values)
+        _check_bounds(values[name], name)
+        if name in SCHEMAS:
+            _check_plain(values[name], name, added)
+        elif name == "dataloader":
+            _check_loaders(values[name], added)
+        else:
+            _check_is_call(values[name], name)
+        _check_calls(values[name], name)
+    for key, choices in CHOICES.items():
+        if (value := at(values, key)) not in choices:
+            raise ConfigError(f"{key} is {value!r}, must be one of {list(choices)}")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", values["train"]["device"]):
+        device = values["train"]["device"]
+        raise ConfigError(f"train.device is {device!r}, must be 'cpu', 'cuda' or 'cuda:N'")
+    _check_branches(values)
+    _check_best_metric(values)
+    _check_max_detections(values)
 
 
-def no_such_key(
-    key: str, siblings: Iterable[str], all_keys: Iterable[str] = (), depth: int = -1
-) -> str:
-    """What to say of a key that does not exist, with the nearest that does.
+def no_such_key(key: str, siblings: Iterable[str], close: str | None = None) -> str:
+    """What to say of a key that does not exist.
 
     Args:
         key: with dots.
-        siblings: what there is in place of the part that does not exist.
-        all_keys: what there is in place of the whole key.
-        depth: index of the part that does not exist.
+        siblings: what there is in place of its last part.
+        close: the key that may be meant; None looks among the siblings.
     """
-    parts = key.split(".")
-    prefix = ".".join(parts[:depth])
+    prefix, _, name = key.rpartition(".")
     siblings = sorted(siblings)
-    # The whole key first: a slip in the first part would else only find top-level names.
-    close = difflib.get_close_matches(key, list(all_keys), n=1) or [
-        _join(prefix, k) for k in difflib.get_close_matches(parts[depth], siblings, n=1)
-    ]
-    hint = f"did you mean {close[0]!r}? " if close else ""
+    if close is None:
+        close = next((join(prefix, k) for k in difflib.get_close_matches(name, siblings, n=1)), "")
+    hint = f"did you mean {close!r}? " if close else ""
     return f"no key {key!r}; {hint}{repr(prefix) if prefix else 'the config'} has {siblings}"
 
 
-def settable(node: Any) -> set[str]:
-    """What may be set below a node: its keys or indices, and the arguments of what it calls."""
-    if isinstance(node, ListConfig):
-        return {str(i) for i in range(len(node))}
-    if not isinstance(node, DictConfig):
-        return set()
-    keys = {str(k) for k in node if k != "_target_"}
-    signature = signature_of(node["_target_"]) if "_target_" in node else None
-    return keys | signature.hints.keys() if signature else keys
+def join(key: str, name: Any) -> str:
+    return f"{key}.{name}" if key else str(name)
 
 
-def kind(value: Any) -> str | None:
-    """Coarse type of a config value; None where anything may follow (None, objects)."""
-    if isinstance(value, bool):
-        return "bool"
-    if isinstance(value, (int, float)):
-        return "number"
-    if isinstance(value, str):
-        return "string"
-    if isinstance(value, Sequence) and not isinstance(value, bytes):  # tuples and OmegaConf's too
-        kinds = {kind(v) for v in value}
-        return f"list of {kinds.pop()}s" if kinds in ({"number"}, {"string"}) else "list"
-    return "dict" if isinstance(value, (dict, DictConfig)) else None
+def at(values: Any, key: str) -> Any:
+    """A key's value in nested dicts; None if it is not there."""
+    for part in key.split("."):
+        values = values.get(part) if isinstance(values, dict) else None
+    return values
 
 
-def same_kind(value: Any, current: Any) -> bool:
-    """Whether a value may take another's place, as far as their coarse types tell."""
-    ours, theirs = kind(value), kind(current)
-    if ours is None or theirs is None or "list" in (ours, theirs):  # a list empty or mixed
-        return theirs is None or (ours or "").split()[:1] == theirs.split()[:1]
-    return ours == theirs
+def is_call(value: Any) -> bool:
+    """Whether a config's value stands for what a call returns."""
+    return isinstance(value, (dict, DictConfig)) and "_target_" in value
 
 
-def _resolved(cfg: DictConfig) -> dict[str, Any]:
+class Signature(NamedTuple):
+    """What a callable takes.
+
+    Attributes:
+        hints: type hint of each keyword argument, those of base classes too while it passes on **.
+        required: those that it does not go without.
+        is_open: whether it takes others as well.
+    """
+
+    hints: dict[str, Any]
+    required: set[str]
+    is_open: bool
+
+
+def signature_of(target: Any) -> Signature | None:
+    """The arguments of what a `_target_` names; None if that cannot be told."""
     try:
-        return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
+        return _read(locate(target) if isinstance(target, str) else target)
+    except Exception:  # no such name, not hashable, or written in C
+        return None
+
+
+@functools.cache
+def _read(target: Callable[..., Any]) -> Signature:
+    constructors = [target]
+    if inspect.isclass(target):
+        constructors = [vars(c)["__init__"] for c in target.__mro__[:-1] if "__init__" in vars(c)]
+        constructors = constructors or [target.__new__]
+    hints: dict[str, Any] = {}
+    required: set[str] = set()
+    for i, constructor in enumerate(constructors):
+        parameters = inspect.signature(constructor).parameters.values()
+        try:
+            annotations = typing.get_type_hints(constructor)
+        except Exception:  # a hint that names what is imported for type checkers alone
+            annotations = {}
+        for p in parameters:
+            if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in hints:
+                hint = annotations.get(p.name, Any)
+                hints[p.name] = typing.Optional[hint] if p.default is None else hint  # noqa: UP045
+                # What a base class requires, the class itself may pass.
+                if p.default is p.empty and i == 0:
+                    required.add(p.name)
+        is_open = any(p.kind == p.VAR_KEYWORD for p in parameters)
+        if not is_open:
+            break
+    names = hints.keys() - {"self", "cls", "_cls"}
+    return Signature({k: hints[k] for k in names}, required & names, is_open)
+
+
+_LISTS = (list, tuple, abc.Sequence, abc.Iterable)
+
+
+def alternatives(hint: Any) -> tuple[Any, ...]:
+    """What a union is of; of any other type hint itself."""
+    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    return typing.get_args(hint) if is_union else (hint,)
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value is what a type hint says, in doubt yes."""
+    origin, args = typing.get_origin(hint) or hint, typing.get_args(hint)
+    if is_call(value) or hint is Any:
+        return True
+    if len(alternatives(hint)) > 1:
+        return any(fits(value, a) for a in args)
+    if origin is typing.Literal:
+        return value in args
+    if value is None:  # means "none", which numbers, switches, lists and functions cannot be
+        return hint not in (bool, int, float) and origin not in (*_LISTS, abc.Callable)
+    if hint in (bool, str, int):
+        return type(value) is hint
+    if hint is float:
+        return type(value) in (int, float)
+    if hint is types.NoneType:
+        return False
+    if origin is abc.Callable:
+        return callable(value)
+    if origin in (dict, abc.Mapping):
+        return isinstance(value, dict)
+    if origin in _LISTS:
+        elements = [a for a in args if a is not ...] or [Any]
+        # However many: detectron2 writes Tuple[float] for several.
+        return isinstance(value, (list, tuple)) and all(
+            any(fits(v, e) for e in elements) for v in value
+        )
+    if hint in (torch.Tensor, torch.nn.Module):
+        return isinstance(value, hint)
+    return True
+
+
+def schema_hint(key: str) -> Any:
+    """Type hint of a key of `train` or `dataset`; None for any other key."""
+    name, *parts = key.split(".")
+    hint: Any = SCHEMAS.get(name)
+    for part in parts:
+        hint = next((a for a in alternatives(hint) if is_dataclass(a)), hint)
+        hint = typing.get_type_hints(hint).get(part) if is_dataclass(hint) else None
+    return hint
+
+
+def _check_plain(values: Any, name: str, added: Collection[str]) -> None:
+    """Check `train` or `dataset` against its dataclass."""
+    if not isinstance(values, dict):
+        raise ConfigError(f"{name} is {values!r}, must hold keys, as in configs/common")
+    known = _known(values, name, added)
+    try:
+        typed = OmegaConf.merge(OmegaConf.structured(SCHEMAS[name]), known)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+        key = f"{name}.{error.full_key}"
+        if is_dataclass(error.object_type):
+            siblings = [f.name for f in fields(error.object_type)]
+            if error.key not in siblings:
+                raise ConfigError(no_such_key(key, siblings)) from error
+        raise _wrong_type(key, at({name: values}, key)) from error
+    missing = sorted(join(name, key) for key in OmegaConf.missing_keys(typed))
+    if missing:
+        raise ConfigError(f"keys {missing} are missing, which the plugin's own configs have")
+    _check_unchanged(known, OmegaConf.to_container(typed), name)
 
 
-def _check_node(value: Any, key: str, known: Any, added: set[str]) -> None:
-    """
-    Args:
-        value: of the config at `key`, resolved.
-        known: the plugin's own there; None if it has none, or below a call.
-        added: keys that are new on purpose.
-    """
-    if value is None and key in _OPTIONAL | NULLABLE:
-        return
+def _known(values: Any, key: str, added: Collection[str]) -> Any:
+    """A copy of nested dicts without the keys that are new on purpose."""
+    if not isinstance(values, dict):
+        return values
+    return {
+        k: _known(v, join(key, k), added)
+        for k, v in values.items()
+        if join(key, k) not in added or schema_hint(join(key, k)) is not None
+    }
+
+
+def _check_unchanged(value: Any, typed: Any, key: str) -> None:
+    """OmegaConf makes 10 of "10", and True of 3; what reads the config would see the latter."""
+    if isinstance(value, dict) and isinstance(typed, dict):
+        for name in value:
+            _check_unchanged(value[name], typed[name], join(key, name))
+    elif value != typed:
+        raise _wrong_type(key, value)
+
+
+def _wrong_type(key: str, value: Any) -> ConfigError:
+    return ConfigError(f"{key} is {value!r}, must be of type {_shown(schema_hint(key))}")
+
+
+def _shown(hint: Any) -> str:
+    name = hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
+    return re.sub(r"\b[\w.]+\.", "", name)  # without modules
+
+
+def _check_is_call(value: Any, key: str) -> None:
+    if not is_call(value):
+        raise ConfigError(
+            f"{key} is {value!r}, must call something: it needs a _target_, as L(...) in a file "
+            "gives it"
+        )
+
+
+def _check_loaders(values: Any, added: Collection[str]) -> None:
+    if not isinstance(values, dict):
+        raise ConfigError(f"dataloader is {values!r}, must hold {list(_LOADERS)}")
+    for name in values:
+        if name not in _LOADERS and f"dataloader.{name}" not in added:
+            raise ConfigError(no_such_key(f"dataloader.{name}", _LOADERS))
+    for name in _LOADERS:
+        _check_is_call(values.get(name), f"dataloader.{name}")
+
+
+def _check_calls(value: Any, key: str) -> None:
+    """Check all calls in a node against the signatures of what they call."""
     if is_call(value):
         _check_call(value, key)
-    elif is_call(known) and isinstance(value, dict):
-        raise ConfigError(f"{key} calls nothing: it needs a _target_, as L(...) in a file gives it")
-    elif isinstance(known, dict) and isinstance(value, dict):
-        for name in value:
-            if name not in known and _join(key, name) not in added:
-                raise ConfigError(no_such_key(_join(key, name), known, _keys(known, key)))
-        missing = [k for k in known if k not in value and _join(key, k) not in _OPTIONAL]
-        if missing:
-            raise ConfigError(f"{key} lacks {missing}, which the plugin's own configs have")
-    elif known is not None and not _fits_known(value, known):
-        expected = "an integer" if type(known) is int else f"a {kind(known)}"
-        raise ConfigError(f"{key} is {value!r}, must be {expected}, such as {known!r}")
     if isinstance(value, (dict, list, tuple)):
-        within = known if isinstance(known, dict) and not is_call(value) else {}
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        for name, child in items:
-            _check_node(child, _join(key, name), within.get(name), added)
-
-
-def _fits_known(value: Any, known: Any) -> bool:
-    if type(known) is int:
-        return type(value) is int
-    if value is None:
-        return isinstance(known, (str, list))
-    return same_kind(value, known)
+        for name, child in value.items() if isinstance(value, dict) else enumerate(value):
+            _check_calls(child, join(key, name))
 
 
 def _check_call(value: dict[str, Any], key: str) -> None:
@@ -256,67 +307,80 @@ def _check_call(value: dict[str, Any], key: str) -> None:
     if signature is None:
         return
     name = getattr(target, "__qualname__", repr(target))
-    for argument, given in value.items():
-        path = _join(key, argument)
-        if argument == "_target_":
-            continue
-        if argument not in signature.hints:
-            if signature.is_open:
-                continue
+    for argument in value.keys() - {"_target_"}:
+        path = join(key, argument)
+        if argument in signature.hints:
+            hint = signature.hints[argument]
+            if not fits(value[argument], hint):
+                raise ConfigError(
+                    f"{path} is {value[argument]!r}, must be of type {_shown(hint)} ({name})"
+                )
+        elif not signature.is_open:
             raise ConfigError(f"{no_such_key(path, signature.hints)}, the arguments of {name}")
-        hint = signature.hints[argument]
-        if not fits(given, hint):
-            shown = re.sub(r"\b[\w.]+\.", "", str(hint))  # without modules
-            shown = hint.__name__ if isinstance(hint, type) and "[" not in shown else shown
-            raise ConfigError(f"{path} is {given!r}, must be of type {shown} ({name})")
     missing = [
-        a for a in sorted(signature.required - value.keys()) if _join(key, a) not in _GIVEN_LATER
+        a for a in sorted(signature.required - value.keys()) if join(key, a) not in _GIVEN_LATER
     ]
     if missing:
         raise ConfigError(f"{key} lacks {missing}, which {name} needs")
 
 
-def _check_ranges(value: Any, key: str, known: Any) -> None:
+def _check_bounds(value: Any, key: str, bounds: tuple[float, float] | None = None) -> None:
     if isinstance(value, dict):
         for name, child in value.items():
-            within = known.get(name) if isinstance(known, dict) else None
-            _check_ranges(child, _join(key, name), within)
+            _check_bounds(child, join(key, name), BOUNDS.get(name))
     elif isinstance(value, (list, tuple)):
         for i, child in enumerate(value):
-            _check_ranges(child, _join(key, i), None)
-    elif isinstance(value, (int, float, str)) and value != known:
-        name = "." + ".".join(part for part in key.split(".") if not part.isdigit())
-        rule = next(r for p, r in _RANGES.items() if fnmatchcase(name, f"*.{p}"))
-        text, is_right = rule
-        is_number = not isinstance(value, (bool, str))
-        if not ((is_number or rule in (_ANY, _NORM)) and is_right(value)):
-            raise ConfigError(f"{key} is {value!r}, must be {text}")
+            _check_bounds(child, join(key, i), bounds)
+    elif isinstance(value, (int, float)) and bounds and not isinstance(value, bool):
+        least, most = bounds
+        number = "an integer" if bounds == COUNT else "a finite number"
+        if not least <= value <= most or (bounds == COUNT and not isinstance(value, int)):
+            limit = f" and at most {most:g}" if most < 2**63 else ""
+            raise ConfigError(f"{key} is {value!r}, must be {number}, at least {least:g}{limit}")
 
 
-def _check_device(name: str) -> None:
-    wrong = ConfigError(f"train.device is {name!r}, must be 'cpu', 'cuda' or 'cuda:N'")
-    try:
-        device = torch.device(name)
-    except (RuntimeError, TypeError) as error:
-        raise wrong from error
-    if device.type not in ("cpu", "cuda"):
-        raise wrong
-    gpus = torch.cuda.device_count()
-    if device.type == "cuda" and (device.index or 0) >= gpus:
+def _check_branches(values: dict[str, Any]) -> None:
+    for task, head in _BRANCHES.items():
+        if (
+            task in (at(values, "dataloader.evaluator.tasks") or ())
+            and _is_known(at(values, "model.roi_heads"))
+            and at(values, f"model.roi_heads.{head}") is None
+        ):
+            raise ConfigError(
+                f"dataloader.evaluator.tasks has {task!r}, but there is no model.roi_heads.{head} "
+                "to predict it: leave the task out"
+            )
+
+
+def _check_best_metric(values: dict[str, Any]) -> None:
+    metric = at(values, "train.best_metric")
+    if not metric or not _is_known(at(values, "dataloader.evaluator")):
+        return
+    tasks = at(values, "dataloader.evaluator.tasks") or ()
+    names = [f"{task}/{name}" for task in tasks for name in _METRICS.get(task, ())]
+    if metric not in names and not metric.startswith(tuple(f"{task}/AP-" for task in tasks)):
         raise ConfigError(
-            f"train.device is {name!r}, but this machine has {gpus} GPUs that torch can use; "
-            "train.device=cpu runs without"
+            f"train.best_metric is {metric!r}, must be one of {names} or TASK/AP-CATEGORY"
         )
 
 
-def _join(key: str, name: Any) -> str:
-    return f"{key}.{name}" if key else str(name)
+def _check_max_detections(values: dict[str, Any]) -> None:
+    limit = at(values, "dataset.test.max_detections")
+    for key in (
+        "model.roi_heads.box_predictor.test_topk_per_image",
+        "dataloader.evaluator.max_detections",
+    ):
+        if at(values, key) not in (None, limit):
+            raise ConfigError(
+                f"{key} is {at(values, key)}, but dataset.test.max_detections is {limit}: set the "
+                "latter alone, which limits both the model and the evaluation"
+            )
 
 
-def _keys(node: dict[str, Any], prefix: str) -> list[str]:
-    """All keys below a resolved node."""
-    keys = []
-    for name, value in node.items():
-        key = _join(prefix, name)
-        keys += [key, *(_keys(value, key) if isinstance(value, dict) else ())]
-    return keys
+def _is_known(node: Any) -> bool:
+    """Whether it calls what is the plugin's or detectron2's; of others one cannot tell."""
+    if not is_call(node):
+        return False
+    target = node["_target_"]
+    module = str(getattr(target, "__module__", target))
+    return module.split(".")[0] in ("mask_rcnn_plugin", "detectron2")

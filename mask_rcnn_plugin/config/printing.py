@@ -1,11 +1,72 @@
-"""A config on the screen: `--print-config` and `--diff` of the programs that train one."""
+"""A config as plain values: on the screen (`--print-config`, `--diff`), and to compare runs by."""
 
 import argparse
+import os
+import re
+import sys
 from typing import Any
 
-from omegaconf import OmegaConf
+from detectron2.utils.registry import locate
+from omegaconf import DictConfig, OmegaConf
 
-from mask_rcnn_plugin.config.loading import flatten, get_config, plain
+from mask_rcnn_plugin.config.check import SOURCE
+from mask_rcnn_plugin.config.loading import get_config
+
+
+def plain(cfg: DictConfig, *, resolve: bool = False) -> Any:
+    """A config as dicts and lists of values plain enough for YAML and JSON.
+
+    A class or function becomes its full name; interpolations stay as they are written unless they
+    are to be resolved.
+    """
+
+    def visit(node: Any) -> Any:
+        if isinstance(node, dict):
+            if isinstance(node.get("_target_"), str):  # which may be one of several names
+                node = {**node, "_target_": locate(node["_target_"])}
+            return {str(k): visit(v) for k, v in node.items()}
+        if isinstance(node, (list, tuple)):
+            return [visit(v) for v in node]
+        if hasattr(node, "__qualname__"):
+            return f"{node.__module__}.{node.__qualname__}"
+        if node is None or isinstance(node, (bool, int, float, str)):
+            return node
+        return re.sub(" at 0x[0-9a-f]+", "", repr(node))
+
+    return visit(OmegaConf.to_container(cfg, resolve=resolve))
+
+
+def flatten(cfg: DictConfig, *, resolve: bool = False) -> dict[str, Any]:
+    """A config as {"train.max_iter": 160000, ...}, its values as `plain` has them."""
+    flat: dict[str, Any] = {}
+
+    def visit(node: Any, key: str) -> None:
+        if isinstance(node, (dict, list)) and node:
+            for k, v in node.items() if isinstance(node, dict) else enumerate(node):
+                visit(v, f"{key}.{k}" if key else str(k))
+        else:
+            flat[key] = node
+
+    visit(plain(cfg, resolve=resolve), "")
+    return flat
+
+
+# No trained weight depends on these, so they may change between the runs of one training.
+_FREE = (
+    *(SOURCE, "train.output_dir", "train.device", "train.channels_last", "train.checkpointer"),
+    *("train.best_metric", "train.cudnn_benchmark", "train.process_group_timeout"),
+    *("train.eval_period", "train.log_period"),
+    *("dataloader.train.num_workers", "dataloader.test.num_workers"),
+)
+
+
+def deciding(cfg: DictConfig) -> dict[str, Any]:
+    """What of a config decides how a training goes and is tested, as `flatten` has it."""
+    return {
+        key: value
+        for key, value in flatten(cfg).items()
+        if not any(f"{key}.".startswith(f"{free}.") for free in _FREE)
+    }
 
 
 def add_print_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,7 +79,7 @@ def add_print_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--diff",
         metavar="BASE",
-        help="print what the config has otherwise than the config BASE, and do nothing else",
+        help="print where the config differs from the config BASE, and do nothing else",
     )
 
 
@@ -35,16 +96,21 @@ def print_config(args: argparse.Namespace) -> bool:
         ConfigError: see `get_config`.
     """
     if args.diff is not None:
-        for line in differences(args.diff, args.config, args.overrides):
-            print(line)
+        text = "".join(f"{line}\n" for line in differences(args.diff, args.config, args.overrides))
     elif args.print_config:
         content = plain(get_config(args.config, args.overrides), resolve=True)
-        print(
+        text = (
             f"# {' '.join([args.config, *args.overrides])}: as loaded, interpolations resolved. "
-            "What a run takes\n# from its data sets, such as num_classes, it sets when it starts."
+            "What a run takes\n# from its datasets, such as num_classes, it sets when it starts.\n"
+            + OmegaConf.to_yaml(OmegaConf.create(content))
         )
-        print(OmegaConf.to_yaml(OmegaConf.create(content)), end="")
-    return args.diff is not None or args.print_config
+    else:
+        return False
+    try:
+        print(text, end="", flush=True)
+    except BrokenPipeError:  # | head; Python would complain again when it flushes at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def differences(base: str, name: str, overrides: list[str]) -> list[str]:
@@ -62,5 +128,5 @@ def differences(base: str, name: str, overrides: list[str]) -> list[str]:
     return [
         f"{key}: {shown(theirs, key)} -> {shown(ours, key)}"
         for key in sorted(theirs.keys() | ours.keys())
-        if shown(theirs, key) != shown(ours, key)
+        if shown(theirs, key) != shown(ours, key) and not key.startswith(f"{SOURCE}.")
     ]

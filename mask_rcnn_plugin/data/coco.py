@@ -215,3 +215,7 @@ def _left_right_pairs(names: list[str]) -> list[tuple[str, str]]:
                 if mirrored in names:
                     pairs.append((name, mirrored))
     return pairs
+
+
+# As detectron2 registers COCO's other sets: on import, for its own scripts too.
+register_keypoint_test_dev()

@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mask_rcnn_plugin.config import ConfigError
 from mask_rcnn_plugin.errors import UserError
 from mask_rcnn_plugin.training.checkpoint import SaveError
+from mask_rcnn_plugin.training.machine import precision
 from mask_rcnn_plugin.training.nonfinite import NonFiniteLossError, advice, write_batch
 from mask_rcnn_plugin.training.random_states import random_state
 
@@ -368,34 +369,20 @@ class _InOneLine(logging.Filter):
 logging.getLogger("detectron2.engine.train_loop").addFilter(_InOneLine())
 
 
-def check_precision(cfg: DictConfig) -> None:
-    """
-    Raises:
-        ConfigError: if `train.amp` asks for what `train.device` cannot do.
-    """
-    dtype, device = cfg.train.amp.dtype, cfg.train.device
-    if cfg.train.amp.enabled and dtype != "bf16" and (dtype != "fp16" or device == "cpu"):
-        raise ConfigError(
-            f"train.amp.dtype is {dtype!r} on device {device!r}, must be 'bf16', or 'fp16' on CUDA"
-        )
-
-
 def build_trainer(
     cfg: DictConfig, model: nn.Module, data_loader: Any, optimizer: torch.optim.Optimizer
 ) -> GuardedTrainer:
     """The trainer for a config's `train`; see `GuardedTrainer` for the other arguments.
 
     Raises:
-        ConfigError: see `check_precision`.
+        ConfigError: see `machine.precision`.
     """
-    check_precision(cfg)
-    dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
     return GuardedTrainer(
         model,
         data_loader,
         optimizer,
         device=cfg.train.device,
-        dtype=dtypes[cfg.train.amp.dtype] if cfg.train.amp.enabled else None,
+        dtype=precision(cfg),
         accumulate_steps=cfg.train.accumulate_steps,
         max_skipped_steps=cfg.train.max_skipped_steps,
         output_dir=cfg.train.output_dir,

@@ -29,6 +29,7 @@ from torch.multiprocessing.spawn import ProcessExitedException, start_processes
 from mask_rcnn_plugin.config import ConfigError, get_config
 from mask_rcnn_plugin.config.printing import add_print_arguments, print_config
 from mask_rcnn_plugin.errors import UserError
+from mask_rcnn_plugin.training.machine import fit_to_machine
 from mask_rcnn_plugin.training.placement import ALONE, Placement, placement_from
 from mask_rcnn_plugin.training.preemption import EXIT_CODE, SIGNALS
 
@@ -268,6 +269,7 @@ def _load(args: argparse.Namespace, placement: Placement) -> DictConfig:
         ConfigError: for a mistake in the config, or if it cannot run in so many processes.
     """
     cfg = get_config(args.config, args.overrides)
+    fit_to_machine(cfg, warn=placement.rank == 0)
     device, world_size, local_size = cfg.train.device, placement.world_size, placement.local_size
     if (args.num_gpus or 1) > 1 and device == "cpu" and "train.device=cpu" not in args.overrides:
         raise ConfigError(

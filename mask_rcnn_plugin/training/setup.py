@@ -9,11 +9,7 @@ from detectron2.utils import comm
 from omegaconf import DictConfig, OmegaConf
 
 from mask_rcnn_plugin.config import ConfigError
-from mask_rcnn_plugin.data.coco import (
-    DatasetError,
-    register_coco_dataset,
-    register_keypoint_test_dev,
-)
+from mask_rcnn_plugin.data.coco import DatasetError, register_coco_dataset
 from mask_rcnn_plugin.data.synthetic import write_dataset
 from mask_rcnn_plugin.evaluation import keypoint_oks_sigmas
 
@@ -38,7 +34,6 @@ def setup_datasets(cfg: DictConfig, *, training: bool = True) -> None:
             have different classes or keypoints, if there is not one test set, or if the model has
             a keypoint branch and the dataset no keypoints.
     """
-    register_keypoint_test_dev()
     train, test = cfg.dataset.train, cfg.dataset.test
     splits = (train, test) if training else (test,)
     if training and train.json and train.json == test.json and train.images != test.images:

@@ -170,12 +170,6 @@ def test_fp16_scales_the_loss_and_keeps_the_scale(tmp_path: Path) -> None:
     assert built.state_dict()["grad_scaler"]["scale"] > 1
 
 
-@pytest.mark.parametrize("dtype", ["fp16", "float8"])
-def test_what_cannot_be_done_is_refused(tmp_path: Path, dtype: str) -> None:
-    with pytest.raises(ConfigError, match=f"train.amp.dtype is '{dtype}' on device 'cpu'"):
-        trainer(tmp_path, [], amp={"enabled": True, "dtype": dtype})
-
-
 def test_non_finite_loss_stops_before_the_step_and_names_what_broke(tmp_path: Path) -> None:
     built = trainer(tmp_path, [[image(1.0)], [image(2.0), image(float("nan"))]])
     weights: list[Tensor] = []

@@ -1,0 +1,132 @@
+"""What a config may hold: the keys and types of `train` and `dataset`, and bounds of numbers.
+
+The values are in configs/common; the keys of a node with a `_target_` are the arguments of what it
+calls. What detectron2's own training script reads of `train` has detectron2's keys and types.
+"""
+
+import sys
+from dataclasses import dataclass
+from typing import Any, Optional
+
+
+@dataclass
+class Checkpointer:
+    """Arguments of detectron2's `PeriodicCheckpointer`."""
+
+    period: int
+    max_to_keep: Optional[int]  # noqa: UP045  OmegaConf 2.2 does not read int | None
+
+
+@dataclass
+class Amp:
+    enabled: bool
+    dtype: str
+
+
+@dataclass
+class Ddp:
+    """Arguments of detectron2's `create_ddp_model`."""
+
+    broadcast_buffers: bool
+    find_unused_parameters: bool
+    fp16_compression: bool
+
+
+@dataclass
+class Train:
+    """See configs/common/train.py."""
+
+    output_dir: Optional[str]  # noqa: UP045
+    init_checkpoint: Optional[str]  # noqa: UP045
+    max_iter: int
+    accumulate_steps: int
+    reference_batch_size: Optional[int]  # noqa: UP045
+    eval_period: int
+    validation_period: int
+    log_period: int
+    checkpointer: Checkpointer
+    best_metric: Optional[str]  # noqa: UP045
+    device: str
+    seed: int
+    max_skipped_steps: int
+    amp: Amp
+    channels_last: Any
+    ddp: Ddp
+    cudnn_benchmark: bool
+    process_group_timeout: float
+
+
+@dataclass
+class Split:
+    names: list[str]
+    json: Optional[str]  # noqa: UP045
+    images: Optional[str]  # noqa: UP045
+
+
+@dataclass
+class TestSplit(Split):
+    max_detections: int
+
+
+@dataclass
+class Synthetic:
+    """Arguments of `write_dataset`."""
+
+    root: str
+    train: int
+    val: int
+    size: int
+    seed: int
+
+
+@dataclass
+class Dataset:
+    """See configs/common/data.py."""
+
+    train: Split
+    test: TestSplit
+    synthetic: Optional[Synthetic] = None  # noqa: UP045
+
+
+SCHEMAS: dict[str, type] = {"train": Train, "dataset": Dataset}
+
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "train.amp.dtype": ("bf16", "fp16", "auto"),
+    "train.channels_last": (True, False, "auto"),
+}
+
+_FINITE = sys.float_info.max
+COUNT = (1, 2**63 - 1)  # integers
+_NOT_NEGATIVE, _FRACTION = (0, _FINITE), (0, 1)
+
+# Least and most of the numbers under a key of this name, wherever it stands. What is wrong here
+# would be found after hours, or never.
+BOUNDS: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(
+        (
+            *("max_iter", "accumulate_steps", "reference_batch_size", "log_period", "period"),
+            *("max_to_keep", "max_detections", "total_batch_size", "batch_size_per_image"),
+            *("num_classes", "num_keypoints", "output_size", "max_size", "short_edge_length"),
+            *("pre_nms_topk", "post_nms_topk", "test_topk_per_image"),
+        ),
+        COUNT,
+    ),
+    **dict.fromkeys(
+        (
+            *("eval_period", "validation_period", "max_skipped_steps", "max_unreadable"),
+            *("num_workers", "iterations", "sampling_ratio", "lr", "base_lr", "loss_weight"),
+            *("weight_decay", "weight_decay_norm", "weight_decay_bias", "smooth_l1_beta"),
+        ),
+        _NOT_NEGATIVE,
+    ),
+    **dict.fromkeys(
+        (
+            *("warmup_length", "warmup_factor", "positive_fraction", "thresholds"),
+            *("nms_thresh", "test_nms_thresh", "test_score_thresh"),
+        ),
+        _FRACTION,
+    ),
+    "momentum": (0, 0.9999),
+    "process_group_timeout": (1e-3, _FINITE),  # minutes
+    "seed": (-_FINITE, 2**31 - 1),  # the rank is added, and NumPy takes 32 bits
+}

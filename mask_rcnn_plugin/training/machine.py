@@ -1,0 +1,93 @@
+"""What a run takes from the machine it is on: device, layout of the weights, half precision.
+
+A config says what is wanted, the same on every machine; nothing but `train.device` is changed here.
+"""
+
+import logging
+
+import torch
+from omegaconf import DictConfig
+
+from mask_rcnn_plugin.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+
+def fit_to_machine(cfg: DictConfig, *, warn: bool = True) -> None:
+    """Fall back to the CPU, in place, where `train.device` is "cuda" and torch finds no GPU.
+
+    Args:
+        cfg: from `get_config`.
+        warn: log a warning on falling back; False on all processes of a run but the first.
+
+    Raises:
+        ConfigError: if `train.device` names a GPU that the machine lacks, or `train.amp` asks for
+            what the device can't do.
+    """
+    device, gpus = torch.device(cfg.train.device), torch.cuda.device_count()
+    if device.type == "cuda" and not gpus and device.index is None:
+        cfg.train.device = "cpu"
+        if warn:
+            logger.warning(
+                "train.device is 'cuda', but torch finds no GPU: running on the CPU "
+                "(train.device=cpu says so without this warning)"
+            )
+    elif device.type == "cuda" and (device.index or 0) >= gpus:
+        raise ConfigError(
+            f"train.device is {cfg.train.device!r}, but torch finds {gpus} GPUs on this machine; "
+            "train.device=cpu runs on the CPU"
+        )
+    precision(cfg)
+
+
+def memory_format(cfg: DictConfig) -> torch.memory_format:
+    """Layout of the model's weights, by `train.channels_last`.
+
+    "auto" is channels-last on a CPU, where it is faster (docs/benchmarks); on CUDA it is not
+    measured.
+    """
+    wanted = cfg.train.channels_last
+    if wanted == "auto":
+        wanted = torch.device(cfg.train.device).type == "cpu"
+    return torch.channels_last if wanted else torch.contiguous_format
+
+
+def precision(cfg: DictConfig) -> torch.dtype | None:
+    """Type to autocast to, by `train.amp`; None to compute in float32.
+
+    "auto" is bfloat16 where the device computes in it, else float32: emulated, bfloat16 is slower.
+
+    Raises:
+        ConfigError: for float16 on a CPU, or bfloat16 on a GPU that lacks it.
+    """
+    amp, device = cfg.train.amp, torch.device(cfg.train.device)
+    if not amp.enabled:
+        return None
+    if amp.dtype == "auto":
+        return torch.bfloat16 if _computes_in_bfloat16(device) else None
+    if amp.dtype == "fp16" and device.type == "cpu":
+        raise ConfigError("train.amp.dtype is 'fp16' on device 'cpu', must be 'bf16' or 'auto'")
+    if amp.dtype == "bf16" and device.type == "cuda" and not _computes_in_bfloat16(device):
+        raise ConfigError(
+            f"train.amp.dtype is 'bf16', which the GPU ({torch.cuda.get_device_name(device)}) "
+            "lacks: give 'fp16' or 'auto'"
+        )
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}[amp.dtype]
+
+
+def log_machine(cfg: DictConfig) -> None:
+    """Log what `memory_format` and `precision` decide."""
+    logger.info(
+        "Device %s, weights %s, computing in %s",
+        cfg.train.device,
+        "channels-last" if memory_format(cfg) == torch.channels_last else "channels-first",
+        str(precision(cfg) or torch.float32).removeprefix("torch."),
+    )
+
+
+def _computes_in_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            return torch.cuda.is_bf16_supported(including_emulation=False)
+    cpu: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(cpu.get("avx512_bf16") or cpu.get("amx_bf16"))
