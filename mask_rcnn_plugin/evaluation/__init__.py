@@ -7,7 +7,7 @@ from mask_rcnn_plugin.evaluation.evaluator import (
     keypoint_oks_sigmas,
 )
 from mask_rcnn_plugin.evaluation.predictions import PREDICTIONS_FILE, coco_results
-from mask_rcnn_plugin.evaluation.results import results_table, write_results
+from mask_rcnn_plugin.evaluation.results import results_table
 
 __all__ = [
     "PREDICTIONS_FILE",
@@ -17,5 +17,4 @@ __all__ = [
     "coco_results",
     "keypoint_oks_sigmas",
     "results_table",
-    "write_results",
 ]

@@ -28,9 +28,9 @@ from mask_rcnn_plugin.evaluation.predictions import (
     write_predictions,
     write_submissions,
 )
-from mask_rcnn_plugin.evaluation.results import COCO_LIMIT
 
 Task = Literal["bbox", "segm", "keypoints", "box_proposals"]
+COCO_LIMIT = 100  # detections of an image and category that count in AP
 
 
 class ScoringError(RuntimeError):
@@ -86,6 +86,7 @@ class MaskRCNNCOCOEvaluator(COCOEvaluator):
     ) -> None:
         if not set(tasks) <= set(get_args(Task)):
             raise ValueError(f"tasks are {list(tasks)}, must be of {get_args(Task)}")
+        self.dataset_name = dataset_name
         self._num_keypoints = None
         if "keypoints" in tasks:
             names = MetadataCatalog.get(dataset_name).get("keypoint_names")
@@ -211,7 +212,7 @@ class MaskRCNNCOCOEvaluator(COCOEvaluator):
             ) from error
 
     def _submit(self, packed: list[bytes]) -> None:
-        self._logger.warning("%s has no annotations, so there is no AP", self._metadata.name)
+        self._logger.warning("%s has no annotations, so there is no AP", self.dataset_name)
         if self._output_dir:
             # The file that lists COCO's test images is image_info_test-dev2017.json.
             testset = Path(self._metadata.json_file).stem.removeprefix("image_info_")

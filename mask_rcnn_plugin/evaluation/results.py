@@ -8,18 +8,16 @@ from typing import Any
 
 from tabulate import tabulate
 
-COCO_LIMIT = 100  # detections of an image and category that count in AP
+from mask_rcnn_plugin.evaluation.evaluator import COCO_LIMIT, MaskRCNNCOCOEvaluator
 
 Results = Mapping[str, Mapping[str, float]]  # {task: {metric: AP in points}}
 
 
 def write_results(
     path: Path,
-    dataset_name: str,
     results: Results,
-    evaluator: str,
-    ms_per_image: float | None,
-    max_detections: int = COCO_LIMIT,
+    evaluator: MaskRCNNCOCOEvaluator,
+    ms_per_image: float | None = None,
 ) -> None:
     """Write results.json: {"dataset", "bbox": {"AP": ...}, "segm", "keypoints", "evaluator", ...}.
 
@@ -27,12 +25,13 @@ def write_results(
     time of the model's call, post-processing included; null where no model ran. `max_detections`,
     how many detections of an image and category count, is there where it is not COCO's 100.
     """
-    content: dict[str, Any] = {"dataset": dataset_name}
+    dataset = evaluator.dataset_name
+    content: dict[str, Any] = {"dataset": dataset}
     for task, metrics in results.items():
         content[task] = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
-    content["evaluator"] = evaluator
-    if max_detections != COCO_LIMIT:
-        content["max_detections"] = max_detections
+    content["evaluator"] = evaluator.backend if results else f"none: {dataset} has no annotations"
+    if evaluator.max_detections != COCO_LIMIT:
+        content["max_detections"] = evaluator.max_detections
     content["ms_per_image"] = None if ms_per_image is None else round(ms_per_image, 2)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2) + "\n")

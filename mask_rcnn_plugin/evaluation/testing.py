@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -68,7 +67,7 @@ def evaluate(
         logger.error("To score the predictions again without the model: %s", shlex.join(again))
         raise
     if comm.is_main_process():
-        _write(cfg, results, evaluator, 1000 * median(seconds))
+        write_results(output / "results.json", results, evaluator, 1000 * median(seconds))
     return results
 
 
@@ -96,25 +95,8 @@ def score(cfg: DictConfig, predictions_file: Path) -> dict[str, dict[str, float]
     )
     evaluator.read(predictions_file)
     results = evaluator.evaluate()
-    _write(cfg, results, evaluator, None)
+    write_results(Path(cfg.train.output_dir) / "results.json", results, evaluator)
     return results
-
-
-def _write(
-    cfg: DictConfig,
-    results: dict[str, Any],
-    evaluator: MaskRCNNCOCOEvaluator,
-    ms_per_image: float | None,
-) -> None:
-    dataset = cfg.dataset.test.names[0]
-    write_results(
-        Path(cfg.train.output_dir) / "results.json",
-        dataset,
-        results,
-        evaluator.backend if results else f"none: {dataset} has no annotations",
-        ms_per_image,
-        evaluator.max_detections,
-    )
 
 
 @contextmanager

@@ -2,14 +2,21 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 from mask_rcnn_plugin.evaluation.results import results_table, write_results
+
+
+def evaluator(max_detections: int = 100) -> SimpleNamespace:
+    return SimpleNamespace(
+        dataset_name="set", backend="pycocotools 2", max_detections=max_detections
+    )
 
 
 def test_results_file_has_null_for_what_could_not_be_computed(tmp_path: Path) -> None:
     file = tmp_path / "deeper" / "results.json"
     metrics = {"AP": 12.5, "APl": float("nan")}
-    write_results(file, "set", {"bbox": metrics}, "pycocotools 2", ms_per_image=3.14159)
+    write_results(file, {"bbox": metrics}, evaluator(), ms_per_image=3.14159)
     assert json.loads(file.read_text()) == {
         "dataset": "set",
         "bbox": {"AP": 12.5, "APl": None},
@@ -19,8 +26,11 @@ def test_results_file_has_null_for_what_could_not_be_computed(tmp_path: Path) ->
 
 
 def test_results_file_names_another_limit_than_cocos(tmp_path: Path) -> None:
-    write_results(tmp_path / "results.json", "set", {}, "pycocotools 2", 1.0, max_detections=300)
-    assert json.loads((tmp_path / "results.json").read_text())["max_detections"] == 300
+    write_results(tmp_path / "results.json", {}, evaluator(max_detections=300))
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert content["max_detections"] == 300
+    assert content["ms_per_image"] is None
+    assert content["evaluator"].startswith("none")
 
 
 def cells(line: str) -> list[str]:
