@@ -104,14 +104,14 @@ def evaluate_tasks(
     categories = sorted(category["id"] for category in ground_truth["categories"])
     starts = range(0, len(categories), _CATEGORIES_AT_A_TIME)
     groups = [categories[start : start + _CATEGORIES_AT_A_TIME] for start in starts]
+    objects_of = defaultdict(list)
+    for annotation in ground_truth["annotations"]:
+        if annotation["image_id"] in numbers:  # else COCO skips it too
+            objects_of[annotation["category_id"]].append(annotation)
     evaluated: dict[str, list[Any]] = {task: [] for task in tasks}
     with _paused_gc():
         for group, packed in zip(groups, _split(predictions, groups)):
-            objects = [
-                annotation
-                for annotation in ground_truth["annotations"]
-                if annotation["category_id"] in group and annotation["image_id"] in numbers
-            ]
+            objects = [annotation for category in group for annotation in objects_of[category]]
             found = [prediction for part in packed for prediction in pickle.loads(part)]
             for task in tasks:
                 coco_eval = backend.coco_eval(
@@ -128,8 +128,9 @@ def evaluate_tasks(
                 with contextlib.redirect_stdout(io.StringIO()):
                     coco_eval.evaluate()
                     coco_eval.accumulate()
-                # Not `coco_eval`, which holds the predictions.
-                evaluated[task].append((coco_eval.params, coco_eval.eval))
+                # Not all of `coco_eval`, which holds the predictions.
+                kept = {key: coco_eval.eval[key] for key in ("precision", "recall")}
+                evaluated[task].append((coco_eval.params, kept))
     return {task: _summary(results) for task, results in evaluated.items()}
 
 

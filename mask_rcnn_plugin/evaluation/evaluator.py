@@ -131,8 +131,10 @@ class MaskRCNNCOCOEvaluator(COCOEvaluator):
         if "box_proposals" in self._tasks:
             super().process(inputs, outputs)
             return
-        contiguous = self._metadata.get("thing_dataset_id_to_contiguous_id")
-        category_ids = {v: k for k, v in contiguous.items()} if contiguous else None
+        # The dataset's ids of the model's classes. Without a mapping they are the same.
+        classes = self._metadata.get("thing_dataset_id_to_contiguous_id")
+        classes = classes or {id_: id_ for id_ in self._coco_api.cats}
+        category_ids = {class_: id_ for id_, class_ in classes.items()}
         for image, output in zip(inputs, outputs):
             image_id = image["image_id"]
             if image_id not in self._coco_api.imgs:
@@ -141,14 +143,13 @@ class MaskRCNNCOCOEvaluator(COCOEvaluator):
                     "dataset"
                 )
             results = coco_results(output["instances"].to(self._cpu_device), image_id)
-            if category_ids:
-                for result in results:
-                    if result["category_id"] not in category_ids:
-                        raise ValueError(
-                            f"image {image_id!r} has a prediction of class {result['category_id']},"
-                            f" but the dataset's classes are 0 to {len(category_ids) - 1}"
-                        )
-                    result["category_id"] = category_ids[result["category_id"]]
+            for result in results:
+                if result["category_id"] not in category_ids:
+                    raise ValueError(
+                        f"image {image_id!r} has a prediction of class {result['category_id']}, "
+                        f"the dataset's classes are {min(category_ids)} to {max(category_ids)}"
+                    )
+                result["category_id"] = category_ids[result["category_id"]]
             self._predictions.append({"image_id": image_id, "instances": pack(results)})
 
     def read(self, file: Path) -> None:
@@ -158,14 +159,24 @@ class MaskRCNNCOCOEvaluator(COCOEvaluator):
             DatasetError: if it is no such file, or one of another dataset or other tasks.
         """
         self.reset()
-        for image_id, results in read_predictions(file).items():
-            for result in results:
-                wrong = prediction_error(result, self._coco_api, self._tasks, self._num_keypoints)
+        predictions = read_predictions(file)
+        unknown = predictions.keys() - self._coco_api.imgs.keys()
+        if unknown:
+            raise DatasetError(
+                f"predictions file {str(file)!r}: {self.dataset_name!r} has no image "
+                f"{next(iter(unknown))!r}"
+            )
+        for image_id, image in self._coco_api.imgs.items():
+            for result in predictions[image_id]:
+                wrong = prediction_error(
+                    result, image, self._coco_api.cats, self._tasks, self._num_keypoints
+                )
                 if wrong:
                     raise DatasetError(
                         f"predictions file {str(file)!r}, image {image_id!r}: {wrong}"
                     )
-            self._predictions.append({"image_id": image_id, "instances": pack(results)})
+            packed = pack(predictions[image_id])
+            self._predictions.append({"image_id": image_id, "instances": packed})
 
     def evaluate(self, img_ids: list[Any] | None = None) -> dict[str, dict[str, float]]:
         """Score what was processed, on all ranks together.

@@ -53,17 +53,20 @@ def check_ground_truth(
 
 
 def prediction_error(
-    prediction: Mapping[str, Any], coco: COCO, tasks: Collection[str], num_keypoints: int | None
+    prediction: Mapping[str, Any],
+    image: Mapping[str, Any],
+    category_ids: Collection[Any],
+    tasks: Collection[str],
+    num_keypoints: int | None,
 ) -> str:
     """Why a prediction, as `read_predictions` gives it, cannot be scored; "" if it can.
 
     Args:
-        coco, tasks, num_keypoints: as for `check_ground_truth`.
+        image: its image, as COCO's files have it.
+        category_ids: of the dataset.
+        tasks, num_keypoints: as for `check_ground_truth`.
     """
-    image = coco.imgs.get(prediction["image_id"])
-    if image is None:
-        return f"the dataset has no image {shown(prediction['image_id'])}"
-    if prediction["category_id"] not in coco.cats:
+    if prediction["category_id"] not in category_ids:
         return f"the dataset has no category {shown(prediction['category_id'])}"
     if num_keypoints is not None and "keypoints" not in prediction:
         return "no keypoints"

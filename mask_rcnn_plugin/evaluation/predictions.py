@@ -93,8 +93,8 @@ class _Prediction(_Scored, total=False):
     keypoints: list[float]
 
 
-def read_predictions(path: Path) -> dict[Any, list[dict[str, Any]]]:
-    """{image id: predictions} of a file in COCO's results format.
+def read_predictions(path: Path) -> defaultdict[Any, list[dict[str, Any]]]:
+    """{image id: predictions} of a file in COCO's results format; [] for other images.
 
     Raises:
         DatasetError: if it is no such file.
@@ -103,7 +103,7 @@ def read_predictions(path: Path) -> dict[Any, list[dict[str, Any]]]:
         predictions = msgspec.json.decode(path.read_bytes(), type=list[_Prediction])
     except (OSError, msgspec.DecodeError) as error:
         raise DatasetError(f"predictions file {str(path)!r} cannot be read: {error}") from error
-    images: dict[Any, list[dict[str, Any]]] = defaultdict(list)
+    images: defaultdict[Any, list[dict[str, Any]]] = defaultdict(list)
     for prediction in predictions:
         images[prediction["image_id"]].append(dict(prediction))
     return images

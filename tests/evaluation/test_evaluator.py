@@ -246,7 +246,23 @@ def test_a_class_that_the_dataset_lacks_is_named(dataset: str) -> None:
     evaluator = MaskRCNNCOCOEvaluator(dataset, TASKS)
     evaluator.reset()
     classes = len(MetadataCatalog.get(dataset).thing_classes) - 1
-    with pytest.raises(ValueError, match=f"class 99, but the dataset's classes are 0 to {classes}"):
+    with pytest.raises(ValueError, match=f"class 99,.* 0 to {classes}"):
+        evaluator.process([image], [{"instances": instances}])
+
+
+def test_classes_of_a_dataset_that_was_not_loaded_are_not_taken_for_ids(
+    dataset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """detectron2 learns the ids of its own datasets' categories when it loads them."""
+    metadata = MetadataCatalog.get(dataset)
+    monkeypatch.delattr(metadata, "thing_dataset_id_to_contiguous_id")
+    image = next(i for i in DatasetCatalog.get(dataset) if i["annotations"])
+    monkeypatch.delattr(metadata, "thing_dataset_id_to_contiguous_id", raising=False)
+    instances = perfect_predictions(image)
+    instances.pred_classes[0] = 0  # their ids count from 1
+    evaluator = MaskRCNNCOCOEvaluator(dataset, TASKS)
+    evaluator.reset()
+    with pytest.raises(ValueError, match="class 0,.* 1 to "):
         evaluator.process([image], [{"instances": instances}])
 
 
@@ -262,10 +278,10 @@ def test_annotations_without_iscrowd_are_no_crowds(toy_dataset: Path, tmp_path: 
 
 
 def test_nothing_found_is_0_where_there_is_something_to_find(
-    dataset: str, caplog: pytest.LogCaptureFixture
+    dataset: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     perfect = evaluated(MaskRCNNCOCOEvaluator(dataset, TASKS), dataset)
-    evaluator = MaskRCNNCOCOEvaluator(dataset, TASKS)
+    evaluator = MaskRCNNCOCOEvaluator(dataset, TASKS, output_dir=str(tmp_path))
     evaluator.reset()
     images = DatasetCatalog.get(dataset)
     for image in images:
@@ -279,6 +295,13 @@ def test_nothing_found_is_0_where_there_is_something_to_find(
         assert {metric for metric, ap in results[task].items() if np.isnan(ap)} == nothing_to_find
         assert all(ap == 0 for metric, ap in results[task].items() if metric not in nothing_to_find)
     assert np.isnan(results["keypoints"]["AP-circle"])
+
+    file = tmp_path / PREDICTIONS_FILE
+    assert file.read_text() == "[]"
+    evaluator.read(file)
+    again = evaluator.evaluate()
+    for task in TASKS:
+        assert again[task] == pytest.approx(results[task], abs=0, nan_ok=True)
 
 
 def test_predictions_of_a_failed_evaluation_are_scored_from_their_file(
