@@ -5,17 +5,18 @@
     python eval.py --config-file table2a_backbone/r50_fpn \\
         --weights detectron2://COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x/137260431/model_final_a54504.pkl
     python eval.py --config-file CFG --weights FILE --num-gpus 8
+    python eval.py --config-file CFG --predictions output/.../coco_instances_results.json
 
 Writes to --output: results.json (AP for each task and category), coco_instances_results.json (the
 predictions in COCO's format) and, with --visualize N, pictures/ of N images with their ground truth
-and the predictions. The model is made faster for inference first, with the same answers;
---no-optimize leaves it as it is. AP is computed by the fastest of detectron2's compiled evaluation,
-faster-coco-eval and pycocotools that is installed, which results.json names; --official takes the
-last. For a row of the paper's tables on COCO, its numbers are printed beside. A test set without
-annotations, as COCO's test-dev, gives no AP but submission/, the files for COCO's server. Several
-processes share the images and give the numbers of one; docs/cluster.md: torchrun, srun. A mistake
-in the arguments ends with exit code 2 and one line that says what is there instead, before anything
-is written.
+and the predictions. --predictions scores such a file again, without a model. The model is made
+faster for inference first, with the same answers; --no-optimize leaves it as it is. AP is computed
+by the fastest of detectron2's compiled evaluation, faster-coco-eval and pycocotools that is
+installed, which results.json names; --official takes the last. For a row of the paper's tables on
+COCO, its numbers are printed beside. A test set without annotations, as COCO's test-dev, gives no
+AP but submission/, the files for COCO's server. Several processes share the images and give the
+numbers of one; docs/cluster.md: torchrun, srun. A mistake in the arguments ends with exit code 2
+and one line that says what is there instead, before anything is written.
 """
 
 import argparse
@@ -33,9 +34,10 @@ from omegaconf import DictConfig
 
 from mask_rcnn_plugin.config import short_name
 from mask_rcnn_plugin.config.paper import row_of
+from mask_rcnn_plugin.errors import UserError
 from mask_rcnn_plugin.evaluation import PREDICTIONS_FILE, results_table
 from mask_rcnn_plugin.evaluation.pictures import draw_predictions
-from mask_rcnn_plugin.evaluation.testing import evaluate
+from mask_rcnn_plugin.evaluation.testing import evaluate, score
 from mask_rcnn_plugin.training import SafeCheckpointer, resolve_weights, setup_datasets
 from mask_rcnn_plugin.training.launch import log_processes, parse_program_args, run_program
 from mask_rcnn_plugin.training.setup import make_output_dir
@@ -45,12 +47,18 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--weights",
-        metavar="FILE",
-        help="required: a file, a detectron2:// address or a model-zoo name",
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument(
+        "--weights", metavar="FILE", help="a file, a detectron2:// address or a model-zoo name"
     )
-    parser.add_argument("--output", metavar="DIR", help="default: train.output_dir of the config")
+    source.add_argument(
+        "--predictions", type=Path, metavar="FILE", help="in COCO's format: score these instead"
+    )
+    parser.add_argument(
+        "--output",
+        metavar="DIR",
+        help="default: train.output_dir of the config, or the folder of --predictions",
+    )
     parser.add_argument(
         "--visualize", type=int, default=0, metavar="N", help="draw N images with predictions"
     )
@@ -65,8 +73,8 @@ def parse_args() -> argparse.Namespace:
         help="compute AP with pycocotools, whatever faster is installed",
     )
     args = parse_program_args(parser)
-    if args.weights is None:
-        parser.error("the following arguments are required: --weights")
+    if not (args.weights or args.predictions):
+        parser.error("one of --weights and --predictions is required")
     if args.visualize < 0:
         parser.error(f"--visualize is {args.visualize}, must be 0 or more")
     return args
@@ -74,26 +82,36 @@ def parse_args() -> argparse.Namespace:
 
 def prepare(args: argparse.Namespace, cfg: DictConfig) -> None:
     """Check and complete the config as far as possible without building anything."""
-    cfg.train.output_dir = args.output or cfg.train.output_dir
+    if args.predictions:
+        if not args.predictions.is_file():
+            raise UserError(f"predictions file {str(args.predictions)!r} does not exist")
+        cfg.train.output_dir = args.output or str(args.predictions.parent)
+    else:
+        cfg.train.output_dir = args.output or cfg.train.output_dir
+        resolve_weights(args.weights)
     if args.official:
         cfg.dataloader.evaluator.official = True
-    resolve_weights(args.weights)
     setup_datasets(cfg, training=False)
 
 
 def run(args: argparse.Namespace, cfg: DictConfig) -> None:
     """What each process does."""
-    model = instantiate(cfg.model).to(cfg.train.device).eval()
-    SafeCheckpointer(model).load_strictly(resolve_weights(args.weights))
-    if not args.no_optimize:
-        model = optimize_for_inference(model)
+    if args.weights:
+        model = instantiate(cfg.model).to(cfg.train.device).eval()
+        SafeCheckpointer(model).load_strictly(resolve_weights(args.weights))
+        if not args.no_optimize:
+            model = optimize_for_inference(model)
 
     make_output_dir(cfg)
     output = Path(cfg.train.output_dir)
     for name in ("detectron2", "mask_rcnn_plugin"):
         setup_logger(str(output), distributed_rank=comm.get_rank(), name=name)
     log_processes(cfg)
-    results = evaluate(cfg, model)
+    if args.weights:
+        results = evaluate(cfg, model, [args.config, *args.overrides])
+        args.predictions = output / PREDICTIONS_FILE
+    else:
+        results = score(cfg, args.predictions)
     if comm.is_main_process():
         report(args, cfg, results)
 
@@ -102,7 +120,7 @@ def report(args: argparse.Namespace, cfg: DictConfig, results: dict[str, Any]) -
     """Print the results and what was written, and draw the pictures."""
     output = Path(cfg.train.output_dir)
     if results:
-        # The paper's numbers are COCO's, and no measure of another data set.
+        # The paper's numbers are COCO's, and no measure of another dataset.
         row = None if cfg.dataset.test.json else row_of(short_name(args.config))
         print(results_table(results, row and row.scores))
         if row:
@@ -110,13 +128,10 @@ def report(args: argparse.Namespace, cfg: DictConfig, results: dict[str, Any]) -
         file = output / "results.json"
         print(f"computed by {json.loads(file.read_text())['evaluator']}")
         print(f"{file}: the same and the AP of each category")
-    print(f"{output / PREDICTIONS_FILE}: predictions in COCO's format")
+    print(f"{args.predictions}: predictions in COCO's format")
     if args.visualize:
         pictures = draw_predictions(
-            list(cfg.dataset.test.names),
-            output / PREDICTIONS_FILE,
-            output / "pictures",
-            args.visualize,
+            list(cfg.dataset.test.names), args.predictions, output / "pictures", args.visualize
         )
         print(f"{output / 'pictures'}: {len(pictures)} pictures, ground truth beside predictions")
 

@@ -3,11 +3,8 @@
 import copy
 import itertools
 import json
-import math
 import tempfile
-import zipfile
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -17,49 +14,53 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.builtin_meta import COCO_PERSON_KEYPOINT_NAMES
 from detectron2.data.datasets.coco import convert_to_coco_dict
 from detectron2.evaluation import COCOEvaluator
-from detectron2.evaluation.coco_evaluation import instances_to_coco_json
-from detectron2.structures import Instances
 from detectron2.utils import comm
-from tabulate import tabulate
 
-from mask_rcnn_plugin.data.coco import COCO_KEYPOINT_OKS_SIGMAS
-from mask_rcnn_plugin.evaluation.average_precision import (
-    Detections,
-    evaluate_task,
-    find_backend,
+from mask_rcnn_plugin.data.coco import COCO_KEYPOINT_OKS_SIGMAS, DatasetError
+from mask_rcnn_plugin.evaluation.average_precision import evaluate_tasks, find_backend
+from mask_rcnn_plugin.evaluation.ground_truth import check_ground_truth, prediction_error
+from mask_rcnn_plugin.evaluation.predictions import (
+    PREDICTIONS_FILE,
+    coco_results,
     pack,
-    paused_gc,
+    read_predictions,
+    unpack,
     write_predictions,
+    write_submissions,
 )
-from mask_rcnn_plugin.evaluation.ground_truth import check_ground_truth
-from mask_rcnn_plugin.fast.mask_rle import RLEMasks
 
-PREDICTIONS_FILE = "coco_instances_results.json"
 Task = Literal["bbox", "segm", "keypoints", "box_proposals"]
-_COCO_LIMIT = 100  # detections of an image and category
+COCO_LIMIT = 100  # detections of an image and category that count in AP
+
+
+class ScoringError(RuntimeError):
+    """AP of predictions could not be computed; the message names their file."""
 
 
 class MaskRCNNCOCOEvaluator(COCOEvaluator):
     """detectron2's `COCOEvaluator`, which also takes
 
     * masks that are encoded already: they are passed on, not decoded and encoded again;
+    * any number of detections of an image, and objects with any ids;
     * data in which some categories have keypoints and others do not. Instances without keypoints
       count as unlabelled, so keypoint AP is that of the categories that have them;
     * OKS sigmas from the dataset's metadata (`keypoint_oks_sigmas`);
     * annotations that do not say whether they are crowds: they are none;
-    * data sets that are not COCO files, as they are now. detectron2 keeps such a one in a file in
-      `output_dir`, from which it is scored for ever after, whatever has changed since.
+    * datasets that are not COCO files, as they are now. detectron2 converts such a dataset once and
+      scores it from the file in `output_dir` ever after, whatever has changed since.
 
-    What it keeps of an image is one compressed string, about 12 kB for a hundred masks. Numbers
-    come from the fastest implementation of COCO's API that is installed (`find_backend`), named by
-    `backend`; they are the same on each.
+    It keeps one compressed string of an image, about 12 kB for a hundred masks. Numbers come from
+    the fastest implementation of COCO's API that is installed (`find_backend`), named by `backend`;
+    they are the same on each.
 
     Args:
         dataset_name: a name in detectron2's catalogs.
         tasks: of "bbox", "segm", "keypoints"; or "box_proposals" alone, the average recall (AR) of
             an RPN's boxes.
+        distributed: score the predictions of all ranks, on the first, or those of this one.
         output_dir: where `coco_instances_results.json`, the predictions in COCO's format, is
-            written; none if None.
+            written, and for a test set without annotations `submission/`, what COCO's server takes;
+            nothing is written if None.
         max_detections: what counts of an image and category, highest scores first, in the AP of
             boxes and masks. COCO's limit is 100, which stays for fewer: AP is then the same. COCO
             scores 20 keypoint detections an image, whatever is given here.
@@ -75,46 +76,39 @@ class MaskRCNNCOCOEvaluator(COCOEvaluator):
     def __init__(
         self,
         dataset_name: str,
-        tasks: tuple[Task, ...],
+        tasks: Sequence[Task],
+        distributed: bool = True,
         output_dir: str | None = None,
         *,
-        max_detections: int = _COCO_LIMIT,
+        max_detections: int = COCO_LIMIT,
         official: bool = False,
         **kwargs: Any,
     ) -> None:
         if not set(tasks) <= set(get_args(Task)):
             raise ValueError(f"tasks are {list(tasks)}, must be of {get_args(Task)}")
-        metadata = MetadataCatalog.get(dataset_name)
+        self.dataset_name = dataset_name
+        self._num_keypoints = None
         if "keypoints" in tasks:
-            names = metadata.get("keypoint_names")
+            names = MetadataCatalog.get(dataset_name).get("keypoint_names")
             if not names:
                 raise ValueError(f"dataset {dataset_name!r} has no keypoints to evaluate")
+            self._num_keypoints = len(names)
             sigmas = kwargs.get("kpt_oks_sigmas") or keypoint_oks_sigmas(dataset_name)
             if len(sigmas) != len(names):
                 raise ValueError(
                     f"kpt_oks_sigmas has {len(sigmas)} values, but dataset {dataset_name!r} has "
                     f"{len(names)} keypoints: give one for each"
                 )
-            kwargs["kpt_oks_sigmas"] = sigmas
-        kwargs.setdefault("max_dets_per_image", max(_COCO_LIMIT, max_detections))
-        official = official or not kwargs.pop("use_fast_impl", True)
+            kwargs["kpt_oks_sigmas"] = list(sigmas)
+        kwargs.setdefault("max_dets_per_image", max(COCO_LIMIT, max_detections))
+        self._backend = find_backend(official or not kwargs.pop("use_fast_impl", True))
         with _in_coco_format(dataset_name) as name:
             super().__init__(
-                name, tuple(tasks), output_dir=output_dir, use_fast_impl=False, **kwargs
+                name, tuple(tasks), distributed, output_dir, use_fast_impl=False, **kwargs
             )
         for annotation in self._coco_api.anns.values():
             annotation.setdefault("iscrowd", 0)
-        num_keypoints = len(names) if "keypoints" in tasks else None
-        check_ground_truth(dataset_name, self._coco_api, tasks, num_keypoints)
-        self._backend = find_backend(self._coco_api.dataset, official)
-        if "keypoints" in tasks:
-            for annotation in self._coco_api.anns.values():
-                if annotation["image_id"] not in self._coco_api.imgs:
-                    continue  # not scored, nor checked above
-                keypoints = annotation.get("keypoints") or [0] * 3 * len(names)
-                # An integer of more than 64 bits would make objects of NumPy's numbers.
-                annotation["keypoints"] = [float(value) for value in keypoints]
-                annotation.setdefault("num_keypoints", sum(v > 0 for v in keypoints[2::3]))
+        check_ground_truth(dataset_name, self._coco_api, tasks, self._num_keypoints)
 
     @property
     def backend(self) -> str:
@@ -132,38 +126,64 @@ class MaskRCNNCOCOEvaluator(COCOEvaluator):
         """Keep the predictions of some images, packed in COCO's format; proposals as they are.
 
         Raises:
-            ValueError: for a predicted class that the dataset does not have.
+            ValueError: for an image or a predicted class that the dataset does not have.
         """
-        for image, output in zip(inputs, outputs):
-            kept: dict[str, Any] = {"image_id": image["image_id"]}
-            if "proposals" in output:
-                kept["proposals"] = output["proposals"].to(self._cpu_device)
-            else:
-                instances = output["instances"].to(self._cpu_device)
-                results = coco_results(instances, image["image_id"])
-                self._use_dataset_ids(results)
-                kept["instances"] = pack(results)
-            self._predictions.append(kept)
-
-    def _use_dataset_ids(self, results: list[dict[str, Any]]) -> None:
-        """Replace the model's classes, 0 to K - 1, by the dataset's ids of its categories."""
-        contiguous = self._metadata.get("thing_dataset_id_to_contiguous_id")
-        if contiguous is None:
+        if "box_proposals" in self._tasks:
+            super().process(inputs, outputs)
             return
-        ids = {v: k for k, v in contiguous.items()}
-        for result in results:
-            if result["category_id"] not in ids:
+        # The dataset's ids of the model's classes. Without a mapping they are the same.
+        classes = self._metadata.get("thing_dataset_id_to_contiguous_id")
+        classes = classes or {id_: id_ for id_ in self._coco_api.cats}
+        category_ids = {class_: id_ for id_, class_ in classes.items()}
+        for image, output in zip(inputs, outputs):
+            image_id = image["image_id"]
+            if image_id not in self._coco_api.imgs:
                 raise ValueError(
-                    f"image {result['image_id']!r} has a prediction of class "
-                    f"{result['category_id']}, but the dataset's classes are 0 to {len(ids) - 1}"
+                    f"image {image_id!r} is not among the {len(self._coco_api.imgs)} images of the "
+                    "dataset"
                 )
-            result["category_id"] = ids[result["category_id"]]
+            results = coco_results(output["instances"].to(self._cpu_device), image_id)
+            for result in results:
+                if result["category_id"] not in category_ids:
+                    raise ValueError(
+                        f"image {image_id!r} has a prediction of class {result['category_id']}, "
+                        f"the dataset's classes are {min(category_ids)} to {max(category_ids)}"
+                    )
+                result["category_id"] = category_ids[result["category_id"]]
+            self._predictions.append({"image_id": image_id, "instances": pack(results)})
 
-    def evaluate(self, img_ids: list[int] | None = None) -> dict[str, dict[str, float]]:
+    def read(self, file: Path) -> None:
+        """Keep the predictions of a file that `evaluate` wrote, as if a model had made them.
+
+        Raises:
+            DatasetError: if it is no such file, or one of another dataset or other tasks.
+        """
+        self.reset()
+        predictions = read_predictions(file)
+        unknown = predictions.keys() - self._coco_api.imgs.keys()
+        if unknown:
+            raise DatasetError(
+                f"predictions file {str(file)!r}: {self.dataset_name!r} has no image "
+                f"{next(iter(unknown))!r}"
+            )
+        for image_id, image in self._coco_api.imgs.items():
+            for result in predictions[image_id]:
+                wrong = prediction_error(
+                    result, image, self._coco_api.cats, self._tasks, self._num_keypoints
+                )
+                if wrong:
+                    raise DatasetError(
+                        f"predictions file {str(file)!r}, image {image_id!r}: {wrong}"
+                    )
+            packed = pack(predictions[image_id])
+            self._predictions.append({"image_id": image_id, "instances": packed})
+
+    def evaluate(self, img_ids: list[Any] | None = None) -> dict[str, dict[str, float]]:
         """Score what was processed, on all ranks together.
 
-        Unlike detectron2's, it leaves no `instances_predictions.pth`, which would hold the same
-        predictions a second time.
+        The other ranks return when the first one has their predictions; it is for the caller to
+        wait for the numbers. Unlike detectron2's, it leaves no `instances_predictions.pth`, which
+        would hold the same predictions a second time.
 
         Args:
             img_ids: score these images only; None: all of the dataset.
@@ -173,56 +193,72 @@ class MaskRCNNCOCOEvaluator(COCOEvaluator):
             than the first, without any image, and for a dataset without annotations.
 
         Raises:
-            ValueError: for a prediction of an image that the dataset does not have.
+            ScoringError: if AP cannot be computed; the predictions are on disk.
         """
         if "box_proposals" in self._tasks:
             return super().evaluate(img_ids)
         images = self._predictions
         if self._distributed:
-            comm.synchronize()
-            images = list(itertools.chain(*comm.gather(images, dst=0)))
+            gathered = comm.gather(images, dst=0)  # on the CPU's process group
             if not comm.is_main_process():
                 return {}
+            images = list(itertools.chain(*gathered))
         if not images:
             self._logger.warning("No image was processed, so there is nothing to evaluate.")
             return {}
         packed = [image["instances"] for image in images]
-        with paused_gc():
-            if self._output_dir:
-                write_predictions(Path(self._output_dir) / PREDICTIONS_FILE, packed)
-            if not self._do_evaluation:
-                self._logger.info("Annotations are not available for evaluation.")
-                return {}
+        file = Path(self._output_dir) / PREDICTIONS_FILE if self._output_dir else None
+        if file:
+            write_predictions(file, packed)
+            self._logger.info("Wrote the predictions to %s", file)
+        if not self._do_evaluation:
+            self._submit(packed)
+            return {}
+        try:
             return self._score(packed, img_ids)
+        except Exception as error:
+            raise ScoringError(
+                f"AP could not be computed by {self.backend} ({type(error).__name__}: {error})"
+                + (f"; the predictions are in {file}" if file else "")
+            ) from error
 
-    def _score(self, packed: list[bytes], img_ids: list[int] | None) -> dict[str, dict[str, float]]:
-        self._logger.info(f"Evaluating predictions with {self.backend} ...")
-        ground_truth = self._coco_api.dataset
-        detections = Detections(packed, self._tasks, ground_truth)
-        results = OrderedDict()
-        for task in sorted(self._tasks):
-            coco_eval = None  # detectron2's sign for no prediction at all, whose AP is NaN
-            if len(detections):
-                coco_eval = evaluate_task(
-                    self._backend,
-                    ground_truth,
-                    detections,
-                    task,
-                    max_dets=self._max_dets_per_image,
-                    oks_sigmas=self._kpt_oks_sigmas,
-                    image_ids=img_ids,
-                )
-            results[task] = self._derive_coco_results(
-                coco_eval, task, class_names=self._metadata.get("thing_classes")
+    def _submit(self, packed: list[bytes]) -> None:
+        self._logger.warning("%s has no annotations, so there is no AP", self.dataset_name)
+        if self._output_dir:
+            # The file that lists COCO's test images is image_info_test-dev2017.json.
+            testset = Path(self._metadata.json_file).stem.removeprefix("image_info_")
+            folder = Path(self._output_dir) / "submission"
+            for file in write_submissions(folder, packed, testset, self._tasks):
+                self._logger.info("Wrote %s for COCO's evaluation server", file)
+
+    def _score(self, packed: list[bytes], img_ids: list[Any] | None) -> dict[str, dict[str, float]]:
+        self._logger.info("Evaluating predictions with %s ...", self.backend)
+        if not any(map(unpack, packed)):
+            self._logger.warning(
+                "Nothing was found in any of the %d images: AP is 0 wherever there are objects.",
+                len(packed),
             )
-        return results
+        evaluated = evaluate_tasks(
+            self._backend,
+            self._coco_api.dataset,
+            packed,
+            sorted(self._tasks),
+            max_dets=self._max_dets_per_image,
+            oks_sigmas=self._kpt_oks_sigmas,
+            image_ids=img_ids,
+        )
+        class_names = self._metadata.get("thing_classes")
+        return {
+            task: self._derive_coco_results(coco_eval, task, class_names=class_names)
+            for task, coco_eval in evaluated.items()
+        }
 
 
 @contextmanager
 def _in_coco_format(dataset_name: str) -> Iterator[str]:
-    """A name in the catalogs under which a data set is a COCO file, inside the block.
+    """A name in the catalogs under which a dataset is a COCO file, inside the block.
 
-    The file is not kept: whether it were still right, only reading the data set again could tell,
+    The file is not kept: whether it were still right, only reading the dataset again could tell,
     and converting 5,000 images takes no more than seconds.
     """
     metadata = MetadataCatalog.get(dataset_name)
@@ -230,7 +266,7 @@ def _in_coco_format(dataset_name: str) -> Iterator[str]:
         yield dataset_name
         return
     name = f"{dataset_name} in COCO's format"
-    # A copy, as the conversion moves keypoints in place, which may be the data set's own.
+    # A copy, as the conversion moves keypoints in place, which may be the dataset's own.
     DatasetCatalog.register(name, lambda: copy.deepcopy(DatasetCatalog.get(dataset_name)))
     fields = {k: v for k, v in metadata.as_dict().items() if k != "name"}
     try:
@@ -242,26 +278,6 @@ def _in_coco_format(dataset_name: str) -> Iterator[str]:
     finally:
         DatasetCatalog.remove(name)
         MetadataCatalog.pop(name, None)
-
-
-def coco_results(instances: Instances, image_id: int) -> list[dict[str, Any]]:
-    """One image's predictions in COCO's format, but with the model's classes as categories.
-
-    As detectron2's `instances_to_coco_json`, except that masks encoded already are passed on.
-
-    Args:
-        instances: on the CPU; fields pred_boxes, scores, pred_classes and, if predicted, pred_masks
-            and pred_keypoints.
-        image_id: the dataset's.
-    """
-    masks = instances.get("pred_masks") if instances.has("pred_masks") else None
-    if not isinstance(masks, RLEMasks):
-        return instances_to_coco_json(instances, image_id)
-    fields = {k: v for k, v in instances.get_fields().items() if k != "pred_masks"}
-    results = instances_to_coco_json(Instances(instances.image_size, **fields), image_id)
-    for result, rle in zip(results, masks.rles):
-        result["segmentation"] = rle
-    return results
 
 
 def keypoint_oks_sigmas(dataset_name: str) -> list[float]:
@@ -281,99 +297,3 @@ def keypoint_oks_sigmas(dataset_name: str) -> list[float]:
             "dataloader.evaluator.kpt_oks_sigmas=[...]"
         )
     return list(sigmas)
-
-
-def write_results(
-    path: Path,
-    dataset_name: str,
-    results: Mapping[str, Mapping[str, float]],
-    evaluator: str,
-    ms_per_image: float,
-    max_detections: int = _COCO_LIMIT,
-) -> None:
-    """Write results.json: {"dataset", "bbox": {"AP": ...}, "segm", "keypoints", "evaluator", ...}.
-
-    AP is in points (0 to 100); a metric that could not be computed is null. `ms_per_image` is the
-    time of the model's call, post-processing included. `max_detections`, how many detections of an
-    image and category count, is there where it is not COCO's 100.
-    """
-    content: dict[str, Any] = {"dataset": dataset_name}
-    for task, metrics in results.items():
-        content[task] = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
-    content["evaluator"] = evaluator
-    if max_detections != _COCO_LIMIT:
-        content["max_detections"] = max_detections
-    content["ms_per_image"] = round(ms_per_image, 2)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2) + "\n")
-
-
-# What COCO's server calls a task, and the field of a prediction that it scores. A mask is sent
-# without its box, whose area would else stand for the mask's where AP tells small from large.
-_SUBMISSIONS = {
-    "bbox": ("detections", "bbox"),
-    "segm": ("detections", "segmentation"),
-    "keypoints": ("person_keypoints", "keypoints"),
-}
-
-
-def write_submissions(
-    predictions_file: Path, dataset_name: str, tasks: Iterable[str], algorithm: str = "mask-rcnn"
-) -> list[Path]:
-    """Write what COCO's evaluation server takes for a test set that it alone can score.
-
-    Args:
-        predictions_file: as an evaluation writes it, `PREDICTIONS_FILE`.
-        dataset_name: in detectron2's catalogs; its annotation file names the set for the server:
-            image_info_test-dev2017.json is "test-dev2017".
-        tasks: of "bbox", "segm", "keypoints".
-        algorithm: last part of the name.
-
-    Returns:
-        For each task a zip file in a folder `submission/TASK` beside the predictions, named
-        TYPE_TESTSET_ALGORITHM_results.zip, in which a JSON file of the same name lies at the top.
-        TYPE is "detections" or "person_keypoints". Coordinates are rounded to a tenth of a pixel,
-        as COCO asks.
-
-    Raises:
-        KeyError: for another task.
-    """
-    metadata = MetadataCatalog.get(dataset_name)
-    testset = Path(metadata.json_file).stem.removeprefix("image_info_")
-    predictions = json.loads(predictions_file.read_text())
-    files = []
-    for task in tasks:
-        kind, field = _SUBMISSIONS[task]
-        name = f"{kind}_{testset}_{algorithm}_results"
-        content = [
-            {
-                "image_id": p["image_id"],
-                "category_id": p["category_id"],
-                field: p[field] if task == "segm" else [round(x, 1) for x in p[field]],
-                "score": p["score"],
-            }
-            for p in predictions
-        ]
-        file = predictions_file.parent / "submission" / task / f"{name}.zip"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-            archive.writestr(f"{name}.json", json.dumps(content))
-        files.append(file)
-    return files
-
-
-def results_table(
-    results: Mapping[str, Mapping[str, float]],
-    paper: Mapping[str, Mapping[str, float]] | None = None,
-) -> str:
-    """AP of each task as a Markdown table, with the paper's below where it gives one.
-
-    Metrics of single categories are left out.
-    """
-    columns = ["AP", "AP50", "AP75", "APs", "APm", "APl"]
-    rows = []
-    for task, metrics in results.items():
-        for name, values in ((task, metrics), (f"{task} (paper)", (paper or {}).get(task, {}))):
-            if values:
-                rows.append([name, *(f"{values[c]:.1f}" if c in values else "" for c in columns)])
-    return tabulate(rows, headers=["task", *columns], tablefmt="pipe", disable_numparse=True)

@@ -1,6 +1,6 @@
-"""What must hold of annotations before predictions are compared to them."""
+"""What must hold of annotations, and of predictions from a file, before they are compared."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from pycocotools.coco import COCO
@@ -9,7 +9,6 @@ from mask_rcnn_plugin.data.annotation_rules import (
     annotation_faults,
     are_finite,
     are_numbers,
-    is_integer,
     shown,
 )
 from mask_rcnn_plugin.data.coco import DatasetError
@@ -17,13 +16,15 @@ from mask_rcnn_plugin.data.coco import DatasetError
 # Of `annotation_faults`: nothing will match such an object, but COCO's numbers are defined.
 _SCORABLE = {"box-negative", "box-empty", "box-outside", "mask-empty"}
 
+_MAX_PIXELS = 2**32 - 1  # pycocotools counts pixels in a uint32
+
 
 def check_ground_truth(
-    name: str, coco: COCO, tasks: Iterable[str], num_keypoints: int | None = None
+    name: str, coco: COCO, tasks: Collection[str], num_keypoints: int | None = None
 ) -> None:
     """Refuse what COCO's implementations fail on, loop on for ever or read as something else.
 
-    Nothing is left out instead: AP would be of another data set.
+    Nothing is left out instead: AP would be of another dataset.
 
     Args:
         name: of the dataset, for the message.
@@ -38,7 +39,9 @@ def check_ground_truth(
     for annotation in coco.dataset.get("annotations", []):
         image = coco.imgs.get(annotation["image_id"])
         if image is not None:
-            reason = _reason(annotation, image, "segm" in tasks, num_keypoints)
+            reason = _annotation_error(annotation) or _error(
+                annotation, image, tasks, num_keypoints
+            )
             if reason:
                 wrong.append(f"id {shown(annotation['id'])}: {reason}")
     if wrong:
@@ -49,21 +52,48 @@ def check_ground_truth(
         )
 
 
-def _reason(
-    annotation: dict[str, Any], image: dict[str, Any], with_mask: bool, num_keypoints: int | None
+def prediction_error(
+    prediction: Mapping[str, Any],
+    image: Mapping[str, Any],
+    category_ids: Collection[Any],
+    tasks: Collection[str],
+    num_keypoints: int | None,
 ) -> str:
-    if not is_integer(annotation["id"]) or abs(annotation["id"]) > 2**63:
-        return "id must be an integer of at most 64 bits"
+    """Why a prediction, as `read_predictions` gives it, cannot be scored; "" if it can.
+
+    Args:
+        image: its image, as COCO's files have it.
+        category_ids: of the dataset.
+        tasks, num_keypoints: as for `check_ground_truth`.
+    """
+    if prediction["category_id"] not in category_ids:
+        return f"the dataset has no category {shown(prediction['category_id'])}"
+    if num_keypoints is not None and "keypoints" not in prediction:
+        return "no keypoints"
+    return _error(prediction, image, tasks, num_keypoints)
+
+
+def _annotation_error(annotation: Mapping[str, Any]) -> str:
     if annotation["iscrowd"] not in (0, 1):
         return f"iscrowd is {shown(annotation['iscrowd'])}, must be 0 or 1"
     area = annotation.get("area")
     if not (are_numbers([area]) and are_finite([area])):
         return f"area is {shown(area)}, must be a number"
-    unused = set() if with_mask else {"segmentation"}
+    return ""
+
+
+def _error(
+    item: Mapping[str, Any],
+    image: Mapping[str, Any],
+    tasks: Collection[str],
+    num_keypoints: int | None,
+) -> str:
+    width, height = image["width"], image["height"]
+    if "segm" in tasks and width * height > _MAX_PIXELS:
+        return f"masks of {width} x {height} pixels, which must be {_MAX_PIXELS} or fewer"
+    unused = set() if "segm" in tasks else {"segmentation"}
     if num_keypoints is None:
         unused.add("keypoints")
-    used = {key: value for key, value in annotation.items() if key not in unused}
-    faults = annotation_faults(
-        used, image["width"], image["height"], num_keypoints, needs_mask=with_mask
-    )
+    used = {key: value for key, value in item.items() if key not in unused}
+    faults = annotation_faults(used, width, height, num_keypoints, needs_mask="segm" in tasks)
     return next((text for kind, text in faults if kind not in _SCORABLE), "")

@@ -1,46 +1,51 @@
-"""Evaluation of a config's model on its test set."""
+"""Evaluation of a config's model, or of predictions made before, on the config's test set."""
 
 import logging
+import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from detectron2.config import instantiate
+from detectron2.data import DatasetCatalog
 from detectron2.evaluation import inference_on_dataset
 from detectron2.utils import comm
 from omegaconf import DictConfig
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mask_rcnn_plugin.evaluation.evaluator import (
-    PREDICTIONS_FILE,
-    MaskRCNNCOCOEvaluator,
-    write_results,
-    write_submissions,
-)
+from mask_rcnn_plugin.evaluation.evaluator import MaskRCNNCOCOEvaluator, ScoringError
+from mask_rcnn_plugin.evaluation.predictions import PREDICTIONS_FILE
+from mask_rcnn_plugin.evaluation.results import write_results
 
 logger = logging.getLogger(__name__)
 
 
-def evaluate(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
+def evaluate(
+    cfg: DictConfig, model: nn.Module, config_args: Sequence[str] = ()
+) -> dict[str, dict[str, float]]:
     """Run the model over the test set and compute COCO's metrics.
 
     Writes `results.json` and the predictions, `coco_instances_results.json`, in
     `train.output_dir`; for a test set without annotations, in place of metrics, the files that
-    COCO's server takes (see `write_submissions`).
+    COCO's server takes.
 
     Args:
         cfg: from `get_config`, its datasets set up by `setup_datasets`.
         model: as `cfg.model` describes it; may be wrapped for distributed training.
+        config_args: what gives `eval.py` this config; by default the `config.yaml` that a training
+            leaves in `train.output_dir`.
 
     Returns:
         {task: {metric: AP in points}} on the main process, {} on the others and for a test set
         without annotations.
+
+    Raises:
+        ScoringError: if AP cannot be computed. The log says how to score the predictions again.
     """
     loader = instantiate(cfg.dataloader.test)  # first: it says what is wrong with a broken file
     evaluator: MaskRCNNCOCOEvaluator = instantiate(cfg.dataloader.evaluator)
@@ -49,28 +54,48 @@ def evaluate(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
         model = model.module
         for buffer in model.buffers():
             dist.broadcast(buffer, src=0)
-    with _timed(model) as seconds:
-        results = inference_on_dataset(model, loader, evaluator) or {}
+    output = Path(cfg.train.output_dir)
+    try:
+        with _timed(model) as seconds:
+            results = inference_on_dataset(model, loader, evaluator)
+    except ScoringError:
+        again = [
+            *("python", "eval.py", "--config-file"),
+            *(config_args or [str(output / "config.yaml")]),
+            *("--predictions", str(output / PREDICTIONS_FILE)),
+        ]
+        logger.error("To score the predictions again without the model: %s", shlex.join(again))
+        raise
     if comm.is_main_process():
-        output, dataset = Path(cfg.train.output_dir), cfg.dataset.test.names[0]
-        if not results and cfg.dataloader.evaluator.output_dir:
-            files = write_submissions(
-                output / PREDICTIONS_FILE, dataset, cfg.dataloader.evaluator.tasks
-            )
-            logger.warning(
-                "%s has no annotations, so no score can be computed here; for COCO's evaluation "
-                "server there is %s",
-                dataset,
-                ", ".join(map(str, files)),
-            )
-        write_results(
-            output / "results.json",
-            dataset,
-            results,
-            evaluator.backend if results else f"none: {dataset} has no annotations",
-            ms_per_image=1000 * median(seconds),
-            max_detections=evaluator.max_detections,
-        )
+        write_results(output / "results.json", results, evaluator, 1000 * median(seconds))
+    return results
+
+
+def score(cfg: DictConfig, predictions_file: Path) -> dict[str, dict[str, float]]:
+    """Compute COCO's metrics of predictions that `evaluate` wrote.
+
+    Writes `results.json` in `train.output_dir`.
+
+    Args:
+        cfg: as for `evaluate`.
+        predictions_file: in COCO's results format.
+
+    Returns:
+        As `evaluate`.
+
+    Raises:
+        DatasetError: if the file does not fit the test set.
+        ScoringError: if AP cannot be computed.
+    """
+    if not comm.is_main_process():
+        return {}
+    DatasetCatalog.get(cfg.dataset.test.names[0])  # says what is wrong with a broken file
+    evaluator: MaskRCNNCOCOEvaluator = instantiate(
+        {**cfg.dataloader.evaluator, "distributed": False, "output_dir": None}
+    )
+    evaluator.read(predictions_file)
+    results = evaluator.evaluate()
+    write_results(Path(cfg.train.output_dir) / "results.json", results, evaluator)
     return results
 
 

@@ -1,0 +1,153 @@
+"""Predictions in COCO's results format: kept small in memory, on disk, and for COCO's server."""
+
+import io
+import json
+import pickle
+import zipfile
+import zlib
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TextIO, TypedDict
+
+import msgspec
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from detectron2.structures import Instances
+
+from mask_rcnn_plugin.data.coco import DatasetError
+from mask_rcnn_plugin.fast.mask_rle import RLEMasks
+
+PREDICTIONS_FILE = "coco_instances_results.json"
+
+# What COCO's server calls a task, and the field of a prediction that it scores. A mask is sent
+# without its box, whose area would else stand for the mask's where AP tells small from large.
+_SUBMISSIONS = {
+    "bbox": ("detections", "bbox"),
+    "segm": ("detections", "segmentation"),
+    "keypoints": ("person_keypoints", "keypoints"),
+}
+
+
+def coco_results(instances: Instances, image_id: Any) -> list[dict[str, Any]]:
+    """One image's predictions in COCO's format, but with the model's classes as categories.
+
+    As detectron2's `instances_to_coco_json`, except that masks encoded already are passed on.
+
+    Args:
+        instances: on the CPU; fields pred_boxes, scores, pred_classes and, if predicted, pred_masks
+            and pred_keypoints.
+        image_id: the dataset's.
+    """
+    masks = instances.get("pred_masks") if instances.has("pred_masks") else None
+    if not isinstance(masks, RLEMasks):
+        return instances_to_coco_json(instances, image_id)
+    fields = {k: v for k, v in instances.get_fields().items() if k != "pred_masks"}
+    results = instances_to_coco_json(Instances(instances.image_size, **fields), image_id)
+    for result, rle in zip(results, masks.rles):
+        result["segmentation"] = rle
+    return results
+
+
+def pack(results: list[dict[str, Any]]) -> bytes:
+    """Predictions as one short string, about 12 kB for a hundred masks; see `unpack`.
+
+    Not as JSON: most of that would be the digits of floats, which are slow to read.
+    """
+    return zlib.compress(pickle.dumps(results, pickle.HIGHEST_PROTOCOL), level=1)
+
+
+def unpack(packed: bytes) -> list[dict[str, Any]]:
+    """What `pack` was given."""
+    return pickle.loads(zlib.decompress(packed))
+
+
+def write_predictions(path: Path, images: Iterable[bytes]) -> None:
+    """Write all images' predictions as one JSON list, as `json.dumps` would, an image at a time."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        _write(file, map(unpack, images))
+
+
+def _write(file: TextIO, images: Iterable[list[dict[str, Any]]]) -> None:
+    texts = (json.dumps(image)[1:-1] for image in images if image)  # without the brackets
+    file.write("[")
+    for i, text in enumerate(texts):
+        file.write(f", {text}" if i else text)
+    file.write("]")
+
+
+class _RLE(TypedDict):
+    size: list[int]
+    counts: str
+
+
+class _Scored(TypedDict):
+    image_id: int | str
+    category_id: int
+    score: float
+
+
+class _Prediction(_Scored, total=False):
+    bbox: list[float]
+    segmentation: _RLE
+    keypoints: list[float]
+
+
+def read_predictions(path: Path) -> defaultdict[Any, list[dict[str, Any]]]:
+    """{image id: predictions} of a file in COCO's results format; [] for other images.
+
+    Raises:
+        DatasetError: if it is no such file.
+    """
+    try:
+        predictions = msgspec.json.decode(path.read_bytes(), type=list[_Prediction])
+    except (OSError, msgspec.DecodeError) as error:
+        raise DatasetError(f"predictions file {str(path)!r} cannot be read: {error}") from error
+    images: defaultdict[Any, list[dict[str, Any]]] = defaultdict(list)
+    for prediction in predictions:
+        images[prediction["image_id"]].append(dict(prediction))
+    return images
+
+
+def write_submissions(
+    folder: Path, images: Iterable[bytes], testset: str, tasks: Iterable[str]
+) -> list[Path]:
+    """Write what COCO's evaluation server takes for a test set that it alone can score.
+
+    Args:
+        folder: in which there will be a folder for each task.
+        images: packed predictions.
+        testset: the server's name of the set, e.g. "test-dev2017".
+        tasks: of "bbox", "segm", "keypoints".
+
+    Returns:
+        For each task a zip file in a folder of its own, TYPE_TESTSET_mask-rcnn_results.zip, in
+        which a JSON file of the same name lies at the top. TYPE is "detections" or
+        "person_keypoints". Coordinates are rounded to a tenth of a pixel, as COCO asks.
+    """
+    images = list(images)
+    files = []
+    for task in tasks:
+        kind, field = _SUBMISSIONS[task]
+        name = f"{kind}_{testset}_mask-rcnn_results"
+        file = folder / task / f"{name}.zip"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive,
+            io.TextIOWrapper(archive.open(f"{name}.json", "w")) as text,
+        ):
+            _write(text, (_submitted(unpack(image), field) for image in images))
+        files.append(file)
+    return files
+
+
+def _submitted(predictions: list[dict[str, Any]], field: str) -> list[dict[str, Any]]:
+    return [
+        {
+            "image_id": p["image_id"],
+            "category_id": p["category_id"],
+            field: p[field] if field == "segmentation" else [round(x, 1) for x in p[field]],
+            "score": p["score"],
+        }
+        for p in predictions
+    ]
