@@ -38,6 +38,8 @@ def decode_keypoints(logits: Tensor, boxes: Tensor) -> Tensor:
         but for the overshoot of the resizing.
     """
     logits, boxes = logits.detach().float(), boxes.detach().float()
+    if torch.jit.is_scripting() or torch.jit.is_tracing():  # which would fix what it searched
+        return heatmaps_to_keypoints(logits, boxes)[:, :, [0, 1, 3]]
     points = logits.new_zeros(*logits.shape[:2], 3)
     is_clear = torch.zeros_like(points[..., 0], dtype=torch.bool)
     sizes = (boxes[:, 2:] - boxes[:, :2]).clamp(min=1)
