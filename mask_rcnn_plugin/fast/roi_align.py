@@ -36,13 +36,13 @@ def roi_align(
         (R, C, rows, columns), differentiable with respect to `features`.
     """
     rois = rois.detach()
-    if len(rois) == 0:
-        return features[:0, :, :1, :1].expand(-1, -1, *output_size)
-    # A trace would fix the number of points of the RoIs that it saw.
+    # A trace would fix the numbers of RoIs and of points that it saw.
     if features.is_cuda or torch.jit.is_tracing():
         return torchvision.ops.roi_align(
             features, rois, output_size, spatial_scale, sampling_ratio, aligned
         )
+    if len(rois) == 0:
+        return features[:0, :, :1, :1].expand(-1, -1, *output_size)
     _, channels, height, width = features.shape
     table = features.permute(0, 2, 3, 1).flatten(0, 2).contiguous()
     boxes = rois[:, 1:] * spatial_scale - (0.5 if aligned else 0)

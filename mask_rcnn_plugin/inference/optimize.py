@@ -13,8 +13,9 @@ from detectron2.modeling.roi_heads import FastRCNNOutputLayers, KRCNNConvDeconvU
 from torch import Tensor, nn
 
 from mask_rcnn_plugin.fast.folding import fold_batch_norm_for_inference
+from mask_rcnn_plugin.fast.replacement import replace_modules
 from mask_rcnn_plugin.fast.winograd import use_winograd
-from mask_rcnn_plugin.modeling.roi_pooling import RoIAlign, RoIPooler
+from mask_rcnn_plugin.modeling.roi_pooling import RoIPooler
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -67,30 +68,34 @@ def optimize_for_inference(
             "itself, not a wrapper"
         )
     model = copy.deepcopy(model).requires_grad_(False)
-    _replace_roi_align(model)
-    fold_batch_norm_for_inference(model.eval())
+    model = replace_modules(model, _fast_pooler)
+    model = fold_batch_norm_for_inference(model.eval())
     if channels_last:
         model.to(memory_format=torch.channels_last)
     if dtype is not None:
         _compute_in(model, dtype)
     elif channels_last:
-        use_winograd(model)
+        model = use_winograd(model)
     if compile:
         model.get_submodule("backbone").compile(dynamic=True)
     return model
 
 
-def _replace_roi_align(model: nn.Module) -> None:
-    for pooler in model.modules():
-        if type(pooler) is not ROIPooler:
-            continue
-        levels: Any = pooler.level_poolers
-        if all(type(level) is ROIAlign for level in levels):
-            pooler.level_poolers = nn.ModuleList(
-                RoIAlign(p.output_size, p.spatial_scale, p.sampling_ratio, "ave", p.aligned)
-                for p in levels
-            )
-            pooler.__class__ = RoIPooler
+def _fast_pooler(pooler: Any) -> RoIPooler | None:
+    """The plugin's pooler in the place of detectron2's, if that has RoIAlign."""
+    if type(pooler) is not ROIPooler:
+        return None
+    levels = pooler.level_poolers
+    if any(type(level) is not ROIAlign for level in levels):
+        return None
+    return RoIPooler(
+        pooler.output_size,
+        [level.spatial_scale for level in levels],
+        levels[0].sampling_ratio,
+        "ROIAlignV2" if levels[0].aligned else "ROIAlign",
+        pooler.canonical_box_size,
+        pooler.canonical_level,
+    )
 
 
 def _compute_in(model: nn.Module, dtype: torch.dtype) -> None:

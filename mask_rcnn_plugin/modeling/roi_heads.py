@@ -6,6 +6,7 @@ translation. Everything else (matching, sampling, losses, inference) is detectro
 
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_HEADS_REGISTRY
@@ -35,11 +36,14 @@ def _pooler_from_config(cfg: CfgNode, head: CfgNode, input_shape: Shapes) -> RoI
 
 
 def _with_stock_poolers(cfg: CfgNode) -> CfgNode:
-    """A copy that detectron2's own `from_config` accepts, whose poolers are then replaced."""
+    """A copy that detectron2's own `from_config` accepts, whose poolers are then replaced.
+
+    A branch without a pooler (an empty type) stays without one.
+    """
     cfg = cfg.clone()
     cfg.defrost()
     for head in (cfg.MODEL.ROI_BOX_HEAD, cfg.MODEL.ROI_MASK_HEAD, cfg.MODEL.ROI_KEYPOINT_HEAD):
-        head.POOLER_TYPE = "ROIAlignV2"
+        head.POOLER_TYPE = head.POOLER_TYPE and "ROIAlignV2"
     return cfg
 
 
@@ -47,41 +51,49 @@ def _with_stock_poolers(cfg: CfgNode) -> CfgNode:
 class MaskRCNNROIHeads(StandardROIHeads):
     """Box, mask and keypoint branches, each with a pooler of its own (FPN, C5; Fig. 4, right).
 
-    Any of masks and keypoints may be absent. In inference the mask and keypoint branches see the
+    Masks, keypoints or both may be absent. In inference the mask and keypoint branches see the
     detections that are left after NMS, at most `box_predictor.test_topk_per_image` an image (100 in
-    the paper). Arguments are those of `StandardROIHeads`; pass `RoIPooler`s.
+    the paper). Arguments are those of `StandardROIHeads`; pass `RoIPooler`s. A mask or keypoint
+    head without a pooler (in YAML an empty POOLER_TYPE) gets the dict of its feature maps.
 
     Raises:
         ValueError: if a branch is given in part, e.g. a mask head without its features.
     """
 
+    # As detectron2's export declares them of `StandardROIHeads`; it looks at the very class.
+    mask_on: torch.jit.Final[bool]  # type: ignore[misc]
+    keypoint_on: torch.jit.Final[bool]  # type: ignore[misc]
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         for branch in ("mask", "keypoint"):
-            parts = [f"{branch}_in_features", f"{branch}_pooler", f"{branch}_head"]
+            parts = [f"{branch}_{part}" for part in ("in_features", "head", "pooler")]
             given = [part for part in parts if kwargs.get(part) is not None]
-            if given and len(given) < len(parts):
+            if given and given[:2] != parts[:2]:
                 raise ValueError(
-                    f"the {branch} branch has {given} only: give all of {parts}, or none of them"
+                    f"the {branch} branch has {given} only: give {parts[0]} and {parts[1]}, or "
+                    f"none of {parts}"
                 )
         super().__init__(*args, **kwargs)
 
     @classmethod
     def _init_box_head(cls, cfg: CfgNode, input_shape: Shapes) -> dict[str, Any]:
-        parts = super()._init_box_head(_with_stock_poolers(cfg), input_shape)
-        parts["box_pooler"] = _pooler_from_config(cfg, cfg.MODEL.ROI_BOX_HEAD, input_shape)
-        return parts
+        pooler = _pooler_from_config(cfg, cfg.MODEL.ROI_BOX_HEAD, input_shape)
+        return {
+            **super()._init_box_head(_with_stock_poolers(cfg), input_shape),
+            "box_pooler": pooler,
+        }
 
     @classmethod
     def _init_mask_head(cls, cfg: CfgNode, input_shape: Shapes) -> dict[str, Any]:
         parts = super()._init_mask_head(_with_stock_poolers(cfg), input_shape)
-        if parts:
+        if parts.get("mask_pooler"):
             parts["mask_pooler"] = _pooler_from_config(cfg, cfg.MODEL.ROI_MASK_HEAD, input_shape)
         return parts
 
     @classmethod
     def _init_keypoint_head(cls, cfg: CfgNode, input_shape: Shapes) -> dict[str, Any]:
         parts = super()._init_keypoint_head(_with_stock_poolers(cfg), input_shape)
-        if parts:
+        if parts.get("keypoint_pooler"):
             parts["keypoint_pooler"] = _pooler_from_config(
                 cfg, cfg.MODEL.ROI_KEYPOINT_HEAD, input_shape
             )
@@ -118,10 +130,10 @@ class MaskRCNNC4ROIHeads(Res5ROIHeads):
                 "MODEL.KEYPOINT_ON is True with MaskRCNNC4ROIHeads, which has no keypoint branch: "
                 "use MaskRCNNROIHeads on an FPN backbone (Sec. 5)"
             )
+        pooler = _pooler_from_config(cfg, cfg.MODEL.ROI_BOX_HEAD, input_shape)
         stock = _with_stock_poolers(cfg)
         stock.MODEL.MASK_ON = False  # its mask head would be told the pooler's side, not res5's
-        parts = super().from_config(stock, input_shape)
-        parts["pooler"] = _pooler_from_config(cfg, cfg.MODEL.ROI_BOX_HEAD, input_shape)
+        parts = {**super().from_config(stock, input_shape), "pooler": pooler}
         if cfg.MODEL.MASK_ON:
             channels = parts["res5"][-1].out_channels
             shape = ShapeSpec(channels=channels, height=_RES5_SIDE, width=_RES5_SIDE)

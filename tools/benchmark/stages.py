@@ -422,7 +422,7 @@ def targets(p: Peers) -> Iterator[Row]:
     for name, masks in (("polygons", polygons), ("bitmaps", bitmaps)):
         runs: Runs = {
             "detectron2": partial(masks.crop_and_resize, on_device, 28),
-            "plugin": partial(mask_targets, masks, on_device, 28),
+            "plugin": partial(mask_targets, [masks], [on_device], 28),
         }
         differ = lambda a, b: float((a.cpu() != b.cpu()).float().mean())  # noqa: E731
         yield Row(f"mask targets, {name}", runs, differ, "of the cells differ", 0.0)
