@@ -1,8 +1,8 @@
 """Frozen batch norm as part of its convolution.
 
-Frozen, batch normalisation is an affine map of each channel, scale * conv(x) + shift, hence a
-convolution with a scaled weight and a bias. Scaling the weight costs nothing; the pass over the
-activation, which detectron2 makes, is gone. The gradient to the weight is the same.
+Frozen batch normalisation is an affine map of each channel, scale * conv(x) + shift, and so a
+convolution with a scaled weight and a bias. Scaling the weight costs nothing, and saves
+detectron2's pass over the activation. The gradient with respect to the weight is the same.
 """
 
 from typing import Any, TypeVar

@@ -1,17 +1,17 @@
 """3x3 convolutions with a quarter of the multiplications, Winograd's F(4x4, 3x3).
 
-Four outputs along an axis take six inputs and, like the coefficients of a product of polynomials,
-can be had from six values of the polynomials: evaluate both factors at six points, one of them
-infinity, multiply value by value, interpolate. A tile of 4 x 4 outputs thus takes 6 * 6 = 36
-multiplications an input and output channel, where the definition takes 4 * 4 * 9 = 144. At each of
-the 36 points, the sum over input channels is a matrix product.
+Four outputs along an axis depend on six inputs. Like the coefficients of a product of polynomials,
+they follow from six values: evaluate both factors at six points, one of them infinity, multiply
+value by value, interpolate. So a tile of 4 x 4 outputs takes 6 * 6 = 36 multiplications for each
+input and output channel, and the definition 4 * 4 * 9 = 144. At each of the 36 points, the sum over
+input channels is a matrix product.
 
-Evaluation and interpolation are passes over the data, whatever the number of channels, hence it
-takes many to gain: 1.7 to 2 times the speed with 256 channels, 1.5 on RoIs of 14 x 14, where a
-quarter of the tiles' area is outside; on two cores little with 128 and a loss with 64. Points of
-similar size keep rounding small: errors up to 1.5e-6 of the largest output, where the definition
-makes 0.2e-6 and the points in common use, 0, +-1, +-2, make 7e-6. The matrices take 36 / 9 = 4
-times the memory of the weight.
+Evaluation and interpolation are passes over the data, whose share falls with the number of
+channels, so only wide layers gain: 1.7 to 2 times the speed with 256 channels, 1.5 on RoIs of
+14 x 14, where a quarter of the tiles' area lies outside; on two cores little with 128 channels, and
+a loss with 64. Points of similar size keep rounding small: errors are up to 1.5e-6 of the largest
+output, compared with 0.2e-6 for the definition and 7e-6 for the usual points 0, +-1, +-2. The
+matrices take 36 / 9 = 4 times the memory of the weight.
 """
 
 from typing import Any, TypeVar
@@ -31,8 +31,8 @@ _TILES = 128  # at a time: their values stay in the cache, and the products are 
 
 
 def _evaluate(coefficients: int) -> Tensor:
-    """(6, coefficients), from the coefficients of a polynomial, lowest first, to its values. At
-    infinity only the highest counts."""
+    """(6, coefficients): from the coefficients of a polynomial, lowest first, to its values; at
+    infinity, that is the highest coefficient."""
     points = torch.tensor([0, 0.75, -0.75, 1.5, -1.5], dtype=torch.float64, device="cpu")
     powers = points[:, None] ** torch.arange(coefficients, device="cpu")
     return torch.cat([powers, F.pad(powers.new_ones(1, 1), (coefficients - 1, 0))])
@@ -61,9 +61,9 @@ def winograd_matrices(weight: Tensor) -> Tensor:
 def winograd_conv(
     x: Tensor, weight: Tensor, matrices: Tensor, bias: Tensor | None, relu: bool
 ) -> Tensor:
-    """3x3 convolution with zero padding 1, from a few tiles on by Winograd's algorithm.
+    """3x3 convolution with zero padding 1, by Winograd's algorithm if there are enough tiles.
 
-    One operation to `torch.compile`.
+    A single operator for `torch.compile`.
 
     Args:
         x: (N, C, H, W), float32, on the CPU; fastest channels-last.

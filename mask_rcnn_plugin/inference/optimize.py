@@ -42,7 +42,7 @@ def optimize_for_inference(
         channels_last: lay out convolutions as (N, H, W, C) in memory.
         dtype: torch.bfloat16 or torch.float16 computes backbone, RPN and RoI heads in that
             precision, except for the layers whose outputs are boxes, class scores or keypoint
-            logits; answers then differ by its rounding. For a `GeneralizedRCNN` on a ResNet, with
+            logits; outputs then differ by rounding. For a `GeneralizedRCNN` on a ResNet, with
             an FPN or without. None leaves the precision as it is.
         compile: compile `model.backbone` by `torch.compile`, at the first image, for any image
             size. A copy of the returned model is not compiled.
@@ -51,7 +51,7 @@ def optimize_for_inference(
         A model in evaluation mode, for inference only; its state dict is not that of `model`.
 
     Raises:
-        ValueError: on another dtype, or a model that `dtype` or `compile` is not for.
+        ValueError: on another dtype, or a model that `dtype` or `compile` doesn't support.
     """
     if dtype is not None and dtype not in _LOW_PRECISION:
         raise ValueError(f"dtype is {dtype}, must be None or one of {_LOW_PRECISION}")
@@ -59,7 +59,7 @@ def optimize_for_inference(
         isinstance(model, GeneralizedRCNN) and _is_resnet(model.backbone)
     ):
         raise ValueError(
-            f"dtype is {dtype} for a {type(model).__name__}: must be None but for a "
+            f"dtype is {dtype} for a {type(model).__name__}: must be None except for a "
             "GeneralizedRCNN on a ResNet, with an FPN or without"
         )
     if compile and not hasattr(model, "backbone"):

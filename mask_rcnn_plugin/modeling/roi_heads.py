@@ -14,7 +14,7 @@ from detectron2.modeling.roi_heads import Res5ROIHeads, StandardROIHeads, build_
 from torch import nn
 
 from mask_rcnn_plugin.fast.folding import fold_frozen_batch_norm
-from mask_rcnn_plugin.modeling.backbone import res5_head, stage_channels
+from mask_rcnn_plugin.modeling.backbone import res5_head
 from mask_rcnn_plugin.modeling.roi_pooling import RoIPooler
 from mask_rcnn_plugin.modeling.yaml_keys import require_mask_rcnn_config
 
@@ -38,12 +38,13 @@ def _pooler_from_config(cfg: CfgNode, head: CfgNode, input_shape: Shapes) -> RoI
 def _with_stock_poolers(cfg: CfgNode) -> CfgNode:
     """A copy that detectron2's own `from_config` accepts, whose poolers are then replaced.
 
-    A branch without a pooler (an empty type) stays without one.
+    An empty type, detectron2's "no pooler", stays empty.
     """
     cfg = cfg.clone()
     cfg.defrost()
     for head in (cfg.MODEL.ROI_BOX_HEAD, cfg.MODEL.ROI_MASK_HEAD, cfg.MODEL.ROI_KEYPOINT_HEAD):
-        head.POOLER_TYPE = head.POOLER_TYPE and "ROIAlignV2"
+        if head.POOLER_TYPE or head is cfg.MODEL.ROI_BOX_HEAD:
+            head.POOLER_TYPE = "ROIAlignV2"
     return cfg
 
 
@@ -76,27 +77,12 @@ class MaskRCNNROIHeads(StandardROIHeads):
         super().__init__(*args, **kwargs)
 
     @classmethod
-    def _init_box_head(cls, cfg: CfgNode, input_shape: Shapes) -> dict[str, Any]:
-        pooler = _pooler_from_config(cfg, cfg.MODEL.ROI_BOX_HEAD, input_shape)
-        return {
-            **super()._init_box_head(_with_stock_poolers(cfg), input_shape),
-            "box_pooler": pooler,
-        }
-
-    @classmethod
-    def _init_mask_head(cls, cfg: CfgNode, input_shape: Shapes) -> dict[str, Any]:
-        parts = super()._init_mask_head(_with_stock_poolers(cfg), input_shape)
-        if parts.get("mask_pooler"):
-            parts["mask_pooler"] = _pooler_from_config(cfg, cfg.MODEL.ROI_MASK_HEAD, input_shape)
-        return parts
-
-    @classmethod
-    def _init_keypoint_head(cls, cfg: CfgNode, input_shape: Shapes) -> dict[str, Any]:
-        parts = super()._init_keypoint_head(_with_stock_poolers(cfg), input_shape)
-        if parts.get("keypoint_pooler"):
-            parts["keypoint_pooler"] = _pooler_from_config(
-                cfg, cfg.MODEL.ROI_KEYPOINT_HEAD, input_shape
-            )
+    def from_config(cls, cfg: CfgNode, input_shape: Shapes) -> dict[str, Any]:
+        parts = super().from_config(_with_stock_poolers(cfg), input_shape)
+        for branch in ("box", "mask", "keypoint"):
+            if parts.get(f"{branch}_pooler") is not None:
+                head = cfg.MODEL[f"ROI_{branch.upper()}_HEAD"]
+                parts[f"{branch}_pooler"] = _pooler_from_config(cfg, head, input_shape)
         return parts
 
 
@@ -130,33 +116,33 @@ class MaskRCNNC4ROIHeads(Res5ROIHeads):
                 "MODEL.KEYPOINT_ON is True with MaskRCNNC4ROIHeads, which has no keypoint branch: "
                 "use MaskRCNNROIHeads on an FPN backbone (Sec. 5)"
             )
-        pooler = _pooler_from_config(cfg, cfg.MODEL.ROI_BOX_HEAD, input_shape)
         stock = _with_stock_poolers(cfg)
         stock.MODEL.MASK_ON = False  # its mask head would be told the pooler's side, not res5's
-        parts = {**super().from_config(stock, input_shape), "pooler": pooler}
+        parts = super().from_config(stock, input_shape)
+        parts["pooler"] = _pooler_from_config(cfg, cfg.MODEL.ROI_BOX_HEAD, input_shape)
+        parts["res5"] = _res5_from_config(cfg, parts["res5"])
         if cfg.MODEL.MASK_ON:
             channels = parts["res5"][-1].out_channels
             shape = ShapeSpec(channels=channels, height=_RES5_SIDE, width=_RES5_SIDE)
             parts["mask_head"] = build_mask_head(cfg, shape)
         return parts
 
-    @classmethod
-    def _build_res5_block(cls, cfg: CfgNode) -> tuple[nn.Sequential, int]:
-        resolution = cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION
-        if resolution not in (_RES5_SIDE, 2 * _RES5_SIDE):
-            raise ValueError(
-                f"MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION is {resolution}, must be 7 (res5 at stride "
-                "1, the paper) or 14 (stride 2, detectron2's zoo)"
-            )
-        stride = resolution // _RES5_SIDE
-        resnets = cfg.MODEL.RESNETS
-        if resnets.DEPTH < 50:  # detectron2's own knows bottlenecks only
-            name, width = f"ResNet-{resnets.DEPTH}-C4", resnets.RES2_OUT_CHANNELS
-            res5 = res5_head(name, stride=stride, width=width, norm=resnets.NORM)
-            return res5, stage_channels(name, "res5", width)
-        res5, out_channels = super()._build_res5_block(cfg)  # at stride 2
-        first = res5[0]
-        first.stride = stride
-        for conv in (first.shortcut, first.conv1, first.conv2):
-            conv.stride = tuple(min(s, stride) for s in conv.stride)
-        return fold_frozen_batch_norm(res5), out_channels
+
+def _res5_from_config(cfg: CfgNode, res5: nn.Sequential) -> nn.Sequential:
+    """detectron2's res5, of bottlenecks at stride 2, as the resolution and depth want it."""
+    resolution = cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION
+    if resolution not in (_RES5_SIDE, 2 * _RES5_SIDE):
+        raise ValueError(
+            f"MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION is {resolution}, must be 7 (res5 at stride 1, "
+            "the paper) or 14 (stride 2, detectron2's zoo)"
+        )
+    stride = resolution // _RES5_SIDE
+    resnets = cfg.MODEL.RESNETS
+    if resnets.DEPTH < 50:
+        name, width = f"ResNet-{resnets.DEPTH}-C4", resnets.RES2_OUT_CHANNELS
+        return res5_head(name, stride=stride, width=width, norm=resnets.NORM)
+    first: Any = res5[0]
+    first.stride = stride
+    for conv in (first.shortcut, first.conv1, first.conv2):
+        conv.stride = tuple(min(s, stride) for s in conv.stride)
+    return fold_frozen_batch_norm(res5)
