@@ -1,15 +1,18 @@
 """Frozen batch norm as part of its convolution.
 
-Frozen, batch normalisation is an affine map of each channel, scale * conv(x) + shift, hence a
-convolution with a scaled weight and a bias. Scaling the weight costs nothing; the pass over the
-activation, which detectron2 makes, is gone. The gradient to the weight is the same.
+Frozen batch normalisation is an affine map of each channel, scale * conv(x) + shift, and so a
+convolution with a scaled weight and a bias. Scaling the weight costs nothing, and saves
+detectron2's pass over the activation. The gradient with respect to the weight is the same.
 """
 
 from typing import Any, TypeVar
 
+import torch.nn.functional as F
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from mask_rcnn_plugin.fast.replacement import conv_like, replace_modules
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -19,8 +22,8 @@ _BATCH_NORMS = (FrozenBatchNorm2d, nn.BatchNorm2d, nn.SyncBatchNorm)
 class FrozenBNConv2d(Conv2d):
     """detectron2's `Conv2d` followed by its `FrozenBatchNorm2d`, as one convolution.
 
-    Weight and statistics are kept apart, under detectron2's names, so that checkpoints load and the
-    weight trains as before.
+    The weight and the statistics stay apart, under detectron2's names, so that checkpoints load and
+    the weight trains as before.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -32,39 +35,57 @@ class FrozenBNConv2d(Conv2d):
         shift = norm.bias - norm.running_mean * scale
         if self.bias is not None:
             shift = shift + self.bias * scale
-        x = self._conv_forward(x, self.weight * scale[:, None, None, None], shift)
+        weight = self.weight * scale[:, None, None, None]
+        x = F.conv2d(x, weight, shift, self.stride, self.padding, self.dilation, self.groups)
         return x if self.activation is None else self.activation(x)
+
+    def __prepare_scriptable__(self) -> Conv2d:
+        """What `torch.jit.script` compiles in its place."""
+        return conv_like(self, Conv2d, self.norm)
 
 
 def fold_frozen_batch_norm(module: Module) -> Module:
-    """Make every `Conv2d` of a module that has a frozen batch norm a `FrozenBNConv2d`, in place.
+    """Put a `FrozenBNConv2d` in the place of each `Conv2d` that has a frozen batch norm.
 
-    Parameters and state dict stay what they are.
+    Args:
+        module: changed in place, unless it is such a `Conv2d` itself.
+
+    Returns:
+        `module`, or what takes its place; with the same parameters and state dict.
     """
-    for conv in module.modules():
+
+    def folded(conv: nn.Module) -> nn.Module | None:
         if type(conv) is Conv2d and isinstance(conv.norm, FrozenBatchNorm2d):
-            conv.__class__ = FrozenBNConv2d  # the same attributes, another forward
-    return module
+            return conv_like(conv, FrozenBNConv2d, conv.norm)
+        return None
+
+    return replace_modules(module, folded)
 
 
 def fold_batch_norm_for_inference(module: Module) -> Module:
-    """Fold batch norm, frozen or not, into the convolutions for good, in place.
+    """Fold batch norm, frozen or not, into the convolutions for good.
 
-    The statistics leave the state dict: checkpoints no longer load, and the module cannot train.
+    The statistics leave the state dict: checkpoints no longer load, and the module can't train.
 
     Args:
-        module: in evaluation mode, when batch norm is the same affine map for every input.
+        module: in evaluation mode, in which batch norm is the same affine map for every input.
+            Changed in place, unless it is a convolution itself.
+
+    Returns:
+        `module`, or what takes its place.
     """
-    for conv in module.modules():
-        if isinstance(conv, Conv2d) and isinstance(conv.norm, _BATCH_NORMS):
-            norm: Any = conv.norm
-            if norm.running_mean is None:
-                continue  # has the statistics of each batch, in evaluation too
-            mean, var = norm.running_mean, norm.running_var
-            conv.weight, conv.bias = fuse_conv_bn_weights(
-                conv.weight, conv.bias, mean, var, norm.eps, norm.weight, norm.bias
-            )
-            conv.norm = None
-            if isinstance(conv, FrozenBNConv2d):
-                conv.__class__ = Conv2d
-    return module
+
+    def folded(conv: nn.Module) -> nn.Module | None:
+        if type(conv) not in (Conv2d, FrozenBNConv2d) or not isinstance(conv.norm, _BATCH_NORMS):
+            return None
+        norm: Any = conv.norm
+        if norm.running_mean is None:
+            return None  # uses the statistics of each batch, in evaluation mode too
+        new = conv_like(conv, Conv2d, norm=None)
+        new.weight, new.bias = fuse_conv_bn_weights(
+            new.weight, new.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight,
+            norm.bias,
+        )  # fmt: skip
+        return new
+
+    return replace_modules(module, folded)

@@ -1,10 +1,10 @@
 """From heatmaps to keypoints (Sec. 5): detectron2's `heatmaps_to_keypoints`, several times faster.
 
-The highest pixel of each map resized to its box is found without resizing the map. A patch, the
-square between the centres of 2 x 2 cells, is resized as a polynomial of the 4 x 4 cells
-around, which in Bézier form is a weighted mean of 4 x 4 control points: no pixel exceeds the
-highest of them. So a few patches a map are left that may exceed a pixel known already, and all maps
-are searched at once.
+The highest pixel of each map, resized to its box, is found without resizing the map. Inside a
+patch, the square between the centres of 2 x 2 cells, the resized map is a polynomial of the 4 x 4
+cells around it. In Bézier form that is a weighted mean of 4 x 4 control points, so no pixel exceeds
+the highest of them. Only a few patches of a map can then exceed a pixel that is known already, and
+all maps are searched at once.
 """
 
 import math
@@ -17,11 +17,11 @@ from torch import Tensor
 # Along a side, control points (rows) of four cells (columns): torch's bicubic kernel, whose slope
 # at a cell is 3/4 of the difference of its neighbours.
 CONTROL_POINTS = [[0, 1, 0, 0], [-1 / 4, 1, 1 / 4, 0], [0, 1 / 4, 1, -1 / 4], [0, 0, 1, 0]]
-# A map with more patches left is flat or noisy; resizing all of it is faster.
+# A map with more patches left is flat or noisy: resizing it as a whole is faster.
 MAX_PATCHES = 128
 # RoIs searched at once, which bounds the memory.
 ROIS_AT_ONCE = 8
-# Logits below the highest by more add nothing to a score, and exp of them is slow.
+# Logits that are lower than the highest by more add nothing to a score, and their exp is slow.
 NEGLIGIBLE = 80
 
 
@@ -38,6 +38,8 @@ def decode_keypoints(logits: Tensor, boxes: Tensor) -> Tensor:
         but for the overshoot of the resizing.
     """
     logits, boxes = logits.detach().float(), boxes.detach().float()
+    if torch.jit.is_scripting() or torch.jit.is_tracing():  # which would fix what it searched
+        return heatmaps_to_keypoints(logits, boxes)[:, :, [0, 1, 3]]
     points = logits.new_zeros(*logits.shape[:2], 3)
     is_clear = torch.zeros_like(points[..., 0], dtype=torch.bool)
     sizes = (boxes[:, 2:] - boxes[:, :2]).clamp(min=1)

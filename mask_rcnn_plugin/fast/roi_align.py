@@ -1,10 +1,10 @@
 """RoIAlign (Sec. 3) as a weighted sum of feature cells.
 
 A bin is the mean of `sampling_ratio`^2 bilinear samples, so it is a weighted sum of a few cells,
-their C channels with one weight. If the channels of a cell lie side by side (channels-last), that
+with one weight for all C channels of a cell. If those channels are contiguous (channels-last), this
 is what `embedding_bag` computes: whole rows of a table, gathered and added, on all cores. On a CPU
-this is several times faster than torchvision's operator, which goes through a bin's cells one
-channel at a time on one core, and about ten times in the backward pass.
+it is several times faster than torchvision's operator, which reads a bin's cells one channel at a
+time on one core; the backward pass is about ten times faster.
 """
 
 import torch
@@ -21,10 +21,10 @@ def roi_align(
     sampling_ratio: int,
     aligned: bool = True,
 ) -> Tensor:
-    """What torchvision's `roi_align` computes, by its operator on CUDA and in a trace alone.
+    """The values of torchvision's `roi_align`; by its own operator on CUDA and in a trace.
 
     Args:
-        features: (N, C, H, W); in half precision on a CPU and without a gradient only.
+        features: (N, C, H, W); in half precision only on a CPU and without a gradient.
         rois: (R, 5): image index, then a box in image pixels, of the features' dtype or, beside
             half precision, float32.
         output_size: (rows, columns) of bins.
@@ -36,13 +36,13 @@ def roi_align(
         (R, C, rows, columns), differentiable with respect to `features`.
     """
     rois = rois.detach()
-    if len(rois) == 0:
-        return features[:0, :, :1, :1].expand(-1, -1, *output_size)
-    # A trace would fix the number of points of the RoIs that it saw.
+    # A trace would fix the numbers of RoIs and of points that it saw.
     if features.is_cuda or torch.jit.is_tracing():
         return torchvision.ops.roi_align(
             features, rois, output_size, spatial_scale, sampling_ratio, aligned
         )
+    if len(rois) == 0:
+        return features[:0, :, :1, :1].expand(-1, -1, *output_size)
     _, channels, height, width = features.shape
     table = features.permute(0, 2, 3, 1).flatten(0, 2).contiguous()
     boxes = rois[:, 1:] * spatial_scale - (0.5 if aligned else 0)

@@ -1,17 +1,17 @@
 """3x3 convolutions with a quarter of the multiplications, Winograd's F(4x4, 3x3).
 
-Four outputs along an axis take six inputs and, like the coefficients of a product of polynomials,
-can be had from six values of the polynomials: evaluate both factors at six points, one of them
-infinity, multiply value by value, interpolate. A tile of 4 x 4 outputs thus takes 6 * 6 = 36
-multiplications an input and output channel, where the definition takes 4 * 4 * 9 = 144. At each of
-the 36 points, the sum over input channels is a matrix product.
+Four outputs along an axis depend on six inputs. Like the coefficients of a product of polynomials,
+they follow from six values: evaluate both factors at six points, one of them infinity, multiply
+value by value, interpolate. So a tile of 4 x 4 outputs takes 6 * 6 = 36 multiplications for each
+input and output channel, and the definition 4 * 4 * 9 = 144. At each of the 36 points, the sum over
+input channels is a matrix product.
 
-Evaluation and interpolation are passes over the data, whatever the number of channels, hence it
-takes many to gain: 1.7 to 2 times the speed with 256 channels, 1.5 on RoIs of 14 x 14, where a
-quarter of the tiles' area is outside; on two cores little with 128 and a loss with 64. Points of
-similar size keep rounding small: errors up to 1.5e-6 of the largest output, where the definition
-makes 0.2e-6 and the points in common use, 0, +-1, +-2, make 7e-6. The matrices take 36 / 9 = 4
-times the memory of the weight.
+Evaluation and interpolation are passes over the data, whose share falls with the number of
+channels, so only wide layers gain: 1.7 to 2 times the speed with 256 channels, 1.5 on RoIs of
+14 x 14, where a quarter of the tiles' area lies outside; on two cores little with 128 channels, and
+a loss with 64. Points of similar size keep rounding small: errors are up to 1.5e-6 of the largest
+output, compared with 0.2e-6 for the definition and 7e-6 for the usual points 0, +-1, +-2. The
+matrices take 36 / 9 = 4 times the memory of the weight.
 """
 
 from typing import Any, TypeVar
@@ -21,6 +21,8 @@ import torch.nn.functional as F
 from detectron2.layers import Conv2d
 from torch import Tensor, nn
 
+from mask_rcnn_plugin.fast.replacement import conv_like, replace_modules
+
 Module = TypeVar("Module", bound=nn.Module)
 
 _MIN_CHANNELS = 256
@@ -29,8 +31,8 @@ _TILES = 128  # at a time: their values stay in the cache, and the products are 
 
 
 def _evaluate(coefficients: int) -> Tensor:
-    """(6, coefficients), from the coefficients of a polynomial, lowest first, to its values. At
-    infinity only the highest counts."""
+    """(6, coefficients): from the coefficients of a polynomial, lowest first, to its values; at
+    infinity, that is the highest coefficient."""
     points = torch.tensor([0, 0.75, -0.75, 1.5, -1.5], dtype=torch.float64, device="cpu")
     powers = points[:, None] ** torch.arange(coefficients, device="cpu")
     return torch.cat([powers, F.pad(powers.new_ones(1, 1), (coefficients - 1, 0))])
@@ -59,9 +61,9 @@ def winograd_matrices(weight: Tensor) -> Tensor:
 def winograd_conv(
     x: Tensor, weight: Tensor, matrices: Tensor, bias: Tensor | None, relu: bool
 ) -> Tensor:
-    """3x3 convolution with zero padding 1, from a few tiles on by Winograd's algorithm.
+    """3x3 convolution with zero padding 1, by Winograd's algorithm if there are enough tiles.
 
-    One operation to `torch.compile`.
+    A single operator for `torch.compile`.
 
     Args:
         x: (N, C, H, W), float32, on the CPU; fastest channels-last.
@@ -111,7 +113,7 @@ def _(x: Tensor, weight: Tensor, matrices: Tensor, bias: Tensor | None, relu: bo
 class WinogradConv2d(Conv2d):
     """detectron2's `Conv2d` with a weight that does not change, by `winograd_conv`.
 
-    A plain convolution where a gradient is needed, on a GPU, and in another precision.
+    A plain convolution where a gradient is needed, on a GPU, in another precision, and in a trace.
     """
 
     matrices: Tensor
@@ -120,31 +122,46 @@ class WinogradConv2d(Conv2d):
         """(N, C, H, W) -> (N, K, H, W)."""
         grad = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
         float32 = x.dtype == self.weight.dtype == torch.float32
-        if grad or not (float32 and x.is_cpu) or torch.is_autocast_enabled("cpu"):
+        plain = grad or not (float32 and x.is_cpu) or torch.is_autocast_enabled("cpu")
+        if plain or torch.jit.is_tracing():
             return super().forward(x)
         relu = isinstance(self.activation, nn.ReLU)
         x = winograd_conv(x, self.weight, self.matrices, self.bias, relu)
         return x if relu or self.activation is None else self.activation(x)
 
-    def _load_from_state_dict(self, *args: Any) -> None:
-        super()._load_from_state_dict(*args)
-        self.matrices = winograd_matrices(self.weight)
+    def __prepare_scriptable__(self) -> Conv2d:
+        """What `torch.jit.script` compiles in its place."""
+        return conv_like(self, Conv2d, norm=None)
+
+
+def _take_weight(conv: WinogradConv2d, *_: Any) -> None:
+    conv.matrices = winograd_matrices(conv.weight)
 
 
 def use_winograd(module: Module) -> Module:
-    """Make every `Conv2d` of a module that gains a `WinogradConv2d`, in place.
+    """Put a `WinogradConv2d` in the place of each `Conv2d` that gains by it.
 
     Those that gain are 3x3, of stride 1, without norm, with 256 channels or more, in float32 on the
-    CPU. Parameters and state dict stay what they are; weights must not be changed but by loading.
+    CPU. Weights must not change afterwards, except by `load_state_dict`.
+
+    Args:
+        module: changed in place, unless it is such a `Conv2d` itself.
+
+    Returns:
+        `module`, or what takes its place; with the same parameters and state dict.
     """
-    for conv in module.modules():
+
+    def fast(conv: nn.Module) -> nn.Module | None:
         if type(conv) is not Conv2d or conv.norm is not None or conv.padding_mode != "zeros":
-            continue
+            return None
         shape = (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups)
         enough = min(conv.in_channels, conv.out_channels) >= _MIN_CHANNELS
-        weight: Any = conv.weight
-        float32 = weight.is_cpu and weight.dtype == torch.float32
-        if shape == ((3, 3), (1, 1), (1, 1), (1, 1), 1) and enough and float32:
-            conv.register_buffer("matrices", winograd_matrices(weight), persistent=False)
-            conv.__class__ = WinogradConv2d
-    return module
+        float32 = conv.weight.is_cpu and conv.weight.dtype == torch.float32
+        if shape != ((3, 3), (1, 1), (1, 1), (1, 1), 1) or not (enough and float32):
+            return None
+        new = conv_like(conv, WinogradConv2d, norm=None)
+        new.register_buffer("matrices", winograd_matrices(new.weight), persistent=False)
+        new.register_load_state_dict_post_hook(_take_weight)
+        return new
+
+    return replace_modules(module, fast)

@@ -13,8 +13,9 @@ from detectron2.modeling.roi_heads import FastRCNNOutputLayers, KRCNNConvDeconvU
 from torch import Tensor, nn
 
 from mask_rcnn_plugin.fast.folding import fold_batch_norm_for_inference
+from mask_rcnn_plugin.fast.replacement import replace_modules
 from mask_rcnn_plugin.fast.winograd import use_winograd
-from mask_rcnn_plugin.modeling.roi_pooling import RoIAlign, RoIPooler
+from mask_rcnn_plugin.modeling.roi_pooling import RoIPooler
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -41,7 +42,7 @@ def optimize_for_inference(
         channels_last: lay out convolutions as (N, H, W, C) in memory.
         dtype: torch.bfloat16 or torch.float16 computes backbone, RPN and RoI heads in that
             precision, except for the layers whose outputs are boxes, class scores or keypoint
-            logits; answers then differ by its rounding. For a `GeneralizedRCNN` on a ResNet, with
+            logits; outputs then differ by rounding. For a `GeneralizedRCNN` on a ResNet, with
             an FPN or without. None leaves the precision as it is.
         compile: compile `model.backbone` by `torch.compile`, at the first image, for any image
             size. A copy of the returned model is not compiled.
@@ -50,7 +51,7 @@ def optimize_for_inference(
         A model in evaluation mode, for inference only; its state dict is not that of `model`.
 
     Raises:
-        ValueError: on another dtype, or a model that `dtype` or `compile` is not for.
+        ValueError: on another dtype, or a model that `dtype` or `compile` doesn't support.
     """
     if dtype is not None and dtype not in _LOW_PRECISION:
         raise ValueError(f"dtype is {dtype}, must be None or one of {_LOW_PRECISION}")
@@ -58,7 +59,7 @@ def optimize_for_inference(
         isinstance(model, GeneralizedRCNN) and _is_resnet(model.backbone)
     ):
         raise ValueError(
-            f"dtype is {dtype} for a {type(model).__name__}: must be None but for a "
+            f"dtype is {dtype} for a {type(model).__name__}: must be None except for a "
             "GeneralizedRCNN on a ResNet, with an FPN or without"
         )
     if compile and not hasattr(model, "backbone"):
@@ -67,30 +68,34 @@ def optimize_for_inference(
             "itself, not a wrapper"
         )
     model = copy.deepcopy(model).requires_grad_(False)
-    _replace_roi_align(model)
-    fold_batch_norm_for_inference(model.eval())
+    model = replace_modules(model, _fast_pooler)
+    model = fold_batch_norm_for_inference(model.eval())
     if channels_last:
         model.to(memory_format=torch.channels_last)
     if dtype is not None:
         _compute_in(model, dtype)
     elif channels_last:
-        use_winograd(model)
+        model = use_winograd(model)
     if compile:
         model.get_submodule("backbone").compile(dynamic=True)
     return model
 
 
-def _replace_roi_align(model: nn.Module) -> None:
-    for pooler in model.modules():
-        if type(pooler) is not ROIPooler:
-            continue
-        levels: Any = pooler.level_poolers
-        if all(type(level) is ROIAlign for level in levels):
-            pooler.level_poolers = nn.ModuleList(
-                RoIAlign(p.output_size, p.spatial_scale, p.sampling_ratio, "ave", p.aligned)
-                for p in levels
-            )
-            pooler.__class__ = RoIPooler
+def _fast_pooler(pooler: Any) -> RoIPooler | None:
+    """The plugin's pooler in the place of detectron2's, if that has RoIAlign."""
+    if type(pooler) is not ROIPooler:
+        return None
+    levels = pooler.level_poolers
+    if any(type(level) is not ROIAlign for level in levels):
+        return None
+    return RoIPooler(
+        pooler.output_size,
+        [level.spatial_scale for level in levels],
+        levels[0].sampling_ratio,
+        "ROIAlignV2" if levels[0].aligned else "ROIAlign",
+        pooler.canonical_box_size,
+        pooler.canonical_level,
+    )
 
 
 def _compute_in(model: nn.Module, dtype: torch.dtype) -> None:

@@ -98,16 +98,16 @@ def resnet_backbone(
 
     Args:
         name: "network-depth-features", e.g. "ResNet-50-FPN", "ResNeXt-101-FPN", "ResNet-101-C4".
-        width: channels of the stem, by which all others scale. 64 is the paper's; fewer make a
-            network for a CPU.
+        width: channels of the stem, by which all others scale. 64 is the paper's; fewer make
+            a network for a CPU.
         freeze_at: how many stages stay as they were loaded; 2 = stem and res2, 0 = none.
         norm: normalisation of the convolutions, as `detectron2.layers.get_norm` takes it. The paper
             fine-tunes with frozen batch normalisation.
         stride_in_1x1: where a bottleneck that halves the resolution has its stride: in the first
             1x1 convolution for the original MSRA weights (the paper's ResNets), in the 3x3 for
             Facebook's ResNeXt and torchvision's weights.
-        fpn_channels: output channels of the FPN; not read for C4 and C5.
-        fpn_norm: normalisation inside the FPN; not read for C4 and C5.
+        fpn_channels: output channels of the FPN; ignored for C4 and C5.
+        fpn_norm: normalisation inside the FPN; ignored for C4 and C5.
 
     Returns:
         detectron2 backbone, called with images (N, 3, H, W). Its feature maps:

@@ -1,7 +1,5 @@
 """The keypoint branch of Sec. 5."""
 
-from typing import Any
-
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec, cat
 from detectron2.modeling.roi_heads import ROI_KEYPOINT_HEAD_REGISTRY, KRCNNConvDeconvUpsampleHead
@@ -9,7 +7,6 @@ from detectron2.structures import Instances
 from torch import Tensor
 
 from mask_rcnn_plugin.fast.keypoint_decoding import decode_keypoints
-from mask_rcnn_plugin.modeling.keypoint_ops import encode_keypoints, keypoint_loss
 
 
 @ROI_KEYPOINT_HEAD_REGISTRY.register()
@@ -55,7 +52,7 @@ class MaskRCNNKeypointHead(KRCNNConvDeconvUpsampleHead):
             ),
         )
 
-    def forward(self, x: Tensor, instances: list[Instances]) -> Any:
+    def forward(self, x: Tensor, instances: list[Instances]):  # type: ignore[no-untyped-def]
         """
         Args:
             x: (R, C, P, P), pooled features of the RoIs in `instances`, in their order. In
@@ -68,26 +65,12 @@ class MaskRCNNKeypointHead(KRCNNConvDeconvUpsampleHead):
             Inference: `instances`, each with `pred_keypoints`, (its R, K, 3): x, y in pixels of the
             network's input image and score.
         """
-        logits = self.layers(x)
         if self.training:
-            return {"loss_keypoint": self.loss_weight * self._loss(logits, instances)}
-        keypoints = decode_keypoints(logits, cat([i.pred_boxes.tensor for i in instances]))
-        for per_image, i in zip(keypoints.split([len(i) for i in instances]), instances):
+            return super().forward(x, instances)
+        boxes = cat([i.pred_boxes.tensor for i in instances])
+        keypoints = decode_keypoints(self.layers(x), boxes)
+        # Not len: it would be a number in a trace.
+        counts = [i.pred_boxes.tensor.shape[0] for i in instances]
+        for per_image, i in zip(keypoints.split(counts), instances):
             i.pred_keypoints = per_image
         return instances
-
-    def _loss(self, logits: Tensor, instances: list[Instances]) -> Tensor:
-        num_images = len(instances)
-        # Images without such an RoI have no gt_keypoints at all.
-        instances = [i for i in instances if len(i) > 0]
-        if not instances:
-            return logits.sum() * 0
-        encoded = [
-            encode_keypoints(i.gt_keypoints.tensor, i.proposal_boxes.tensor, logits.shape[-1])
-            for i in instances
-        ]
-        normalizer = (
-            None if self.loss_normalizer == "visible" else num_images * float(self.loss_normalizer)
-        )
-        cells, has_target = (cat(list(parts)) for parts in zip(*encoded))
-        return keypoint_loss(logits, cells, has_target, normalizer)

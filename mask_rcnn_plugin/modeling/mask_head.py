@@ -8,68 +8,38 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec, cat
 from detectron2.modeling.roi_heads import ROI_MASK_HEAD_REGISTRY
-from detectron2.modeling.roi_heads.mask_head import BaseMaskRCNNHead, MaskRCNNConvUpsampleHead
+from detectron2.modeling.roi_heads.mask_head import (
+    BaseMaskRCNNHead,
+    MaskRCNNConvUpsampleHead,
+    mask_rcnn_inference,
+)
 from detectron2.structures import Instances
 from fvcore.nn import weight_init
 from torch import Tensor, nn
 
-from mask_rcnn_plugin.modeling.mask_loss import (
-    mask_targets,
-    sigmoid_mask_loss,
-    softmax_mask_loss,
-    softmax_mask_probs,
-)
+from mask_rcnn_plugin.modeling.mask_loss import build_masks, mask_targets
 from mask_rcnn_plugin.modeling.yaml_keys import require_mask_rcnn_config
 
-LOSS_TYPES = ("sigmoid", "softmax")
 
+class MaskBranch:
+    """What both heads do with their layers, in training and in inference.
 
-def num_mask_maps(num_classes: int, loss_type: str) -> int:
-    """Output channels of a mask branch: K, and one more for background under the softmax loss.
+    A head is an `nn.Sequential` that ends with `predictor`, which makes maps of features, and
+    `masks` (see mask_loss.py), which makes masks of maps. Called as such, by `layers`, it computes
+    the maps of all classes. A head also gives
 
-    Raises:
-        ValueError: if `loss_type` is not one of `LOSS_TYPES`.
-    """
-    if loss_type not in LOSS_TYPES:
-        raise ValueError(f"loss_type is {loss_type!r}, must be one of {LOSS_TYPES}")
-    return num_classes + (loss_type == "softmax")
-
-
-class MaskBranch(BaseMaskRCNNHead):
-    """Loss and inference of any mask branch. A subclass gives the layers:
-
-    * `features(x)`: what goes into the predictor;
-    * `all_logits(features)`: (R, num_maps, M, M);
-    * `class_logits(features, classes)`: (R, M, M), the map of each RoI's class. With the sigmoid
-      loss a mask depends on its own class alone (Sec. 3), so the others need not be computed.
-
-    and the attributes `num_classes` (K, or 1 if class-agnostic) and `loss_type`.
+    * `all_maps(features)`: (R, num_maps, M, M);
+    * `class_maps(features, classes)`: (R, M, M), the map of each RoI's class alone, at a cost that
+      doesn't grow with K.
     """
 
-    num_classes: int
-    loss_type: str
+    predictor: Any
+    masks: Any
+    num_classes: int  # K, or 1 if class-agnostic
+    loss_weight: float
+    training: bool
 
-    def features(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def all_logits(self, features: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def class_logits(self, features: Tensor, classes: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def layers(self, x: Tensor) -> Tensor:
-        """Logits of every class.
-
-        Args:
-            x: (R, C, P, P), pooled RoI features.
-
-        Returns:
-            (R, K, M, M); (R, K + 1, M, M) with background last under the softmax loss.
-        """
-        return self.all_logits(self.features(x))
-
-    def forward(self, x: Tensor, instances: list[Instances]) -> Any:
+    def forward(self, x: Tensor, instances: list[Instances]):  # type: ignore[no-untyped-def]
         """
         Args:
             x: (R, C, P, P), pooled features of the RoIs in `instances`, in their order. In
@@ -82,40 +52,53 @@ class MaskBranch(BaseMaskRCNNHead):
             Inference: `instances`, each with `pred_masks`, (its R, 1, M, M) probabilities of its
             predicted class.
         """
-        features = self.features(x)
         if self.training:
-            return {"loss_mask": self.loss_weight * self._loss(features, instances)}
-        classes = self._mask_classes([i.pred_classes for i in instances])
-        if self.loss_type == "sigmoid":
-            probs = self.class_logits(features, classes).sigmoid()
+            return {"loss_mask": self.loss_weight * self._loss(x, instances)}
+        if torch.jit.is_scripting() or torch.jit.is_tracing():
+            logits = self.layers(x)  # the same operations, whatever the classes
         else:
-            probs = softmax_mask_probs(self.all_logits(features), classes)
-        for per_image, i in zip(probs[:, None].split([len(i) for i in instances]), instances):
-            i.pred_masks = per_image
+            classes = self._map_of_each([i.pred_classes for i in instances])
+            logits = self.masks(self.masks.maps(self, self.features(x), classes))
+        mask_rcnn_inference(logits, instances)
         return instances
 
-    def _loss(self, features: Tensor, instances: list[Instances]) -> Tensor:
+    def _loss(self, x: Tensor, instances: list[Instances]) -> Tensor:
+        features = self.features(x)
         # Images without a positive RoI have no gt_masks at all.
         instances = [i for i in instances if len(i) > 0]
         if not instances:
             # Ties the loss to every parameter of the branch, as distributed training wants.
-            return self.all_logits(features).sum() * 0
-        classes = self._mask_classes([i.gt_classes for i in instances])
-        if self.loss_type == "sigmoid":
-            logits = self.class_logits(features, classes)
-        else:
-            logits = self.all_logits(features)
-        targets = cat(
-            [mask_targets(i.gt_masks, i.proposal_boxes.tensor, logits.shape[-1]) for i in instances]
-        )
-        if self.loss_type == "sigmoid":
-            return sigmoid_mask_loss(logits, targets)
-        return softmax_mask_loss(logits, targets, classes)
+            return self.all_maps(features).sum() * 0
+        classes = self._map_of_each([i.gt_classes for i in instances])
+        maps = self.masks.maps(self, features, classes)
+        boxes = [i.proposal_boxes.tensor for i in instances]
+        targets = mask_targets([i.gt_masks for i in instances], boxes, maps.shape[-1])
+        return self.masks.loss(maps, targets, classes)
 
-    def _mask_classes(self, classes: list[Tensor]) -> Tensor:
+    def _map_of_each(self, classes: list[Tensor]) -> Tensor:
         """Which map belongs to each RoI: its class's, or the only one if class-agnostic."""
         flat = cat(classes).to(torch.int64)
         return torch.zeros_like(flat) if self.num_classes == 1 else flat
+
+    def layers(self: Any, x: Tensor) -> Tensor:
+        """(R, C, P, P) -> (R, K, M, M), binary logits of every class."""
+        for layer in self:
+            x = layer(x)
+        return x
+
+    def features(self: Any, x: Tensor) -> Tensor:
+        """(R, C, P, P) -> what goes into the predictor."""
+        for layer in self:
+            if layer is self.predictor:
+                break
+            x = layer(x)
+        return x
+
+    def all_maps(self, features: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def class_maps(self, features: Tensor, classes: Tensor) -> Tensor:
+        raise NotImplementedError
 
 
 def _mask_branch_config(cfg: CfgNode) -> dict[str, Any]:
@@ -161,15 +144,16 @@ class MaskRCNNFCNHead(MaskBranch, MaskRCNNConvUpsampleHead):
     ) -> None:
         if not conv_dims:
             raise ValueError("conv_dims is empty, must name at least the deconvolution's channels")
+        masks = build_masks(loss_type)
         super().__init__(
             input_shape,
-            num_classes=num_mask_maps(num_classes, loss_type),
+            num_classes=masks.num_maps(num_classes),
             conv_dims=conv_dims,
             conv_norm=conv_norm,
             loss_weight=loss_weight,
         )
         self.num_classes = num_classes
-        self.loss_type = loss_type
+        self.masks = masks
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
@@ -177,21 +161,12 @@ class MaskRCNNFCNHead(MaskBranch, MaskRCNNConvUpsampleHead):
         del args["vis_period"]
         return {**args, **_mask_branch_config(cfg)}
 
-    def features(self, x: Tensor) -> Tensor:
-        """(R, C, P, P) -> (R, conv_dims[-1], 2P, 2P), after the deconvolution's ReLU."""
-        for layer in self.children():
-            if layer is not self.predictor:
-                x = layer(x)
-        return x
-
-    def all_logits(self, features: Tensor) -> Tensor:
+    def all_maps(self, features: Tensor) -> Tensor:
+        """(R, conv_dims[-1], M, M) -> (R, num_maps, M, M)."""
         return self.predictor(features)
 
-    def class_logits(self, features: Tensor, classes: Tensor) -> Tensor:
-        """(R, C, M, M) and int64 (R,) -> (R, M, M): each RoI meets its own class's filter only.
-
-        The same numbers as `all_logits` at those classes, at a cost that does not grow with K.
-        """
+    def class_maps(self, features: Tensor, classes: Tensor) -> Tensor:
+        """(R, C, M, M) and int64 (R,) -> (R, M, M): each RoI meets its own class's filter only."""
         filters = self.predictor.weight[classes].flatten(1)[:, None]  # (R, 1, C)
         bias = self.predictor.bias[classes][:, None, None]  # (R, 1, 1)
         logits = torch.baddbmm(bias, filters, features.flatten(2))
@@ -199,7 +174,7 @@ class MaskRCNNFCNHead(MaskBranch, MaskRCNNConvUpsampleHead):
 
 
 @ROI_MASK_HEAD_REGISTRY.register()
-class MaskRCNNMLPHead(MaskBranch):
+class MaskRCNNMLPHead(MaskBranch, BaseMaskRCNNHead, nn.Sequential):  # type: ignore[misc]
     """The MLP mask branch of Table 2e: fully connected layers that forget the spatial layout.
 
     fc_dims=[1024, 1024] is the row "1024-1024-80*28^2", [1024, 1024, 1024] the next.
@@ -227,25 +202,27 @@ class MaskRCNNMLPHead(MaskBranch):
         loss_type: str = "sigmoid",
         loss_weight: float = 1.0,
     ) -> None:
-        super().__init__(loss_weight=loss_weight)
+        super().__init__(loss_weight=loss_weight)  # type: ignore[call-overload]
         if not (input_shape.height and input_shape.width):
             raise ValueError(
                 f"input_shape is {input_shape}: fully connected layers need its height and width"
             )
+        masks = build_masks(loss_type)
         self.num_classes = num_classes
-        self.loss_type = loss_type
-        self.mask_side = mask_side
+        self.flatten = nn.Flatten()
         width = input_shape.channels * input_shape.height * input_shape.width
-        self.fcs: list[nn.Linear] = []
         for i, dim in enumerate(fc_dims, start=1):
             fc = nn.Linear(width, dim)
             weight_init.c2_xavier_fill(fc)
             self.add_module(f"mask_fc{i}", fc)
-            self.fcs.append(fc)
+            self.add_module(f"mask_fc_relu{i}", nn.ReLU())
             width = dim
-        self.predictor = nn.Linear(width, num_mask_maps(num_classes, loss_type) * mask_side**2)
+        num_maps = masks.num_maps(num_classes)
+        self.predictor = nn.Linear(width, num_maps * mask_side**2)
         nn.init.normal_(self.predictor.weight, std=0.001)
         nn.init.zeros_(self.predictor.bias)
+        self.to_maps = nn.Unflatten(1, (num_maps, mask_side, mask_side))
+        self.masks = masks
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
@@ -257,31 +234,24 @@ class MaskRCNNMLPHead(MaskBranch):
             **_mask_branch_config(cfg),
         }
 
-    def features(self, x: Tensor) -> Tensor:
-        """(R, C, P, P) -> (R, fc_dims[-1])."""
-        x = x.flatten(1)
-        for fc in self.fcs:
-            x = F.relu(fc(x))
-        return x
+    def all_maps(self, features: Tensor) -> Tensor:
+        """(R, fc_dims[-1]) -> (R, num_maps, M, M)."""
+        return self.to_maps(self.predictor(features))
 
-    def all_logits(self, features: Tensor) -> Tensor:
-        num_maps = num_mask_maps(self.num_classes, self.loss_type)
-        return self.predictor(features).view(-1, num_maps, self.mask_side, self.mask_side)
-
-    def class_logits(self, features: Tensor, classes: Tensor) -> Tensor:
+    def class_maps(self, features: Tensor, classes: Tensor) -> Tensor:
         """(R, D) and int64 (R,) -> (R, M, M): each RoI meets its own class's rows only.
 
         A class's rows are M^2 x D numbers, too many to gather for each RoI, hence class by class.
         """
         if len(classes) == 0:
-            return self.all_logits(features)[:, 0]
-        shape = (self.num_classes, self.mask_side**2)
-        weights = self.predictor.weight.view(*shape, -1).unbind()
-        biases = self.predictor.bias.view(shape).unbind()
+            return self.all_maps(features)[:, 0]
+        num_maps, *side = self.to_maps.unflattened_size
+        weights = self.predictor.weight.unflatten(0, (num_maps, -1)).unbind()
+        biases = self.predictor.bias.unflatten(0, (num_maps, -1)).unbind()
         order = classes.argsort()
         present, counts = classes.unique(return_counts=True)
         parts = features[order].split(counts.tolist())
-        logits = torch.cat(
+        maps = torch.cat(
             [F.linear(x, weights[k], biases[k]) for k, x in zip(present.tolist(), parts)]
         )
-        return logits[order.argsort()].view(-1, self.mask_side, self.mask_side)
+        return maps[order.argsort()].unflatten(1, side)

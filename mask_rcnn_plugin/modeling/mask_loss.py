@@ -1,33 +1,139 @@
-"""Mask targets and mask losses (Sec. 3, Table 2b) as functions of tensors.
+"""Mask targets, and two ways to make masks of a branch's maps (Sec. 3, Table 2b).
 
-A mask branch gives logits for each RoI; which ones depends on the loss:
-
-* sigmoid: one binary mask a class, no competition between classes. L_mask is the average binary
-  cross-entropy over the M x M cells of the ground-truth class's mask alone, so only that mask is
-  ever asked for: (R, M, M).
-* softmax: the classes and background compete for each cell, as in an FCN for semantic
-  segmentation: (R, K + 1, M, M), background last.
-
-Class-agnostic masks (K = 1) go with either.
+The paper's masks are independent of each other: every class has a binary mask, and L_mask looks at
+that of the ground-truth class alone. Table 2b compares them with multinomial masks, whose classes
+compete for each cell, as in an FCN for semantic segmentation.
 """
+
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from detectron2.structures import BitMasks, PolygonMasks
 from pycocotools import mask as coco_mask
-from torch import Tensor
+from torch import Tensor, nn
 
 # Bitmaps are made floats for RoIAlign, so many at a time: 27 MB in float32 at 800 x 1088.
 BITMAPS_AT_ONCE = 8
 
 
-def mask_targets(gt_masks: PolygonMasks | BitMasks, boxes: Tensor, mask_side: int) -> Tensor:
+class IndependentMasks(nn.Module):
+    """A binary mask for each class: sigmoid and binary cross-entropy (Table 2b, sigmoid).
+
+    The last layer of a mask head, from maps to binary logits, which these maps are already.
+    """
+
+    def num_maps(self, num_classes: int) -> int:
+        """How many maps the layers before have to give."""
+        return num_classes
+
+    def maps(self, head: Any, features: Tensor, classes: Tensor) -> Tensor:
+        """The maps that L_mask and the masks depend on: (R, 1, M, M), each RoI's class's alone."""
+        return head.class_maps(features, classes)[:, None]
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """(R, K or 1, M, M), binary logits as they are."""
+        return maps
+
+    def loss(self, maps: Tensor, targets: Tensor, classes: Tensor) -> Tensor:
+        """L_mask (Sec. 3): binary cross-entropy, averaged over RoIs and cells.
+
+        Args:
+            maps: (R, 1, M, M), logits of each RoI's ground-truth class.
+            targets: bool or float (R, M, M).
+            classes: int64 (R,); the maps are theirs already.
+
+        Returns:
+            Scalar, float32 or wider; 0 with a zero gradient if R = 0.
+
+        Raises:
+            ValueError: if the shapes don't fit each other.
+        """
+        if maps.shape[1:2] != (1,) or maps[:, 0].shape != targets.shape:
+            raise ValueError(
+                f"maps are {tuple(maps.shape)} and targets {tuple(targets.shape)}: must be "
+                "(R, 1, M, M), of the ground-truth classes, and (R, M, M)"
+            )
+        if maps.numel() == 0:
+            return maps.sum() * 0
+        logits = _in_float32(maps)[:, 0]
+        return F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype))
+
+
+class MultinomialMasks(nn.Module):
+    """Classes and background compete for each cell: softmax and cross-entropy (Table 2b, softmax).
+
+    The paper says only "a per-pixel softmax and a multinomial loss"; cells outside the object need
+    a label, hence the map of background, which is the last.
+
+    The last layer of a mask head, from maps to binary logits.
+    """
+
+    def num_maps(self, num_classes: int) -> int:
+        """How many maps the layers before have to give."""
+        return num_classes + 1
+
+    def maps(self, head: Any, features: Tensor, classes: Tensor) -> Tensor:
+        """The maps that L_mask and the masks depend on: all of them, (R, K + 1, M, M)."""
+        return head.all_maps(features)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """(R, K + 1, M, M) -> (R, K, M, M), logits whose sigmoid is the class's probability."""
+        return _in_float32(maps).softmax(dim=1)[:, :-1].logit()
+
+    def loss(self, maps: Tensor, targets: Tensor, classes: Tensor) -> Tensor:
+        """Cross-entropy over classes and background, averaged over RoIs and cells.
+
+        Args:
+            maps: (R, K + 1, M, M), logits, background last.
+            targets: bool or float (R, M, M); a cell above 0.5 belongs to the object.
+            classes: int64 (R,), ground-truth classes in [0, K).
+
+        Returns:
+            Scalar, float32 or wider; 0 with a zero gradient if R = 0.
+
+        Raises:
+            ValueError: if the shapes don't fit each other.
+        """
+        if maps.shape[:1] + maps.shape[2:] != targets.shape or len(classes) != len(maps):
+            raise ValueError(
+                f"maps are {tuple(maps.shape)}, targets {tuple(targets.shape)} and classes "
+                f"{tuple(classes.shape)}: must be (R, K + 1, M, M), (R, M, M) and (R,)"
+            )
+        if maps.numel() == 0:
+            return maps.sum() * 0
+        background = maps.shape[1] - 1
+        labels = torch.where(targets > 0.5, classes[:, None, None], background)
+        return F.cross_entropy(_in_float32(maps), labels)
+
+
+def build_masks(loss_type: str) -> IndependentMasks | MultinomialMasks:
+    """The last layer of a mask head by the name of its loss, "sigmoid" or "softmax".
+
+    Raises:
+        ValueError: on another loss_type.
+    """
+    kinds: dict[str, Any] = {"sigmoid": IndependentMasks, "softmax": MultinomialMasks}
+    if loss_type not in kinds:
+        raise ValueError(f"loss_type is {loss_type!r}, must be one of {list(kinds)}")
+    return kinds[loss_type]()
+
+
+def _in_float32(x: Tensor) -> Tensor:
+    """In float32, or wider if it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def mask_targets(
+    gt_masks: Sequence[PolygonMasks | BitMasks], boxes: Sequence[Tensor], mask_side: int
+) -> Tensor:
     """What the mask branch should say: the part of each ground-truth mask inside its RoI.
 
     Args:
-        gt_masks: R masks, in image pixels.
-        boxes: (R, 4), image pixels.
+        gt_masks: for each image, the mask of each of its RoIs, in image pixels.
+        boxes: for each image, its RoIs: (its R, 4), image pixels.
         mask_side: M.
 
     Returns:
@@ -35,18 +141,22 @@ def mask_targets(gt_masks: PolygonMasks | BitMasks, boxes: Tensor, mask_side: in
         what detectron2's `crop_and_resize` gives.
 
     Raises:
-        ValueError: if there isn't one box a mask.
+        ValueError: if there isn't one box for each mask.
     """
-    if len(gt_masks) != len(boxes):
-        raise ValueError(f"{len(boxes)} boxes for {len(gt_masks)} gt_masks: must be as many")
-    if isinstance(gt_masks, PolygonMasks):
-        corners = boxes.detach().cpu().numpy()
-        return _rasterize(gt_masks.polygons, corners, mask_side).to(boxes.device)
+    counts = [len(masks) for masks in gt_masks], [len(b) for b in boxes]
+    if counts[0] != counts[1]:
+        raise ValueError(f"{counts[1]} boxes for {counts[0]} gt_masks: must be as many an image")
+    if all(isinstance(masks, PolygonMasks) for masks in gt_masks):
+        polygons = [polygons for masks in gt_masks for polygons in masks.polygons]
+        rois = torch.cat(list(boxes))
+        # Once a batch: every copy from a GPU waits for all that it has to do.
+        return _rasterize(polygons, rois.detach().cpu().numpy(), mask_side).to(rois.device)
     targets = [
-        BitMasks(masks).crop_and_resize(part, mask_side)
-        for masks, part in zip(gt_masks.tensor.split(BITMAPS_AT_ONCE), boxes.split(BITMAPS_AT_ONCE))
+        BitMasks(some).crop_and_resize(rois, mask_side).to(rois.device)
+        for masks, of_image in zip(gt_masks, boxes)
+        for some, rois in zip(masks.tensor.split(BITMAPS_AT_ONCE), of_image.split(BITMAPS_AT_ONCE))
     ]
-    return torch.cat(targets).to(boxes.device)
+    return torch.cat(targets)
 
 
 def _rasterize(polygons: list[list[np.ndarray]], boxes: np.ndarray, side: int) -> Tensor:
@@ -66,71 +176,3 @@ def _rasterize(polygons: list[list[np.ndarray]], boxes: np.ndarray, side: int) -
         insides = torch.from_numpy(insides).permute(2, 0, 1).int()
         targets.index_add_(0, torch.tensor(owners), insides)
     return targets > 0
-
-
-def sigmoid_mask_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """L_mask: binary cross-entropy, averaged over RoIs and cells (Sec. 3; Table 2b, sigmoid).
-
-    Args:
-        logits: (R, M, M), of each RoI's ground-truth class.
-        targets: bool or float (R, M, M).
-
-    Returns:
-        Scalar, float32 or wider; 0 with a zero gradient if R = 0.
-
-    Raises:
-        ValueError: if the shapes differ.
-    """
-    if logits.shape != targets.shape:
-        raise ValueError(
-            f"logits are {tuple(logits.shape)} and targets {tuple(targets.shape)}: "
-            "both must be (R, M, M), the logits being those of the ground-truth class"
-        )
-    if logits.numel() == 0:
-        return logits.sum() * 0
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype))
-
-
-def softmax_mask_loss(logits: Tensor, targets: Tensor, classes: Tensor) -> Tensor:
-    """Multinomial cross-entropy over classes and background, a cell at a time (Table 2b, softmax).
-
-    The paper says only "a per-pixel softmax and a multinomial loss"; cells outside the object need
-    a label, hence the background channel.
-
-    Args:
-        logits: (R, K + 1, M, M), background last.
-        targets: bool or float (R, M, M); a cell above 0.5 belongs to the object.
-        classes: int64 (R,), ground-truth classes in [0, K).
-
-    Returns:
-        Scalar, averaged over RoIs and cells; 0 with a zero gradient if R = 0.
-
-    Raises:
-        ValueError: if the shapes do not fit each other.
-    """
-    if logits.shape[:1] + logits.shape[2:] != targets.shape or len(classes) != len(logits):
-        raise ValueError(
-            f"logits are {tuple(logits.shape)}, targets {tuple(targets.shape)} and classes "
-            f"{tuple(classes.shape)}: must be (R, K + 1, M, M), (R, M, M) and (R,)"
-        )
-    if logits.numel() == 0:
-        return logits.sum() * 0
-    background = logits.shape[1] - 1
-    labels = torch.where(targets > 0.5, classes[:, None, None], background)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return F.cross_entropy(logits, labels)
-
-
-def softmax_mask_probs(logits: Tensor, classes: Tensor) -> Tensor:
-    """The soft mask of each RoI's class under the softmax loss.
-
-    Args:
-        logits: (R, K + 1, M, M), background last.
-        classes: int64 (R,), predicted classes in [0, K).
-
-    Returns:
-        (R, M, M), probability that a cell belongs to the class.
-    """
-    rows = torch.arange(len(classes), device=classes.device)
-    return logits.softmax(dim=1)[rows, classes]

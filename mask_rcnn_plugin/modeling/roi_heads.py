@@ -6,6 +6,7 @@ translation. Everything else (matching, sampling, losses, inference) is detectro
 
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_HEADS_REGISTRY
@@ -13,7 +14,7 @@ from detectron2.modeling.roi_heads import Res5ROIHeads, StandardROIHeads, build_
 from torch import nn
 
 from mask_rcnn_plugin.fast.folding import fold_frozen_batch_norm
-from mask_rcnn_plugin.modeling.backbone import res5_head, stage_channels
+from mask_rcnn_plugin.modeling.backbone import res5_head
 from mask_rcnn_plugin.modeling.roi_pooling import RoIPooler
 from mask_rcnn_plugin.modeling.yaml_keys import require_mask_rcnn_config
 
@@ -35,11 +36,15 @@ def _pooler_from_config(cfg: CfgNode, head: CfgNode, input_shape: Shapes) -> RoI
 
 
 def _with_stock_poolers(cfg: CfgNode) -> CfgNode:
-    """A copy that detectron2's own `from_config` accepts, whose poolers are then replaced."""
+    """A copy that detectron2's own `from_config` accepts, whose poolers are then replaced.
+
+    An empty type, detectron2's "no pooler", stays empty.
+    """
     cfg = cfg.clone()
     cfg.defrost()
     for head in (cfg.MODEL.ROI_BOX_HEAD, cfg.MODEL.ROI_MASK_HEAD, cfg.MODEL.ROI_KEYPOINT_HEAD):
-        head.POOLER_TYPE = "ROIAlignV2"
+        if head.POOLER_TYPE or head is cfg.MODEL.ROI_BOX_HEAD:
+            head.POOLER_TYPE = "ROIAlignV2"
     return cfg
 
 
@@ -47,44 +52,37 @@ def _with_stock_poolers(cfg: CfgNode) -> CfgNode:
 class MaskRCNNROIHeads(StandardROIHeads):
     """Box, mask and keypoint branches, each with a pooler of its own (FPN, C5; Fig. 4, right).
 
-    Any of masks and keypoints may be absent. In inference the mask and keypoint branches see the
+    Masks, keypoints or both may be absent. In inference the mask and keypoint branches see the
     detections that are left after NMS, at most `box_predictor.test_topk_per_image` an image (100 in
-    the paper). Arguments are those of `StandardROIHeads`; pass `RoIPooler`s.
+    the paper). Arguments are those of `StandardROIHeads`; pass `RoIPooler`s. A mask or keypoint
+    head without a pooler (in YAML an empty POOLER_TYPE) gets the dict of its feature maps.
 
     Raises:
         ValueError: if a branch is given in part, e.g. a mask head without its features.
     """
 
+    # As detectron2's export declares them of `StandardROIHeads`; it looks at the very class.
+    mask_on: torch.jit.Final[bool]  # type: ignore[misc]
+    keypoint_on: torch.jit.Final[bool]  # type: ignore[misc]
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         for branch in ("mask", "keypoint"):
-            parts = [f"{branch}_in_features", f"{branch}_pooler", f"{branch}_head"]
+            parts = [f"{branch}_{part}" for part in ("in_features", "head", "pooler")]
             given = [part for part in parts if kwargs.get(part) is not None]
-            if given and len(given) < len(parts):
+            if given and given[:2] != parts[:2]:
                 raise ValueError(
-                    f"the {branch} branch has {given} only: give all of {parts}, or none of them"
+                    f"the {branch} branch has {given} only: give {parts[0]} and {parts[1]}, or "
+                    f"none of {parts}"
                 )
         super().__init__(*args, **kwargs)
 
     @classmethod
-    def _init_box_head(cls, cfg: CfgNode, input_shape: Shapes) -> dict[str, Any]:
-        parts = super()._init_box_head(_with_stock_poolers(cfg), input_shape)
-        parts["box_pooler"] = _pooler_from_config(cfg, cfg.MODEL.ROI_BOX_HEAD, input_shape)
-        return parts
-
-    @classmethod
-    def _init_mask_head(cls, cfg: CfgNode, input_shape: Shapes) -> dict[str, Any]:
-        parts = super()._init_mask_head(_with_stock_poolers(cfg), input_shape)
-        if parts:
-            parts["mask_pooler"] = _pooler_from_config(cfg, cfg.MODEL.ROI_MASK_HEAD, input_shape)
-        return parts
-
-    @classmethod
-    def _init_keypoint_head(cls, cfg: CfgNode, input_shape: Shapes) -> dict[str, Any]:
-        parts = super()._init_keypoint_head(_with_stock_poolers(cfg), input_shape)
-        if parts:
-            parts["keypoint_pooler"] = _pooler_from_config(
-                cfg, cfg.MODEL.ROI_KEYPOINT_HEAD, input_shape
-            )
+    def from_config(cls, cfg: CfgNode, input_shape: Shapes) -> dict[str, Any]:
+        parts = super().from_config(_with_stock_poolers(cfg), input_shape)
+        for branch in ("box", "mask", "keypoint"):
+            if parts.get(f"{branch}_pooler") is not None:
+                head = cfg.MODEL[f"ROI_{branch.upper()}_HEAD"]
+                parts[f"{branch}_pooler"] = _pooler_from_config(cfg, head, input_shape)
         return parts
 
 
@@ -122,29 +120,29 @@ class MaskRCNNC4ROIHeads(Res5ROIHeads):
         stock.MODEL.MASK_ON = False  # its mask head would be told the pooler's side, not res5's
         parts = super().from_config(stock, input_shape)
         parts["pooler"] = _pooler_from_config(cfg, cfg.MODEL.ROI_BOX_HEAD, input_shape)
+        parts["res5"] = _res5_from_config(cfg, parts["res5"])
         if cfg.MODEL.MASK_ON:
             channels = parts["res5"][-1].out_channels
             shape = ShapeSpec(channels=channels, height=_RES5_SIDE, width=_RES5_SIDE)
             parts["mask_head"] = build_mask_head(cfg, shape)
         return parts
 
-    @classmethod
-    def _build_res5_block(cls, cfg: CfgNode) -> tuple[nn.Sequential, int]:
-        resolution = cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION
-        if resolution not in (_RES5_SIDE, 2 * _RES5_SIDE):
-            raise ValueError(
-                f"MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION is {resolution}, must be 7 (res5 at stride "
-                "1, the paper) or 14 (stride 2, detectron2's zoo)"
-            )
-        stride = resolution // _RES5_SIDE
-        resnets = cfg.MODEL.RESNETS
-        if resnets.DEPTH < 50:  # detectron2's own knows bottlenecks only
-            name, width = f"ResNet-{resnets.DEPTH}-C4", resnets.RES2_OUT_CHANNELS
-            res5 = res5_head(name, stride=stride, width=width, norm=resnets.NORM)
-            return res5, stage_channels(name, "res5", width)
-        res5, out_channels = super()._build_res5_block(cfg)  # at stride 2
-        first = res5[0]
-        first.stride = stride
-        for conv in (first.shortcut, first.conv1, first.conv2):
-            conv.stride = tuple(min(s, stride) for s in conv.stride)
-        return fold_frozen_batch_norm(res5), out_channels
+
+def _res5_from_config(cfg: CfgNode, res5: nn.Sequential) -> nn.Sequential:
+    """detectron2's res5, of bottlenecks at stride 2, as the resolution and depth want it."""
+    resolution = cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION
+    if resolution not in (_RES5_SIDE, 2 * _RES5_SIDE):
+        raise ValueError(
+            f"MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION is {resolution}, must be 7 (res5 at stride 1, "
+            "the paper) or 14 (stride 2, detectron2's zoo)"
+        )
+    stride = resolution // _RES5_SIDE
+    resnets = cfg.MODEL.RESNETS
+    if resnets.DEPTH < 50:
+        name, width = f"ResNet-{resnets.DEPTH}-C4", resnets.RES2_OUT_CHANNELS
+        return res5_head(name, stride=stride, width=width, norm=resnets.NORM)
+    first: Any = res5[0]
+    first.stride = stride
+    for conv in (first.shortcut, first.conv1, first.conv2):
+        conv.stride = tuple(min(s, stride) for s in conv.stride)
+    return fold_frozen_batch_norm(res5)

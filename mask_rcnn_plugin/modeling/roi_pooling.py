@@ -16,6 +16,7 @@ from typing import Literal, get_args
 import torch
 import torch.nn.functional as F
 import torchvision
+from detectron2.layers import ROIAlign
 from detectron2.modeling.poolers import (
     ROIPooler,
     assign_boxes_to_levels,
@@ -23,6 +24,8 @@ from detectron2.modeling.poolers import (
 )
 from detectron2.structures import Boxes
 from torch import Tensor, nn
+from torchvision.ops import roi_align as torchvision_roi_align
+from torchvision.ops import roi_pool
 
 from mask_rcnn_plugin.fast.roi_align import roi_align
 
@@ -39,11 +42,10 @@ def _check_aggregation(aggregation: str) -> None:
         raise ValueError(f"aggregation is {aggregation!r}, must be one of {AGGREGATIONS}")
 
 
-def _sampling_precision(features: Tensor, rois: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in float32, or in float64 if the features are: box coordinates in half precision would
-    be off by whole pixels."""
-    dtype = torch.promote_types(features.dtype, torch.float32)
-    return features.to(dtype), rois.to(dtype)
+def _sampling_dtype(features: Tensor) -> torch.dtype:
+    """float32, or float64 if the features are: box coordinates in half precision would be off by
+    whole pixels."""
+    return torch.promote_types(features.dtype, torch.float32)
 
 
 class RoIPool(torchvision.ops.RoIPool):
@@ -56,23 +58,26 @@ class RoIPool(torchvision.ops.RoIPool):
 
     def forward(self, features: Tensor, rois: Tensor) -> Tensor:
         """As `RoIAlign.forward`."""
-        return super().forward(*_sampling_precision(features, rois)).to(features.dtype)
+        dtype = _sampling_dtype(features)
+        pooled = roi_pool(features.to(dtype), rois.to(dtype), self.output_size, self.spatial_scale)
+        return pooled.to(features.dtype)
 
 
-class RoIAlign(nn.Module):
+class RoIAlign(ROIAlign):
     """RoIAlign: bilinear samples at exact positions; nothing is rounded (Sec. 3).
 
-    Each bin is sampled at `sampling_ratio` x `sampling_ratio` regularly placed points. The paper
-    uses 4 points a bin, sampling_ratio=2.
+    detectron2's `ROIAlign`, with the maximum as well, and faster on a CPU. Each bin is sampled at
+    `sampling_ratio` x `sampling_ratio` regularly placed points. The paper uses 4 points a bin,
+    sampling_ratio=2.
 
     Args:
         output_size: (rows, columns) of bins.
         spatial_scale: feature cells per image pixel, e.g. 1/16.
         sampling_ratio: points a bin and direction. 0 takes ceil(RoI size / bins)
             for each RoI; only with "ave".
-        aggregation: "ave" or "max" over a bin's points. The paper finds no difference (Table 2c).
         aligned: half-pixel convention. False gives the first released version, which samples half
             a feature cell off.
+        aggregation: "ave" or "max" over a bin's points. The paper finds no difference (Table 2c).
 
     Raises:
         ValueError: on an unknown aggregation, or "max" with sampling_ratio=0.
@@ -83,21 +88,18 @@ class RoIAlign(nn.Module):
         output_size: tuple[int, int],
         spatial_scale: float,
         sampling_ratio: int = 2,
-        aggregation: Aggregation = "ave",
         aligned: bool = True,
+        *,
+        aggregation: Aggregation = "ave",
     ) -> None:
-        super().__init__()
+        super().__init__(output_size, spatial_scale, sampling_ratio, aligned)
         _check_aggregation(aggregation)
         if sampling_ratio < 0 or (sampling_ratio == 0 and aggregation == "max"):
             raise ValueError(
                 f"sampling_ratio is {sampling_ratio} with aggregation {aggregation!r}: must be "
                 ">= 1, or 0 (adaptive) with 'ave'"
             )
-        self.output_size = output_size
-        self.spatial_scale = spatial_scale
-        self.sampling_ratio = sampling_ratio
         self.aggregation = aggregation
-        self.aligned = aligned
 
     def forward(self, features: Tensor, rois: Tensor) -> Tensor:
         """Pool each RoI.
@@ -109,27 +111,33 @@ class RoIAlign(nn.Module):
         Returns:
             (R, C, rows, columns), dtype of `features`.
         """
-        x = features
-        if features.is_cuda or features.requires_grad:
-            x, rois = _sampling_precision(features, rois)
-        else:  # a bin sums a few cells only, a gradient would sum many bins
-            rois = rois.to(torch.promote_types(features.dtype, torch.float32))
-        args = (self.spatial_scale, self.sampling_ratio, self.aligned)
+        rois = self.place(rois.to(_sampling_dtype(features)))
         if self.aggregation == "ave":
-            return roi_align(x, rois, self.output_size, *args).to(features.dtype)
+            return self._sample(features, rois, self.output_size, self.sampling_ratio)
         # A grid of s times finer bins with one sample each has its samples at the very points
         # where `s` samples a bin would be, so that a max-pool over it is the max over a bin.
         s = self.sampling_ratio
         fine = (self.output_size[0] * s, self.output_size[1] * s)
-        samples = roi_align(x, rois, fine, self.spatial_scale, 1, self.aligned)
-        return F.max_pool2d(samples, s).to(features.dtype)
+        return F.max_pool2d(self._sample(features, rois, fine, 1), s)
 
-    def extra_repr(self) -> str:
-        return (
-            f"output_size={self.output_size}, spatial_scale={self.spatial_scale}, "
-            f"sampling_ratio={self.sampling_ratio}, aggregation={self.aggregation!r}, "
-            f"aligned={self.aligned}"
-        )
+    def place(self, rois: Tensor) -> Tensor:
+        """The RoIs that are sampled: (R, 5), as they are."""
+        return rois
+
+    def _sample(self, features: Tensor, rois: Tensor, bins: tuple[int, int], points: int) -> Tensor:
+        """The means of points x points samples in each bin."""
+        x, scale, aligned = features, self.spatial_scale, self.aligned
+        if torch.jit.is_scripting():
+            pooled = torchvision_roi_align(x.to(rois.dtype), rois, bins, scale, points, aligned)
+        else:
+            # On a CPU a bin sums few cells, in any precision; a gradient would sum many bins.
+            if x.is_cuda or x.requires_grad or torch.jit.is_tracing():
+                x = x.to(rois.dtype)
+            pooled = roi_align(x, rois, bins, scale, points, aligned)
+        return pooled.to(features.dtype)
+
+    def __repr__(self) -> str:
+        return f"{super().__repr__()[:-1]}, aggregation={self.aggregation!r})"
 
 
 class RoIWarp(RoIAlign):
@@ -145,17 +153,19 @@ class RoIWarp(RoIAlign):
         output_size: tuple[int, int],
         spatial_scale: float,
         sampling_ratio: int = 2,
+        *,
         aggregation: Aggregation = "ave",
     ) -> None:
-        super().__init__(output_size, spatial_scale, sampling_ratio, aggregation, aligned=False)
+        super().__init__(
+            output_size, spatial_scale, sampling_ratio, aligned=False, aggregation=aggregation
+        )
 
-    def forward(self, features: Tensor, rois: Tensor) -> Tensor:
-        """As `RoIAlign.forward`."""
-        _, rois = _sampling_precision(features, rois)
-        # floor(x + 0.5) takes halves up, as RoIPool's C++ does inside an image; torch.round takes
+    def place(self, rois: Tensor) -> Tensor:
+        """The RoIs that are sampled: (R, 5), with corners on the feature grid."""
+        # floor(x + 0.5) rounds halves up, as RoIPool's C++ does inside an image; torch.round rounds
         # them to even.
         corners = torch.floor(rois[:, 1:] * self.spatial_scale + 0.5) / self.spatial_scale
-        return super().forward(features, torch.cat([rois[:, :1], corners], dim=1))
+        return torch.cat([rois[:, :1], corners], dim=1)
 
 
 def build_roi_layer(
@@ -182,18 +192,21 @@ def build_roi_layer(
     if pooler_type in ("RoIPool", "ROIPool"):
         return RoIPool(output_size, spatial_scale)
     if pooler_type == "RoIWarp":
-        return RoIWarp(output_size, spatial_scale, sampling_ratio, aggregation)
+        return RoIWarp(output_size, spatial_scale, sampling_ratio, aggregation=aggregation)
     if pooler_type in ("RoIAlign", "ROIAlignV2", "ROIAlign"):
         aligned = pooler_type != "ROIAlign"
-        return RoIAlign(output_size, spatial_scale, sampling_ratio, aggregation, aligned)
+        return RoIAlign(
+            output_size, spatial_scale, sampling_ratio, aligned, aggregation=aggregation
+        )
     raise ValueError(f"pooler_type is {pooler_type!r}, must be one of {POOLER_TYPES}")
 
 
 class RoIPooler(ROIPooler):
     """detectron2's multi-level pooler with the paper's RoI layers on each level.
 
-    Levels are assigned as in FPN: an RoI of canonical_box_size pixels (square root of its area)
-    reads level canonical_level, one of half the size the level below.
+    It is called as detectron2's, and takes detectron2's arguments. Levels are assigned as in FPN:
+    an RoI of canonical_box_size pixels (square root of its area) reads level canonical_level, one
+    of half the size the level below.
 
     Args:
         output_size: P, side of the pooled feature in bins.
@@ -208,13 +221,14 @@ class RoIPooler(ROIPooler):
 
     def __init__(
         self,
-        output_size: int,
+        output_size: int | tuple[int, int],
         scales: Sequence[float],
         sampling_ratio: int = 2,
         pooler_type: PoolerType = "RoIAlign",
-        aggregation: Aggregation = "ave",
         canonical_box_size: int = 224,
         canonical_level: int = 4,
+        *,
+        aggregation: Aggregation = "ave",
     ) -> None:
         super().__init__(
             output_size, scales, sampling_ratio, "ROIAlignV2", canonical_box_size, canonical_level
@@ -237,10 +251,12 @@ class RoIPooler(ROIPooler):
         Raises:
             ValueError: if there are not as many feature maps as scales, or boxes as images.
         """
+        if torch.jit.is_tracing():  # would fix the layout and the numbers of boxes
+            return super().forward(x, box_lists)
         if len(x) != len(self.level_poolers) or len(box_lists) != len(x[0]):
             raise ValueError(
                 f"{len(x)} feature maps and boxes of {len(box_lists)} images are given, must be "
-                f"{len(self.level_poolers)} and {len(x[0])}: a map for each scale, boxes of each "
+                f"{len(self.level_poolers)} and {len(x[0])}: a map for each scale, boxes for each "
                 "image of the batch"
             )
         if not box_lists:
@@ -260,3 +276,12 @@ class RoIPooler(ROIPooler):
             chosen = (levels == level).nonzero()[:, 0]
             pooled.index_put_((chosen,), pooler(x[level], rois[chosen]))
         return pooled
+
+    def __prepare_scriptable__(self) -> ROIPooler:
+        """What `torch.jit.script` compiles in its place: detectron2's, on this one's layers."""
+        scales = [2.0**-level for level in range(self.min_level, self.max_level + 1)]
+        stock = ROIPooler(
+            self.output_size, scales, 0, "ROIAlignV2", self.canonical_box_size, self.canonical_level
+        )
+        stock.level_poolers = self.level_poolers
+        return stock

@@ -4,12 +4,12 @@ import math
 
 import pytest
 import torch
+from detectron2.structures import Keypoints
 from detectron2.structures.keypoints import heatmaps_to_keypoints
 from torch import Tensor
 
 from mask_rcnn_plugin.fast import keypoint_decoding
 from mask_rcnn_plugin.fast.keypoint_decoding import decode_keypoints
-from mask_rcnn_plugin.modeling.keypoint_ops import encode_keypoints
 
 
 def test_decoding_gives_the_centre_of_the_winning_cell() -> None:
@@ -40,7 +40,8 @@ def test_what_is_encoded_is_decoded(side: int) -> None:
     generator = torch.Generator().manual_seed(0)
     boxes = torch.tensor([[3.0, 5, 3 + side, 5 + side]])
     points = torch.rand(1, 10, 2, generator=generator) * side + torch.tensor([3.0, 5])
-    cells, has_target = encode_keypoints(torch.cat([points, torch.ones(1, 10, 1)], 2), boxes, side)
+    keypoints = Keypoints(torch.cat([points, torch.ones(1, 10, 1)], 2))
+    cells, has_target = keypoints.to_heatmap(boxes, side)
     assert has_target.all()
     logits = torch.nn.functional.one_hot(cells, side**2).view(1, 10, side, side) * 20.0
     decoded = decode_keypoints(logits, boxes)

@@ -86,6 +86,7 @@ def test_boxes_get_no_gradient() -> None:
     assert rois.grad is None
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("points", [0, 2])
 def test_a_trace_takes_other_rois(points: int) -> None:
     features, rois = draw()

@@ -141,9 +141,11 @@ def test_which_convolutions_are_replaced() -> None:
         for case in cases:
             conv = conv3x3(**case)
             keys = conv.state_dict().keys()
-            assert use_winograd(nn.Sequential(conv))[0] is conv
-            assert type(conv) is expected, case
-            assert conv.state_dict().keys() == keys
+            model = nn.Sequential(conv)
+            assert use_winograd(model) is model
+            assert type(model[0]) is expected, case
+            assert model[0].state_dict().keys() == keys
+            assert model[0].weight is conv.weight
     torch_conv = nn.Conv2d(256, 256, 3, padding=1)
     assert type(use_winograd(torch_conv)) is nn.Conv2d
 

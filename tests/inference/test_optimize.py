@@ -1,8 +1,8 @@
 """`optimize_for_inference`: the same answers, from detectron2's models and the plugin's."""
 
 import copy
+import functools
 import pickle
-import shutil
 from collections.abc import Callable
 
 import pytest
@@ -31,10 +31,13 @@ def image(size: tuple[int, int] = SIZE) -> dict[str, torch.Tensor]:
     return {"image": pixels[0].clamp(0, 255).to(torch.uint8)}
 
 
+@functools.cache
 def build(config: str, sampling_ratio: int = 2) -> tuple[nn.Module, nn.Module]:
     """The plugin's model of a config and detectron2's, small."""
     cfg = get_config(f"{config}+synthetic").model
     cfg.backbone.norm = "FrozenBN"
+    cfg.backbone.name = cfg.backbone.name.replace("18", "10")
+    cfg.roi_heads.num_classes = 5
     for name, part in cfg.roi_heads.items():
         if name.endswith("pooler"):
             part.sampling_ratio = sampling_ratio
@@ -46,12 +49,16 @@ def build(config: str, sampling_ratio: int = 2) -> tuple[nn.Module, nn.Module]:
     return plugin.eval(), stock.eval()
 
 
+def plugins(config: str) -> nn.Module:
+    return copy.deepcopy(build(config)[0])
+
+
 MODELS: dict[str, Callable[[], nn.Module]] = {
     # With adaptive sampling, as in its zoo.
-    "detectron2": lambda: build("table4_keypoints/keypoint_and_mask", sampling_ratio=0)[1],
-    "FPN": lambda: build("table4_keypoints/keypoint_and_mask")[0],
-    "C4": lambda: build("table2a_backbone/r50_c4")[0],
-    "MLP": lambda: build("table2e_mask_branch/mlp_2fc")[0],
+    "detectron2": lambda: copy.deepcopy(build("table4_keypoints/keypoint_and_mask", 0)[1]),
+    "FPN": lambda: plugins("table4_keypoints/keypoint_and_mask"),
+    "C4": lambda: plugins("table2a_backbone/r50_c4"),
+    "MLP": lambda: plugins("table2e_mask_branch/mlp_2fc"),
 }
 
 
@@ -113,7 +120,7 @@ def test_feature_maps_stay_channels_last_up_to_the_heads(name: str) -> None:
         if isinstance(module, CONVS) and module.in_channels > 3:  # the image comes as it is
             module.register_forward_pre_hook(look)
     detect(model)
-    assert len(seen) > 20
+    assert len(seen) > 12
     assert all(layout for layout, _ in seen), [shape for layout, shape in seen if not layout]
 
 
@@ -147,8 +154,10 @@ def test_another_dtype_is_refused() -> None:
         optimize_for_inference(MODELS["detectron2"](), dtype=torch.float64)
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-def test_compiled(assert_near: Check) -> None:
+def test_compiled(monkeypatch: pytest.MonkeyPatch, assert_near: Check) -> None:
+    # The graph is ours, its code torch's: generating it takes half a minute and a C++ compiler.
+    without_code = functools.partialmethod(nn.Module.compile, backend="eager")
+    monkeypatch.setattr(nn.Module, "compile", without_code)
     model = MODELS["detectron2"]()
     fast = optimize_for_inference(model, compile=True)
     for size in (SIZE, (64, 160)):

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mask_rcnn_plugin import add_mask_rcnn_config
 from mask_rcnn_plugin.modeling import MaskRCNNFCNHead, MaskRCNNMLPHead
-from mask_rcnn_plugin.modeling.mask_loss import sigmoid_mask_loss
+from mask_rcnn_plugin.modeling.mask_loss import IndependentMasks, MultinomialMasks
 
 Check = Callable[..., None]
 Make = Callable[..., Instances]
@@ -94,9 +94,9 @@ def test_masks_of_single_classes_are_those_of_all(
     redraw(head)
     features = head.features(torch.randn(4, 6, 7, 7)).detach().requires_grad_()
     classes = torch.tensor([2, 0, 1, 2]) % num_classes
-    every = head.all_logits(features)
+    every = head.all_maps(features)
     assert every.shape == (4, num_classes, 14, 14)
-    one = head.class_logits(features, classes)
+    one = head.class_maps(features, classes)
     assert one.abs().max() > 1
     expected = every[torch.arange(4), classes]
     assert_near(one, expected)
@@ -335,10 +335,13 @@ def test_yaml_and_lazy_config_give_equal_heads(
     )
     assert type(from_yaml) is type(from_lazy) is head
     assert shapes(from_yaml) == shapes(from_lazy)
-    maps = (1 if agnostic else 5) + (loss_type == "softmax")
-    x = torch.randn(2, 6, 7, 7)
-    assert from_yaml.layers(x).shape == from_lazy.layers(x).shape == (2, maps, 14, 14)
-    assert from_yaml.loss_type == from_lazy.loss_type == loss_type
+    masks = {"sigmoid": IndependentMasks, "softmax": MultinomialMasks}[loss_type]
+    x, classes = torch.randn(2, 6, 7, 7), 1 if agnostic else 5
+    for built in (from_yaml, from_lazy):
+        assert type(built.masks) is masks
+        maps = built.all_maps(built.features(x))
+        assert maps.shape == (2, classes + (loss_type == "softmax"), 14, 14)
+        assert built.layers(x).shape == (2, classes, 14, 14)
 
 
 def test_predictor_sees_relu_features(redraw: Check) -> None:
@@ -369,9 +372,8 @@ def cost(head: nn.Module, training: bool) -> tuple[int, int]:
     classes = torch.tensor([0, 2, 1, 2, 0, 3])
     with FlopCounterMode(display=False) as flops, Largest() as largest:
         if training:
-            sigmoid_mask_loss(
-                head.class_logits(head.features(x), classes), torch.ones(6, 14, 14)
-            ).backward()
+            maps = head.masks.maps(head, head.features(x), classes)
+            head.masks.loss(maps, torch.ones(6, 14, 14), classes).backward()
         else:
             head(x, detections(classes.tolist()))
     return flops.get_total_flops(), largest.numel
@@ -392,6 +394,6 @@ def test_computing_every_class_would_grow() -> None:
     flops = []
     for k in (4, 400):
         with FlopCounterMode(display=False) as counter:
-            fcn(num_classes=k).all_logits(x)
+            fcn(num_classes=k).all_maps(x)
         flops.append(counter.get_total_flops())
     assert flops[1] == 100 * flops[0]

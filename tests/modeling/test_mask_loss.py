@@ -9,11 +9,27 @@ from detectron2.structures import BitMasks, PolygonMasks
 from torch import Tensor
 
 from mask_rcnn_plugin.modeling.mask_loss import (
+    IndependentMasks,
+    MultinomialMasks,
+    build_masks,
     mask_targets,
-    sigmoid_mask_loss,
-    softmax_mask_loss,
-    softmax_mask_probs,
 )
+
+Masks = PolygonMasks | BitMasks
+
+
+def sigmoid_mask_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Of logits (R, M, M) of each RoI's class."""
+    return IndependentMasks().loss(logits[:, None], targets, torch.zeros(len(logits)).long())
+
+
+def softmax_mask_loss(logits: Tensor, targets: Tensor, classes: Tensor) -> Tensor:
+    return MultinomialMasks().loss(logits, targets, classes)
+
+
+def targets_of(masks: Masks, boxes: Tensor, side: int) -> Tensor:
+    """In a batch of one image."""
+    return mask_targets([masks], [boxes], side)
 
 
 def softplus(x: float) -> float:
@@ -45,7 +61,7 @@ def square_masks(kind: str) -> PolygonMasks | BitMasks:
 def test_targets_of_a_square(
     kind: str, box: list[float], rows: tuple[int, int], columns: tuple[int, int]
 ) -> None:
-    targets = mask_targets(square_masks(kind), torch.tensor([box], dtype=torch.float32), 6)
+    targets = targets_of(square_masks(kind), torch.tensor([box], dtype=torch.float32), 6)
     expected = torch.zeros(1, 6, 6, dtype=torch.bool)
     expected[0, slice(*rows), slice(*columns)] = True
     assert targets.dtype == torch.bool
@@ -56,7 +72,7 @@ def test_targets_of_a_ring_keep_the_hole() -> None:
     bitmap = torch.zeros(1, 24, 24, dtype=torch.bool)
     bitmap[0, 4:20, 4:20] = True
     bitmap[0, 8:16, 8:16] = False
-    targets = mask_targets(BitMasks(bitmap), torch.tensor([[0.0, 0, 24, 24]]), 6)
+    targets = targets_of(BitMasks(bitmap), torch.tensor([[0.0, 0, 24, 24]]), 6)
     assert targets[0].int().tolist() == [
         [0, 0, 0, 0, 0, 0],
         [0, 1, 1, 1, 1, 0],
@@ -72,7 +88,7 @@ def test_each_target_comes_from_its_own_mask_and_box() -> None:
         [[SQUARE], [[0, 0, 2, 0, 2, 24, 0, 24], [22, 0, 24, 0, 24, 24, 22, 24]]]  # two parts
     )
     boxes = torch.tensor([[4.0, 4, 20, 20], [0, 0, 24, 24]])
-    targets = mask_targets(masks, boxes, 12)
+    targets = targets_of(masks, boxes, 12)
     assert targets[0].all()
     assert targets[1].all(dim=0).nonzero().flatten().tolist() == [0, 11]
     assert targets[1].sum() == 24
@@ -80,16 +96,16 @@ def test_each_target_comes_from_its_own_mask_and_box() -> None:
 
 @pytest.mark.parametrize("masks", [BitMasks(torch.zeros(0, 24, 24)), PolygonMasks([])])
 def test_targets_of_nothing(masks: PolygonMasks | BitMasks) -> None:
-    targets = mask_targets(masks, torch.zeros(0, 4), 28)
+    targets = targets_of(masks, torch.zeros(0, 4), 28)
     assert targets.shape == (0, 28, 28)
     assert targets.dtype == torch.bool
 
 
 def test_targets_refuse_other_counts() -> None:
-    with pytest.raises(ValueError, match="2 boxes for 1 gt_masks"):
-        mask_targets(square_masks("polygon"), torch.zeros(2, 4), 28)
-    with pytest.raises(ValueError, match="0 boxes for 1 gt_masks"):
-        mask_targets(square_masks("bitmask"), torch.zeros(0, 4), 28)
+    with pytest.raises(ValueError, match=r"\[2\] boxes for \[1\] gt_masks"):
+        targets_of(square_masks("polygon"), torch.zeros(2, 4), 28)
+    with pytest.raises(ValueError, match=r"\[0\] boxes for \[1\] gt_masks"):
+        targets_of(square_masks("bitmask"), torch.zeros(0, 4), 28)
 
 
 def random_boxes(count: int, generator: torch.Generator) -> Tensor:
@@ -120,7 +136,7 @@ def test_targets_of_polygons_are_detectron2s(side: int) -> None:
     masks = PolygonMasks(polygons)
     boxes = random_boxes(180, generator)
     expected = masks.crop_and_resize(boxes, side)
-    targets = mask_targets(masks, boxes, side)
+    targets = targets_of(masks, boxes, side)
     assert torch.equal(targets, expected)
     assert 0.2 < targets.flatten(1).any(dim=1).float().mean() < 0.8
     for ours, given in zip(masks.polygons, polygons, strict=True):
@@ -128,7 +144,7 @@ def test_targets_of_polygons_are_detectron2s(side: int) -> None:
 
 
 def test_targets_of_many_parts_upon_each_other() -> None:
-    targets = mask_targets(PolygonMasks([[SQUARE] * 256]), torch.tensor([[4.0, 4, 20, 20]]), 8)
+    targets = targets_of(PolygonMasks([[SQUARE] * 256]), torch.tensor([[4.0, 4, 20, 20]]), 8)
     assert targets.all()
 
 
@@ -148,7 +164,7 @@ def test_targets_of_bitmaps_are_detectron2s(side: int, monkeypatch: pytest.Monke
 
     crop_and_resize = BitMasks.crop_and_resize
     monkeypatch.setattr(BitMasks, "crop_and_resize", count)
-    targets = mask_targets(masks, boxes, side)
+    targets = targets_of(masks, boxes, side)
     assert torch.equal(targets, expected)
     assert 0.2 < targets.float().mean() < 0.8
     # RoIAlign takes float bitmaps of the whole image, four bytes a pixel.
@@ -235,13 +251,53 @@ def test_class_agnostic_softmax_is_a_binary_loss() -> None:
     assert loss.item() == pytest.approx(difference.item(), rel=1e-6)
 
 
-def test_softmax_probabilities_of_each_rois_class() -> None:
-    probs = softmax_mask_probs(torch.tensor(CLASS_LOGITS), torch.tensor(CLASSES))
+def test_the_sigmoid_of_multinomial_masks_is_the_softmax() -> None:
+    logits = MultinomialMasks()(torch.tensor(CLASS_LOGITS))
+    assert logits.shape == (2, 2, 1, 2)
     expected = [
         [[math.exp(log_softmax(6, 6, 1, -2)), math.exp(log_softmax(-4, -4, 3, 5))]],
         [[math.exp(log_softmax(9, 2, 9, -1)), math.exp(log_softmax(-3, 7, -3, 4))]],
     ]
-    torch.testing.assert_close(probs, torch.tensor(expected))
+    torch.testing.assert_close(logits.sigmoid()[[0, 1], CLASSES], torch.tensor(expected))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_multinomial_masks_of_huge_logits_are_probabilities(dtype: torch.dtype) -> None:
+    maps = torch.tensor([1e4, -1e4, 0], dtype=dtype).view(1, 3, 1, 1)
+    assert MultinomialMasks()(maps).sigmoid().flatten().tolist() == [1, 0]
+
+
+def test_independent_masks_are_logits_already() -> None:
+    maps = torch.randn(2, 3, 4, 4)
+    assert torch.equal(IndependentMasks()(maps), maps)
+
+
+def test_number_of_maps() -> None:
+    assert [build_masks(loss).num_maps(80) for loss in ("sigmoid", "softmax")] == [80, 81]
+
+
+def test_images_of_a_batch_have_their_targets_in_order() -> None:
+    squares = [PolygonMasks([[SQUARE]]), PolygonMasks([]), PolygonMasks([[SQUARE], [SQUARE]])]
+    boxes = [
+        torch.tensor([[0.0, 0, 24, 24]]),
+        torch.zeros(0, 4),
+        torch.tensor([[4.0, 4, 20, 20], [12, 0, 24, 24]]),
+    ]
+    one_by_one = [targets_of(m, b, 6) for m, b in zip(squares, boxes) if len(m)]
+    assert torch.equal(mask_targets(squares, boxes, 6), torch.cat(one_by_one))
+    bitmaps = [BitMasks.from_polygon_masks(squares[0], 24, 24)]
+    bitmaps.append(BitMasks.from_polygon_masks(squares[2], 40, 30))  # an image of another size
+    targets = mask_targets(bitmaps, [boxes[0], boxes[2]], 6)
+    assert torch.equal(targets, torch.cat(one_by_one))
+
+
+def test_boxes_go_to_the_host_once_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    copied = []
+    cpu = Tensor.cpu
+    monkeypatch.setattr(Tensor, "cpu", lambda t: copied.append(t.shape) or cpu(t))
+    boxes = torch.tensor([[4.0, 4, 20, 20]])
+    mask_targets([PolygonMasks([[SQUARE]])] * 3, [boxes] * 3, 6)
+    assert copied == [(3, 4)]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
@@ -275,11 +331,10 @@ def test_losses_without_rois(loss: object) -> None:
     assert weight.grad.eq(0).all()
 
 
-def test_sigmoid_loss_refuses_other_shapes() -> None:
-    with pytest.raises(ValueError, match=r"logits are \(2, 3, 4, 4\) and targets \(2, 4, 4\)"):
-        sigmoid_mask_loss(torch.zeros(2, 3, 4, 4), torch.zeros(2, 4, 4))
-    with pytest.raises(ValueError, match="must be"):
-        sigmoid_mask_loss(torch.zeros(1, 4, 4), torch.zeros(2, 4, 4))
+@pytest.mark.parametrize("maps", [(2, 3, 4, 4), (1, 1, 4, 4), (2, 1, 4, 5), (2, 4, 4)])
+def test_sigmoid_loss_refuses_other_shapes(maps: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"\(2, 4, 4\)"):
+        IndependentMasks().loss(torch.zeros(maps), torch.zeros(2, 4, 4), torch.zeros(2).long())
 
 
 @pytest.mark.parametrize(
@@ -305,5 +360,5 @@ def test_targets_agree_between_polygons_and_their_bitmaps() -> None:
     polygons = PolygonMasks([[np.array(star, dtype=np.float64)]])
     box = torch.tensor([[0.0, 0, 24, 24]])
     bitmaps = BitMasks.from_polygon_masks(polygons, 24, 24)
-    agreement = mask_targets(polygons, box, 24) == mask_targets(bitmaps, box, 24)
+    agreement = targets_of(polygons, box, 24) == targets_of(bitmaps, box, 24)
     assert agreement.float().mean() > 0.97

@@ -10,6 +10,8 @@ from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.roi_heads import (
+    ROI_KEYPOINT_HEAD_REGISTRY,
+    ROI_MASK_HEAD_REGISTRY,
     FastRCNNConvFCHead,
     FastRCNNOutputLayers,
     Res5ROIHeads,
@@ -379,9 +381,10 @@ def test_yaml_keys_choose_each_branchs_pooler(pooler_type: str, aggregation: str
         heads = build_roi_heads(changed, FPN)
         for other in BRANCHES:
             got = getattr(heads, f"{other.lower()}_pooler")
-            expected = RoIPooler(5, [1 / 4, 1 / 8, 1 / 16, 1 / 32], 3, pooler_type, aggregation)
+            scales = [1 / 4, 1 / 8, 1 / 16, 1 / 32]
+            expected = RoIPooler(5, scales, 3, pooler_type, aggregation=aggregation)
             assert (repr(got) == repr(expected)) == (other == branch)
-    assert "aggregation='ave', aligned=True" in plain
+    assert "aligned=True, aggregation='ave'" in plain
     assert cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE == "RoIAlign"
 
 
@@ -390,7 +393,7 @@ def test_yaml_keys_choose_the_c4_pooler() -> None:
     cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE = "RoIWarp"
     cfg.MODEL.ROI_BOX_HEAD.POOLER_AGGREGATION = "max"
     pooler = build_roi_heads(cfg, C4).pooler
-    assert repr(pooler) == repr(RoIPooler(7, [1 / 16], 2, "RoIWarp", "max"))
+    assert repr(pooler) == repr(RoIPooler(7, [1 / 16], 2, "RoIWarp", aggregation="max"))
 
 
 @pytest.mark.parametrize("resolution", [7, 14])
@@ -446,12 +449,58 @@ def test_c4_has_no_keypoint_branch() -> None:
 
 
 @pytest.mark.parametrize("branch", ["mask", "keypoint"])
-@pytest.mark.parametrize("part", ["in_features", "pooler", "head"])
+@pytest.mark.parametrize("part", ["in_features", "head"])
 def test_refuses_part_of_a_branch(branch: str, part: str) -> None:
     cfg = lazy_fpn()
     del cfg[f"{branch}_{part}"]
     with pytest.raises(ValueError, match=f"the {branch} branch has"):
         instantiate(cfg)
+
+
+@ROI_KEYPOINT_HEAD_REGISTRY.register()
+@ROI_MASK_HEAD_REGISTRY.register()
+class UnpooledHead(nn.Module):
+    """Takes whole feature maps, as PointRend's heads do."""
+
+    def __init__(self, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> None:
+        super().__init__()
+        self.shapes = {name: shape.channels for name, shape in input_shape.items()}
+        self.weight = nn.Parameter(torch.ones(()))
+        self.seen: list[dict[str, Tensor]] = []
+
+    def forward(self, features: dict[str, Tensor], instances: list[Instances]) -> object:
+        self.seen.append(features)
+        return {"loss_unpooled": self.weight} if self.training else instances
+
+
+@pytest.mark.parametrize("branch", ["MASK", "KEYPOINT"])
+def test_an_empty_pooler_type_leaves_the_branch_without_a_pooler(
+    branch: str, ground_truth: Make
+) -> None:
+    cfg = fpn_config()
+    cfg.MODEL[f"ROI_{branch}_HEAD"].update(NAME="UnpooledHead", POOLER_TYPE="")
+    heads = build_roi_heads(cfg, FPN)
+    head = getattr(heads, f"{branch.lower()}_head")
+    assert getattr(heads, f"{branch.lower()}_pooler") is None
+    assert isinstance(heads.box_pooler, RoIPooler)
+    assert head.shapes == dict.fromkeys(FPN, 8)
+    features = features_of(FPN, 1)
+    assert "loss_unpooled" in train(heads, features, [ground_truth(3)])
+    heads.eval()
+    with torch.no_grad():
+        heads(None, features, proposals_near([ground_truth(3)]))
+    for seen in head.seen:
+        assert seen.keys() == features.keys()
+        assert all(seen[name] is features[name] for name in seen)
+    assert len(head.seen) == 2
+
+
+@pytest.mark.parametrize("make", [fpn_config, c4_config])
+def test_the_box_branch_needs_a_pooler(make: Callable[[], CfgNode]) -> None:
+    cfg = make()
+    cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE = ""
+    with pytest.raises(ValueError, match="pooler_type is '', must be one of"):
+        build_roi_heads(cfg, FPN if cfg.MODEL.KEYPOINT_ON else C4)
 
 
 @pytest.mark.parametrize("heads", [fpn_config, c4_config])

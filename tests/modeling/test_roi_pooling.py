@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from detectron2.layers import ROIAlign
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes
 from torch import Tensor
@@ -146,13 +147,13 @@ def test_roi_align_reads_the_centre_of_each_bin() -> None:
 
 
 def test_roi_align_max_reads_the_largest_of_the_four_points() -> None:
-    out = RoIAlign((2, 2), 1 / 4, 2, "max")(ramp(16, 16, 4), rois([8, 16, 40, 48]))
+    out = RoIAlign((2, 2), 1 / 4, 2, aggregation="max")(ramp(16, 16, 4), rois([8, 16, 40, 48]))
     # Points at 1/4 and 3/4 of a bin of 16 px; the ramp's largest is the last one.
     torch.testing.assert_close(out[0], grid([20.0, 36], [28.0, 44]))
 
 
 def test_number_of_points_a_bin_follows_sampling_ratio() -> None:
-    three = RoIAlign((1, 1), 1 / 4, 3, "max")(ramp(16, 16, 4), rois([12, 12, 24, 36]))
+    three = RoIAlign((1, 1), 1 / 4, 3, aggregation="max")(ramp(16, 16, 4), rois([12, 12, 24, 36]))
     torch.testing.assert_close(three[0], grid([12 + 12 * 5 / 6], [12 + 24 * 5 / 6]))
     feature = torch.zeros(1, 1, 16, 16)
     feature[0, 0, 5, 5] = 1
@@ -244,7 +245,7 @@ def levels(strides: tuple[int, ...] = (4, 8, 16, 32)) -> list[Tensor]:
 
 @pytest.mark.parametrize(("name", "aggregation"), LAYERS)
 def test_each_roi_reads_the_level_of_its_size(name: str, aggregation: str) -> None:
-    pooler = RoIPooler(2, [1 / 4, 1 / 8, 1 / 16, 1 / 32], 2, name, aggregation)
+    pooler = RoIPooler(2, [1 / 4, 1 / 8, 1 / 16, 1 / 32], 2, name, aggregation=aggregation)
     sizes = {
         (224, 224): 4,
         (223, 223): 3,
@@ -286,7 +287,7 @@ def test_one_level_takes_every_roi_and_keeps_their_order() -> None:
 def test_pooler_without_boxes(name: str, aggregation: str, scales: list[float]) -> None:
     torch.manual_seed(0)
     features = [torch.rand(3, 2, round(64 * s), round(64 * s)) + 1 for s in scales]
-    pooler = RoIPooler(3, scales, 2, name, aggregation)
+    pooler = RoIPooler(3, scales, 2, name, aggregation=aggregation)
     none, one = Boxes(torch.zeros(0, 4)), Boxes(torch.tensor([[8.0, 8, 40, 40]]))
     assert pooler(features, [none, none, none]).shape == (0, 2, 3, 3)
     some = pooler(features, [none, one, none])
@@ -368,7 +369,39 @@ def test_refuses(arguments: dict[str, object], message: str) -> None:
 
 
 def test_repr_tells_the_layer() -> None:
-    assert repr(RoIWarp((7, 7), 1 / 16, 2, "max")) == (
-        "RoIWarp(output_size=(7, 7), spatial_scale=0.0625, sampling_ratio=2, aggregation='max', "
-        "aligned=False)"
+    assert repr(RoIWarp((7, 7), 1 / 16, 2, aggregation="max")) == (
+        "RoIWarp(output_size=(7, 7), spatial_scale=0.0625, sampling_ratio=2, aligned=False, "
+        "aggregation='max')"
     )
+
+
+@pytest.mark.parametrize("aggregation", ["ave", "max"])
+def test_roi_warp_casts_the_feature_map_once(
+    aggregation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features = torch.randn(1, 2, 8, 8, requires_grad=True).bfloat16()
+    casts = []
+    to = Tensor.to
+
+    def spy(x: Tensor, *args: object) -> Tensor:
+        out = to(x, *args)
+        casts.append((tuple(x.shape), x.dtype == out.dtype))
+        return out
+
+    monkeypatch.setattr(Tensor, "to", spy)
+    RoIWarp((2, 2), 1 / 4, aggregation=aggregation)(features, rois([3, 5, 20, 22]))
+    assert [same for shape, same in casts if shape == (1, 2, 8, 8)] == [False]
+
+
+def test_arguments_are_detectron2s_in_its_order() -> None:
+    features = [torch.randn(1, 3, 64, 64), torch.randn(1, 3, 32, 32)]
+    boxes = [Boxes(torch.tensor([[3.0, 5, 25, 31], [30, 30, 90, 100]]))]
+    arguments = ((7, 5), [1 / 4, 1 / 8], 2, "ROIAlign", 32, 3)
+    theirs = ROIPooler(*arguments)
+    ours = RoIPooler(*arguments)
+    assert ours(features, boxes).shape == (2, 3, 7, 5)
+    for level, (one, other) in enumerate(zip(ours.level_poolers, theirs.level_poolers)):
+        assert isinstance(one, ROIAlign)
+        whole = torch.cat([torch.zeros(2, 1), boxes[0].tensor], dim=1)
+        torch.testing.assert_close(one(features[level], whole), other(features[level], whole))
+    assert (ours.canonical_box_size, ours.canonical_level) == (32, 3)
