@@ -17,11 +17,13 @@ from detectron2.modeling.roi_heads import (
     StandardROIHeads,
 )
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 from torchvision.models.detection import MaskRCNN as TorchvisionMaskRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
 
 from mask_rcnn_plugin.fast.folding import FrozenBNConv2d
+from mask_rcnn_plugin.fast.replacement import conv_like, replace_modules
 from mask_rcnn_plugin.modeling import (
     MaskRCNN,
     MaskRCNNC4ROIHeads,
@@ -55,11 +57,11 @@ def stock_detectron2(model: DictConfig) -> Any:
     model = copy.deepcopy(model)
     OmegaConf.resolve(model)
     _use_stock_classes(model)
-    built = instantiate(model)
-    for conv in built.modules():
-        if type(conv) is FrozenBNConv2d:
-            conv.__class__ = Conv2d
-    return built
+    return replace_modules(instantiate(model), _unfolded)
+
+
+def _unfolded(conv: nn.Module) -> Conv2d | None:
+    return conv_like(conv, Conv2d, conv.norm) if type(conv) is FrozenBNConv2d else None
 
 
 def _use_stock_classes(node: DictConfig) -> None:
