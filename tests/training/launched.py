@@ -21,6 +21,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 
+from mask_rcnn_plugin.config import get_config
 from mask_rcnn_plugin.errors import UserError
 from mask_rcnn_plugin.training import launch
 from mask_rcnn_plugin.training.launch import (
@@ -154,9 +155,10 @@ def run_rank(
     """
     sys.argv = ["train.py"]
     sys.stderr = (Path(folder) / f"rank{rank}").open("w", buffering=1)
+    get_config(CONFIG)  # its imports take long; before any time-out counts
     store = dist.TCPStore("127.0.0.1", port)
     store.set(f"started/{rank}", "")
-    store.wait([f"started/{other}" for other in range(2)])  # before any time-out counts
+    store.wait([f"started/{other}" for other in range(2)])
     original = dist.init_process_group
 
     def init_process_group(backend: str, **settings: Any) -> None:

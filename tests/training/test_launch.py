@@ -314,10 +314,10 @@ def test_no_wait_on_gpus_outlasts_the_time_out(
     wait: str, launched: ModuleType, together: Callable[..., Ranks]
 ) -> None:
     """detectron2's own group for the exchange of objects has 30 minutes."""
-    overrides = ["train.device=cuda", "train.process_group_timeout=0.05"]
+    overrides = ["train.device=cuda", "train.process_group_timeout=0.1"]
     ranks = together(launched.prepare_nothing, getattr(launched, wait), overrides=overrides)
     assert ranks.exit_code(0) == 1
-    assert "longer than train.process_group_timeout, 0.05 minutes" in ranks.errors(0)
+    assert "longer than train.process_group_timeout, 0.1 minutes" in ranks.errors(0)
     assert [ranks.errors(rank).splitlines()[0] for rank in range(2)] == ["GPU 0", "GPU 1"]
 
 
