@@ -95,7 +95,7 @@ class SafeCheckpointer(DetectionCheckpointer):
                 f"{newest} is not there on all machines: to resume, train.output_dir must be on a "
                 "disk that they share"
             )
-        self._strict = True
+        self._strict, self._path = True, newest
         rest = self.load(newest)
         self.saved_iteration = rest.get("iteration", -1)
         return rest
@@ -103,13 +103,6 @@ class SafeCheckpointer(DetectionCheckpointer):
     def has_checkpoint(self) -> bool:
         """Whether the main process sees one to resume from, damaged or not."""
         return on_main_process(lambda: bool(self._candidates()))
-
-    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        self._path = path
-        try:
-            return super().load(path, *args, **kwargs)
-        finally:  # detectron2's main keeps it after an error, and refuses to load again
-            self._parsed_url_during_load = None
 
     def _load_weights(self, path: str) -> None:
         """The main process reads the file, the others get the model that it has then."""
@@ -121,6 +114,7 @@ class SafeCheckpointer(DetectionCheckpointer):
                 weight.copy_(buffer)
 
     def _read_weights(self, path: str) -> None:
+        self._path = path
         try:
             self.load(resolve_weights(path) if path else "", checkpointables=[])
         except WeightsError:
@@ -195,8 +189,12 @@ class SafeCheckpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint: Any) -> Any:
         # fvcore calls it before it touches the optimizer.
-        with _without_warnings("detectron2.checkpoint.c2_model_loading"):
+        details = logging.getLogger("detectron2.checkpoint.c2_model_loading")
+        details.disabled = True  # it logs each weight, where one line says it all
+        try:
             incompatible = super()._load_model(checkpoint)
+        finally:
+            details.disabled = False
         if self._strict:
             check_complete(self._path, incompatible)
         else:
@@ -205,21 +203,6 @@ class SafeCheckpointer(DetectionCheckpointer):
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
         self.logger.info(describe_fit(self._path, self.model, incompatible))
-
-
-@contextmanager
-def _without_warnings(name: str) -> Iterator[None]:
-    """Leave out what a module logs of each weight, where one line says it all."""
-
-    def errors_only(record: logging.LogRecord) -> bool:
-        return record.levelno >= logging.ERROR
-
-    module_logger = logging.getLogger(name)
-    module_logger.addFilter(errors_only)
-    try:
-        yield
-    finally:
-        module_logger.removeFilter(errors_only)
 
 
 class CheckpointHook(HookBase):

@@ -1,7 +1,7 @@
 """Weights that a user names: where they are, what is in the file, and how it fits a model."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,15 +43,13 @@ def resolve_weights(weights: str) -> str:
     if weights.startswith(("COCO-", "LVIS")):
         try:
             from detectron2 import model_zoo
-        except ImportError as error:
-            raise WeightsError(
-                f"weights {weights!r} name a model of detectron2's zoo, but this detectron2 has no "
-                "usable detectron2.model_zoo: give the downloaded file or a detectron2:// address"
-            ) from error
-        try:
+
             return model_zoo.get_checkpoint_url(weights.removesuffix(".yaml") + ".yaml")
-        except RuntimeError as error:
-            raise WeightsError(f"weights {weights!r}: {error}") from error
+        except (ImportError, RuntimeError) as error:
+            raise WeightsError(
+                f"weights {weights!r} are not found in detectron2.model_zoo ({error}): give the "
+                "downloaded file or a detectron2:// address"
+            ) from error
     if path.parent.is_dir():
         raise WeightsError(
             f"weights file {weights!r} does not exist; {path.parent} has {_in(path.parent)}"
@@ -121,17 +119,9 @@ def check_complete(path: str, incompatible: Any) -> None:
     Raises:
         WeightsError: if any weight of the model is not in the file, or has another shape there.
     """
-    missing = _missing(incompatible)
-    shapes = [
-        f"{key}: {list(there)} in the file, {list(here)} in the model"
-        for key, there, here in incompatible.incorrect_shapes
-    ]
-    wrong = {"missing": missing, "other shapes": shapes}
-    if missing or shapes:
-        raise WeightsError(
-            f"weights {path} do not fit the model of this config; "
-            + "; ".join(f"{what}: {_some(names)}" for what, names in wrong.items() if names)
-        )
+    lost = _some(_lost(incompatible).values())
+    if lost:
+        raise WeightsError(f"weights {path} do not fit the model of this config: {lost}")
 
 
 def check_backbone(path: str, model: nn.Module, incompatible: Any) -> None:
@@ -140,8 +130,7 @@ def check_backbone(path: str, model: nn.Module, incompatible: Any) -> None:
         WeightsError: if the model has a backbone, and the file next to none of its weights.
     """
     backbone = {key for key in model.state_dict() if key.startswith("backbone.")}
-    lost = {*incompatible.missing_keys, *(key for key, *_ in incompatible.incorrect_shapes)}
-    found = len(backbone - lost)
+    found = len(backbone - _lost(incompatible).keys())
     if backbone and found < _LEAST_OF_BACKBONE * len(backbone):
         raise WeightsError(
             f"weights {path} have {found} of the {len(backbone)} weights of the backbone, which "
@@ -153,28 +142,28 @@ def check_backbone(path: str, model: nn.Module, incompatible: Any) -> None:
 
 def describe_fit(path: str, model: nn.Module, incompatible: Any) -> str:
     """Say in one line what of a model starts anew, as the file does not have it."""
-    shapes: dict[str, str] = {}
-    for key, there, here in sorted(incompatible.incorrect_shapes):
-        module = key.rpartition(".")[0]
-        shapes.setdefault(module, f"{module} ({list(there)} in the file, {list(here)} here)")
-    missing = _missing(incompatible)
-    total = len(model.state_dict())
-    taken = total - len(missing) - len(incompatible.incorrect_shapes)
-    line = f"{path}: {taken} of {total} weights are taken"
-    anew = [*shapes.values(), *dict.fromkeys(".".join(k.split(".")[:2]) for k in missing)]
-    if anew:
-        line += f"; starting anew: {', '.join(anew)}"
+    lost, total = _lost(incompatible), len(model.state_dict())
+    line = f"{path}: {total - len(lost)} of {total} weights are taken"
+    if lost:
+        # Layers that the file lacks altogether are many: an FPN, all heads.
+        shapes = {key for key, *_ in incompatible.incorrect_shapes}
+        anew = [lost[k] if k in shapes else ".".join(k.split(".")[:2]) for k in lost]
+        line += f"; starting anew: {', '.join(dict.fromkeys(anew))}"
     unused = [k for k in incompatible.unexpected_keys if not k.endswith("num_batches_tracked")]
     if unused:
         line += f"; in the file, but not in the model: {_some(unused)}"
     return line
 
 
-def _missing(incompatible: Any) -> list[str]:
-    others = {key for key, *_ in incompatible.incorrect_shapes}
-    return [key for key in incompatible.missing_keys if key not in others]
+def _lost(incompatible: Any) -> dict[str, str]:
+    """The model's weights that a file does not give, and why."""
+    lost = {key: f"{key} is missing" for key in incompatible.missing_keys}
+    for key, there, here in sorted(incompatible.incorrect_shapes):
+        lost[key] = f"{key} is {list(there)} in the file, {list(here)} in the model"
+    return lost
 
 
-def _some(items: list[str], limit: int = 5) -> str:
+def _some(items: Iterable[str], limit: int = 5) -> str:
+    items = list(items)
     more = f" and {len(items) - limit} more" if len(items) > limit else ""
     return ", ".join(items[:limit]) + more

@@ -52,14 +52,14 @@ def test_what_is_no_checkpoint_is_named(tmp_path: Path) -> None:
 def test_missing_parameter_is_named(tmp_path: Path) -> None:
     weights = model().state_dict()
     del weights["1.bias"]
-    with pytest.raises(WeightsError, match=r"do not fit .*missing: 1\.bias$"):
+    with pytest.raises(WeightsError, match=r"do not fit .*: 1\.bias is missing$"):
         SafeCheckpointer(model()).load_strictly(saved(tmp_path, weights))
 
 
 def test_other_shape_is_named_once(tmp_path: Path) -> None:
     with pytest.raises(WeightsError) as error:
         SafeCheckpointer(model(4)).load_strictly(saved(tmp_path, model(3).state_dict()))
-    assert "0.bias: [3] in the file, [4] in the model" in str(error.value)
+    assert "0.bias is [3] in the file, [4] in the model" in str(error.value)
     assert "missing" not in str(error.value)
 
 
@@ -109,7 +109,7 @@ def test_zoo_name_resolves_or_says_why_not() -> None:
     try:
         from detectron2 import model_zoo  # noqa: F401
     except ImportError:
-        with pytest.raises(WeightsError, match="has no usable detectron2.model_zoo"):
+        with pytest.raises(WeightsError, match=r"detectron2\.model_zoo"):
             resolve_weights("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x")
     else:
         address = resolve_weights("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x")
@@ -140,11 +140,10 @@ def test_a_file_that_would_run_code_is_refused(name: str, tmp_path: Path) -> Non
         file.write_bytes(pickle.dumps(content))
     else:
         torch.save(content, file, _use_new_zipfile_serialization=name != "old.pth")
-    target = SafeCheckpointer(model())
     with pytest.raises(WeightsError, match=rf"{name} cannot be loaded: .*asks for posix\.mkdir"):
-        target.load_strictly(str(file))
+        SafeCheckpointer(model()).load_strictly(str(file))
     with pytest.raises(WeightsError, match="asks for posix.mkdir"):
-        target.resume_or_load(str(file))
+        SafeCheckpointer(model()).resume_or_load(str(file))
     assert not marker.exists()
 
 

@@ -54,7 +54,7 @@ def test_another_number_of_classes_is_one_calm_line(
         start(Detector(classes=4), weights, tmp_path)
     assert not [r for r in caplog.records if r.levelno > logging.INFO]
     (line,) = [r.message for r in caplog.records if "anew" in r.message]
-    for part in ("6 of 10", "heads.box ([81] in the file, [5] here)", "heads.mask", "fc1000"):
+    for part in ("6 of 10", "heads.box.bias is [81] in the file, [5] in", "heads.mask", "fc1000"):
         assert part in line
     assert "\n" not in line
 
