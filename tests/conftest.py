@@ -19,6 +19,12 @@ from torch import Tensor, nn
 from mask_rcnn_plugin.data.synthetic import write_dataset
 
 
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    """The same random numbers for a test, whichever ran before."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def toy_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A drawn COCO-format dataset: 12 images to train, 6 to validate, 64 px."""

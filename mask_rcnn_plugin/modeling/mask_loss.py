@@ -147,7 +147,7 @@ def mask_targets(
     if counts[0] != counts[1]:
         raise ValueError(f"{counts[1]} boxes for {counts[0]} gt_masks: must be as many an image")
     if all(isinstance(masks, PolygonMasks) for masks in gt_masks):
-        polygons = [polygons for masks in gt_masks for polygons in masks.polygons]
+        polygons = [parts for masks in gt_masks for parts in masks.polygons]
         rois = torch.cat(list(boxes))
         # Once a batch: every copy from a GPU waits for all that it has to do.
         return _rasterize(polygons, rois.detach().cpu().numpy(), mask_side).to(rois.device)
