@@ -9,7 +9,6 @@ import types
 import typing
 from collections import abc
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import fields, is_dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -17,13 +16,17 @@ from detectron2.utils.registry import locate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mask_rcnn_plugin.config.schema import BOUNDS, CHOICES, COUNT, SCHEMAS
+from mask_rcnn_plugin.config import schema
+from mask_rcnn_plugin.config.schema import BOUNDS, COUNT, SCHEMAS
 from mask_rcnn_plugin.errors import ConfigError
 
 # The top of a config. What others refer to comes first, so that it is named, not they.
 NODES = ("train", "dataset", "model", "optimizer", "lr_multiplier", "dataloader")
 SOURCE = "source"  # set by `get_config`: where the config comes from
-_LOADERS = ("train", "test", "evaluator")
+_CALLS = (
+    *("model", "optimizer", "lr_multiplier"),
+    *(f"dataloader.{name}" for name in ("train", "test", "evaluator")),
+)
 # Calls that lack an argument until the training starts.
 _GIVEN_LATER = {"optimizer.params.model"}
 
@@ -61,15 +64,14 @@ def check_config(cfg: DictConfig, added: Collection[str] = ()) -> None:
     for name in NODES:
         _check_bounds(values[name], name)
         if name in SCHEMAS:
-            _check_plain(values[name], name, added)
-        elif name == "dataloader":
-            _check_loaders(values[name], added)
-        else:
-            _check_is_call(values[name], name)
+            _check_keys(values[name], name, SCHEMAS[name], added)
         _check_calls(values[name], name)
-    for key, choices in CHOICES.items():
-        if (value := at(values, key)) not in choices:
-            raise ConfigError(f"{key} is {value!r}, must be one of {list(choices)}")
+    for key in _CALLS:
+        if not is_call(value := at(values, key)):
+            raise ConfigError(
+                f"{key} is {value!r}, must call something: it needs a _target_, as L(...) in a "
+                "file gives it"
+            )
     if not re.fullmatch(r"cpu|cuda(:\d+)?", values["train"]["device"]):
         device = values["train"]["device"]
         raise ConfigError(f"train.device is {device!r}, must be 'cpu', 'cuda' or 'cuda:N'")
@@ -178,6 +180,8 @@ def fits(value: Any, hint: Any) -> bool:
         return any(fits(value, a) for a in args)
     if origin is typing.Literal:
         return value in args
+    if _schema_in(hint):
+        return isinstance(value, dict)
     if value is None:  # means "none", which numbers, switches, lists and functions cannot be
         return hint not in (bool, int, float) and origin not in (*_LISTS, abc.Callable)
     if hint in (bool, str, int):
@@ -202,80 +206,51 @@ def fits(value: Any, hint: Any) -> bool:
 
 
 def schema_hint(key: str) -> Any:
-    """Type hint of a key of `train` or `dataset`; None for any other key."""
+    """Type hint of a key of a node that calls nothing; None for any other key."""
     name, *parts = key.split(".")
     hint: Any = SCHEMAS.get(name)
     for part in parts:
-        hint = next((a for a in alternatives(hint) if is_dataclass(a)), hint)
-        hint = typing.get_type_hints(hint).get(part) if is_dataclass(hint) else None
+        node = _schema_in(hint)
+        hint = typing.get_type_hints(node).get(part) if node else None
     return hint
 
 
-def _check_plain(values: Any, name: str, added: Collection[str]) -> None:
-    """Check `train` or `dataset` against its dataclass."""
-    if not isinstance(values, dict):
-        raise ConfigError(f"{name} is {values!r}, must hold keys, as in configs/common")
-    known = _known(values, name, added)
-    try:
-        typed = OmegaConf.merge(OmegaConf.structured(SCHEMAS[name]), known)
-    except OmegaConfBaseException as error:
-        key = f"{name}.{error.full_key}"
-        if is_dataclass(error.object_type):
-            siblings = [f.name for f in fields(error.object_type)]
-            if error.key not in siblings:
-                raise ConfigError(no_such_key(key, siblings)) from error
-        raise _wrong_type(key, at({name: values}, key)) from error
-    missing = sorted(join(name, key) for key in OmegaConf.missing_keys(typed))
+def _schema_in(hint: Any) -> Any:
+    """The dataclass of ours that a hint is, or is optionally; None if there is none."""
+    ours = (a for a in alternatives(hint) if getattr(a, "__module__", "") == schema.__name__)
+    return next(ours, None)
+
+
+def _check_keys(
+    value: Any, key: str, target: Callable[..., Any], added: Collection[str] = ()
+) -> None:
+    """Check the keys below a node: the arguments of what it calls, or the fields of a dataclass."""
+    signature = signature_of(target)
+    if signature is None:
+        return
+    if not isinstance(value, dict):
+        raise ConfigError(f"{key} is {value!r}, must hold keys, such as {sorted(signature.hints)}")
+    for name, given in value.items():
+        path = join(key, name)
+        if name in signature.hints:
+            hint = signature.hints[name]
+            if not fits(given, hint):
+                raise ConfigError(f"{path} is {given!r}, must be of type {_shown(hint)}")
+            if (nested := _schema_in(hint)) and given is not None:
+                _check_keys(given, path, nested, added)
+        elif name != "_target_" and path not in added and not signature.is_open:
+            raise ConfigError(no_such_key(path, signature.hints))
+    missing = [
+        a for a in sorted(signature.required - value.keys()) if join(key, a) not in _GIVEN_LATER
+    ]
     if missing:
-        raise ConfigError(f"keys {missing} are missing, which the plugin's own configs have")
-    _check_unchanged(known, OmegaConf.to_container(typed), name)
-
-
-def _known(values: Any, key: str, added: Collection[str]) -> Any:
-    """A copy of nested dicts without the keys that are new on purpose."""
-    if not isinstance(values, dict):
-        return values
-    return {
-        k: _known(v, join(key, k), added)
-        for k, v in values.items()
-        if join(key, k) not in added or schema_hint(join(key, k)) is not None
-    }
-
-
-def _check_unchanged(value: Any, typed: Any, key: str) -> None:
-    """OmegaConf makes 10 of "10", and True of 3; what reads the config would see the latter."""
-    if isinstance(value, dict) and isinstance(typed, dict):
-        for name in value:
-            _check_unchanged(value[name], typed[name], join(key, name))
-    elif value != typed:
-        raise _wrong_type(key, value)
-
-
-def _wrong_type(key: str, value: Any) -> ConfigError:
-    return ConfigError(f"{key} is {value!r}, must be of type {_shown(schema_hint(key))}")
+        name = getattr(target, "__qualname__", repr(target))
+        raise ConfigError(f"{key} lacks {missing}, which {name} needs")
 
 
 def _shown(hint: Any) -> str:
     name = hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
     return re.sub(r"\b[\w.]+\.", "", name)  # without modules
-
-
-def _check_is_call(value: Any, key: str) -> None:
-    if not is_call(value):
-        raise ConfigError(
-            f"{key} is {value!r}, must call something: it needs a _target_, as L(...) in a file "
-            "gives it"
-        )
-
-
-def _check_loaders(values: Any, added: Collection[str]) -> None:
-    if not isinstance(values, dict):
-        raise ConfigError(f"dataloader is {values!r}, must hold {list(_LOADERS)}")
-    for name in values:
-        if name not in _LOADERS and f"dataloader.{name}" not in added:
-            raise ConfigError(no_such_key(f"dataloader.{name}", _LOADERS))
-    for name in _LOADERS:
-        _check_is_call(values.get(name), f"dataloader.{name}")
 
 
 def _check_calls(value: Any, key: str) -> None:
@@ -303,25 +278,7 @@ def _check_call(value: dict[str, Any], key: str) -> None:
         return
     if not callable(target):
         raise ConfigError(f"{key}._target_ is {target!r}, must be a class or function")
-    signature = signature_of(target)
-    if signature is None:
-        return
-    name = getattr(target, "__qualname__", repr(target))
-    for argument in value.keys() - {"_target_"}:
-        path = join(key, argument)
-        if argument in signature.hints:
-            hint = signature.hints[argument]
-            if not fits(value[argument], hint):
-                raise ConfigError(
-                    f"{path} is {value[argument]!r}, must be of type {_shown(hint)} ({name})"
-                )
-        elif not signature.is_open:
-            raise ConfigError(f"{no_such_key(path, signature.hints)}, the arguments of {name}")
-    missing = [
-        a for a in sorted(signature.required - value.keys()) if join(key, a) not in _GIVEN_LATER
-    ]
-    if missing:
-        raise ConfigError(f"{key} lacks {missing}, which {name} needs")
+    _check_keys(value, key, target)
 
 
 def _check_bounds(value: Any, key: str, bounds: tuple[float, float] | None = None) -> None:

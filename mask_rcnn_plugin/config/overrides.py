@@ -1,7 +1,7 @@
 """Changes to a config from the command line: key=value."""
 
 import difflib
-from typing import Any, Literal, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -60,7 +60,7 @@ def apply_override(cfg: DictConfig, override: str) -> list[str]:
     for part in parts[:-1]:
         node = _get(node, part)
     current, hint = _get(node, parts[-1]), _hint(node, key)
-    value = text if _is_text(current, hint, schema_hint(key)) else _from_yaml(text, override)
+    value = text if _is_text(current, hint) else _from_yaml(text, override)
     if "${" in text:
         raise ConfigError(
             f"override {override!r}: {text!r} refers to another key, as only a file can: give its "
@@ -136,12 +136,16 @@ def _hint(node: Any, key: str) -> Any:
     return signature.hints.get(key.rpartition(".")[2]) if signature else schema_hint(key)
 
 
-def _is_text(current: Any, hint: Any, schema: Any) -> bool:
+def _is_text(current: Any, hint: Any) -> bool:
     """Whether a key holds text, by its type hint or by what it holds now."""
-    kinds = alternatives(hint)
-    if schema is Any or any(kind in kinds for kind in (bool, int, float)):
+    kinds = [type(a) if get_origin(hint) is Literal else a for a in _choices(hint)]
+    if any(kind in kinds for kind in (bool, int, float)):
         return False
-    return isinstance(current, str) or str in kinds or get_origin(hint) is Literal
+    return isinstance(current, str) or str in kinds
+
+
+def _choices(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) is Literal else alternatives(hint)
 
 
 def _from_yaml(text: str, override: str) -> Any:

@@ -1,12 +1,12 @@
-"""What a config may hold: the keys and types of `train` and `dataset`, and bounds of numbers.
+"""What a config may hold: keys and types of the nodes that call nothing, and bounds of numbers.
 
-The values are in configs/common; the keys of a node with a `_target_` are the arguments of what it
+The values are in configs/common. The keys of a node with a `_target_` are the arguments of what it
 calls. What detectron2's own training script reads of `train` has detectron2's keys and types.
 """
 
 import sys
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any, Literal
 
 
 @dataclass
@@ -14,13 +14,13 @@ class Checkpointer:
     """Arguments of detectron2's `PeriodicCheckpointer`."""
 
     period: int
-    max_to_keep: Optional[int]  # noqa: UP045  OmegaConf 2.2 does not read int | None
+    max_to_keep: int | None
 
 
 @dataclass
 class Amp:
     enabled: bool
-    dtype: str
+    dtype: Literal["bf16", "fp16", "auto"]
 
 
 @dataclass
@@ -36,21 +36,21 @@ class Ddp:
 class Train:
     """See configs/common/train.py."""
 
-    output_dir: Optional[str]  # noqa: UP045
-    init_checkpoint: Optional[str]  # noqa: UP045
+    output_dir: str | None
+    init_checkpoint: str | None
     max_iter: int
     accumulate_steps: int
-    reference_batch_size: Optional[int]  # noqa: UP045
+    reference_batch_size: int | None
     eval_period: int
     validation_period: int
     log_period: int
     checkpointer: Checkpointer
-    best_metric: Optional[str]  # noqa: UP045
+    best_metric: str | None
     device: str
     seed: int
     max_skipped_steps: int
     amp: Amp
-    channels_last: Any
+    channels_last: Literal[True, False, "auto"]
     ddp: Ddp
     cudnn_benchmark: bool
     process_group_timeout: float
@@ -59,8 +59,8 @@ class Train:
 @dataclass
 class Split:
     names: list[str]
-    json: Optional[str]  # noqa: UP045
-    images: Optional[str]  # noqa: UP045
+    json: str | None
+    images: str | None
 
 
 @dataclass
@@ -85,15 +85,19 @@ class Dataset:
 
     train: Split
     test: TestSplit
-    synthetic: Optional[Synthetic] = None  # noqa: UP045
+    synthetic: Synthetic | None = None
 
 
-SCHEMAS: dict[str, type] = {"train": Train, "dataset": Dataset}
+@dataclass
+class Dataloader:
+    """See configs/common/data.py."""
 
-CHOICES: dict[str, tuple[Any, ...]] = {
-    "train.amp.dtype": ("bf16", "fp16", "auto"),
-    "train.channels_last": (True, False, "auto"),
-}
+    train: Any
+    test: Any
+    evaluator: Any
+
+
+SCHEMAS: dict[str, type] = {"train": Train, "dataset": Dataset, "dataloader": Dataloader}
 
 _FINITE = sys.float_info.max
 COUNT = (1, 2**63 - 1)  # integers
