@@ -84,7 +84,13 @@ class GroupSampler(Sampler[Group]):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where another sampler was, or stay at the start if it had other images."""
+        """Continue where another sampler was, or stay at the start if it had other images.
+
+        So does the state of an earlier version, which counted groups.
+        """
+        if "position" not in state:
+            logger.warning("The checkpoint is an older version's: the epoch starts anew")
+            return
         own = self.state_dict()
         for key in ("images", "landscapes"):
             if state[key] != own[key]:

@@ -29,7 +29,7 @@ from torch.multiprocessing.spawn import ProcessExitedException, start_processes
 from mask_rcnn_plugin.config import ConfigError, get_config
 from mask_rcnn_plugin.config.printing import add_print_arguments, print_config
 from mask_rcnn_plugin.errors import UserError
-from mask_rcnn_plugin.training.machine import fit_to_machine
+from mask_rcnn_plugin.training.machine import fit_to_machine, precision
 from mask_rcnn_plugin.training.placement import ALONE, Placement, placement_from
 from mask_rcnn_plugin.training.preemption import EXIT_CODE, SIGNALS
 
@@ -198,6 +198,7 @@ def _run(
     code: Any = 0
     try:
         _set_device(placement, cfg)
+        precision(cfg)  # refused now, if the device can't compute so
         if placement.world_size > 1:
             _create_process_group(placement, store, cfg)
         prepare(args, cfg)

@@ -21,8 +21,7 @@ def fit_to_machine(cfg: DictConfig, *, warn: bool = True) -> None:
         warn: log a warning on falling back; False on all processes of a run but the first.
 
     Raises:
-        ConfigError: if `train.device` names a GPU that the machine lacks, or `train.amp` asks for
-            what the device can't do.
+        ConfigError: if `train.device` names a GPU that the machine lacks.
     """
     device, gpus = torch.device(cfg.train.device), torch.cuda.device_count()
     if device.type == "cuda" and not gpus and device.index is None:
@@ -37,7 +36,6 @@ def fit_to_machine(cfg: DictConfig, *, warn: bool = True) -> None:
             f"train.device is {cfg.train.device!r}, but torch finds {gpus} GPUs on this machine; "
             "train.device=cpu runs on the CPU"
         )
-    precision(cfg)
 
 
 def memory_format(cfg: DictConfig) -> torch.memory_format:
@@ -54,6 +52,8 @@ def memory_format(cfg: DictConfig) -> torch.memory_format:
 
 def precision(cfg: DictConfig) -> torch.dtype | None:
     """Type to autocast to, by `train.amp`; None to compute in float32.
+
+    Asks the GPU, so the process's own must be the current one already.
 
     "auto" is bfloat16 where the device computes in it, else float32: emulated, bfloat16 is slower.
 

@@ -64,3 +64,13 @@ def test_without_a_seed_it_is_drawn_from_numpys_random_state() -> None:
     first, second = (GroupSampler([False] * 8, 1).seed for _ in range(2))
     np.random.seed(3)
     assert (GroupSampler([False] * 8, 1).seed, first != second) == (first, True)
+
+
+def test_a_state_of_an_earlier_version_starts_the_epoch_anew(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    sampler = GroupSampler([False] * 4, 2, seed=3)
+    before = sampler.state_dict()
+    sampler.load_state_dict({"seed": 1, "images": 4, "landscapes": 0, "groups": [[2, 5]]})
+    assert sampler.state_dict() == before
+    assert len(caplog.records) == 1
