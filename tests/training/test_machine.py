@@ -146,13 +146,13 @@ def test_precision_on_a_gpu(
         assert precision(train("cuda", "bf16")) == torch.bfloat16
         return
     with pytest.raises(ConfigError, match="'bf16'.*GTX 1080"):
-        fit_to_machine(train("cuda", "bf16"))
+        precision(train("cuda", "bf16"))
 
 
 def test_half_precision_that_a_cpu_lacks_is_an_error(machine: Callable[..., None]) -> None:
     machine(0, True)
     with pytest.raises(ConfigError, match="'fp16' on device 'cpu'"):
-        fit_to_machine(train("cuda", "fp16"))
+        precision(train("cpu", "fp16"))
 
 
 @pytest.mark.parametrize(
