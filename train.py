@@ -190,7 +190,8 @@ def prepare(args: argparse.Namespace, cfg: DictConfig) -> None:
         )
     if cfg.train.init_checkpoint:
         on_main_process(lambda: resolve_weights(cfg.train.init_checkpoint))
-    check_initialization(cfg)
+    if not there:
+        check_initialization(cfg)
     fit_batch(cfg)
     setup_datasets(cfg)
 

@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from mask_rcnn_plugin import get_config
 from mask_rcnn_plugin.config import ConfigError
+from mask_rcnn_plugin.errors import UserError
 
 REPOSITORY = Path(__file__).parent.parent
 CONFIG = "table4_keypoints/keypoint_and_mask+synthetic"
@@ -93,6 +94,18 @@ def test_a_folder_with_anothers_checkpoints_is_refused(name: str, tmp_path: Path
     (tmp_path / name).touch()
     with pytest.raises(ConfigError, match="holds a training already: add --resume"):
         script.prepare(Namespace(resume=False), cfg)
+
+
+def test_frozen_layers_need_weights_at_the_start_not_at_a_resume(tmp_path: Path) -> None:
+    script = module("train.py")
+    images = [f"dataset.{split}.json=no.json" for split in ("train", "test")]
+    overrides = [*images, f"train.output_dir={tmp_path}", "train.init_checkpoint="]
+    cfg = get_config("table2a_backbone/r50_fpn", overrides)
+    with pytest.raises(UserError, match="model.backbone.freeze_at=0"):
+        script.prepare(Namespace(resume=True), cfg)
+    (tmp_path / "model_final.pth").touch()
+    with pytest.raises(UserError, match=r"no\.json"):  # what is looked at next
+        script.prepare(Namespace(resume=True), cfg)
 
 
 def test_resume_goes_on_and_a_second_start_does_not_overwrite(
