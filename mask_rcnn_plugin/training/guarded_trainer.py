@@ -328,19 +328,17 @@ class GuardedTrainer(SimpleTrainer):
         if self._scaler.is_enabled() and "grad_scaler" in state_dict:
             self._scaler.load_state_dict(state_dict["grad_scaler"])
 
-    def _count_in_own_steps(self, images_per_step: int) -> None:
-        done = self.iter + 1
-        ours = self._images_per_step
-        if images_per_step == ours:
+    def _count_in_own_steps(self, before: int) -> None:
+        """After a resume whose steps were of `before` images."""
+        done, now = self.iter + 1, self._images_per_step
+        if before == now:
             return
         if self._scale_iterations:
-            self.iter = round(done * images_per_step / ours) - 1
+            self.iter = round(done * before / now) - 1
         logger.warning(
-            "A step was of %d images before and is of %d now: %d iterations done, %s",
-            *(images_per_step, ours, done),
-            f"which count as {self.iter + 1}"
-            if self._scale_iterations
-            else "which the schedule takes as they are (train.reference_batch_size scales)",
+            "A step was of %d images before and is of %d now: %d iterations done count as %d "
+            "(train.reference_batch_size scales them)",
+            *(before, now, done, self.iter + 1),
         )
 
 

@@ -123,7 +123,7 @@ def test_a_resume_takes_the_configs_rate(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("reference", "iterations", "said"),
-    [(16, 19, "40 iterations done, which count as 20"), (None, 39, "as they are")],
+    [(16, 19, "40 iterations done count as 20"), (None, 39, "40 iterations done count as 40")],
 )
 def test_a_resume_with_another_batch_is_counted_in_its_steps(
     tmp_path: Path,
