@@ -306,7 +306,9 @@ def test_a_mistake_is_told_once_though_all_ranks_make_it(
 
 
 def run_alone(run: Callable[..., None], store: dist.Store) -> None:
-    args = argparse.Namespace(config=CONFIG[1], overrides=["train.device=cpu"], num_gpus=None)
+    args = argparse.Namespace(
+        config=CONFIG[1], overrides=["train.device=cpu"], num_gpus=None, placement=None
+    )
     launch._run(ALONE, store, args, lambda args, cfg: None, run)
 
 
@@ -464,14 +466,18 @@ def test_what_cannot_run_in_so_many_processes_is_refused(
     override: str, processes: int, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
-    args = argparse.Namespace(config=CONFIG[1], overrides=[override], num_gpus=processes)
+    args = argparse.Namespace(
+        config=CONFIG[1], overrides=[override], num_gpus=processes, placement=None
+    )
     with pytest.raises(ConfigError, match=message):
         launch._load(args, processes, processes)
 
 
 def test_a_task_that_sees_its_own_gpu_only_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
-    args = argparse.Namespace(config=CONFIG[1], overrides=["train.device=cuda"], num_gpus=None)
+    args = argparse.Namespace(
+        config=CONFIG[1], overrides=["train.device=cuda"], num_gpus=None, placement=None
+    )
     assert launch._load(args, 16, 8).train.device == "cuda"
 
 
