@@ -257,7 +257,7 @@ def test_a_test_set_without_annotations_gives_a_submission(
         ),
         (
             ["--config-file", "table2a_backbone/r50_fpn", "--num-gpus", "99", "train.device=cuda"],
-            " GPUs that torch can use" if not torch.cuda.is_available() else "99 processes",
+            "torch finds no GPU" if not torch.cuda.is_available() else "99 processes",
         ),
     ],
 )

@@ -24,8 +24,12 @@ from mask_rcnn_plugin.errors import ConfigError
 NODES = ("train", "dataset", "model", "optimizer", "lr_multiplier", "dataloader")
 SOURCE = "source"  # set by `get_config`: where the config comes from
 _CALLS = (
-    *("model", "optimizer", "lr_multiplier"),
-    *(f"dataloader.{name}" for name in ("train", "test", "evaluator")),
+    "model",
+    "optimizer",
+    "lr_multiplier",
+    "dataloader.train",
+    "dataloader.test",
+    "dataloader.evaluator",
 )
 # Calls that lack an argument until the training starts.
 _GIVEN_LATER = {"optimizer.params.model"}

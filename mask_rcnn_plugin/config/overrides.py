@@ -16,17 +16,18 @@ from mask_rcnn_plugin.config.check import (
 )
 from mask_rcnn_plugin.errors import ConfigError
 
-# What people call a key, in other frameworks and in detectron2's YAML; a key's own last part, as in
-# num_classes, is found without.
+# What keys are called in other frameworks and in detectron2's YAML. A name that is a key's own last
+# part, such as num_classes, is found without.
 _OTHER_NAMES = {
-    **dict.fromkeys(("base_lr", "learning_rate"), "optimizer.lr"),
-    **dict.fromkeys(("ims_per_batch", "batch", "bs"), "dataloader.train.total_batch_size"),
+    "base_lr": "optimizer.lr",
+    "learning_rate": "optimizer.lr",
     "batch_size": "dataloader.train.total_batch_size",
-    **dict.fromkeys(("epochs", "max_epochs", "num_epochs", "iterations"), "train.max_iter"),
+    "ims_per_batch": "dataloader.train.total_batch_size",
+    "epochs": "train.max_iter",
+    "iterations": "train.max_iter",
     "steps": "lr_multiplier.scheduler.milestones",
     "weights": "train.init_checkpoint",
     "amp": "train.amp.enabled",
-    "fp16": "train.amp.enabled",
     "checkpoint_period": "train.checkpointer.period",
     "score_thresh_test": "model.roi_heads.box_predictor.test_score_thresh",
     "detections_per_image": "dataset.test.max_detections",

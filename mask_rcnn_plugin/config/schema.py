@@ -103,33 +103,26 @@ _FINITE = sys.float_info.max
 COUNT = (1, 2**63 - 1)  # integers
 _NOT_NEGATIVE, _FRACTION = (0, _FINITE), (0, 1)
 
+_COUNTS = """
+    max_iter accumulate_steps reference_batch_size log_period period max_to_keep max_detections
+    total_batch_size batch_size_per_image num_classes num_keypoints output_size max_size
+    short_edge_length pre_nms_topk post_nms_topk test_topk_per_image
+"""
+_NOT_NEGATIVES = """
+    eval_period validation_period max_skipped_steps max_unreadable num_workers iterations
+    sampling_ratio lr base_lr loss_weight weight_decay weight_decay_norm weight_decay_bias
+    smooth_l1_beta
+"""
+_FRACTIONS = """
+    warmup_length warmup_factor positive_fraction thresholds nms_thresh test_nms_thresh
+    test_score_thresh
+"""
 # Least and most of the numbers under a key of this name, wherever it stands. What is wrong here
 # would be found after hours, or never.
 BOUNDS: dict[str, tuple[float, float]] = {
-    **dict.fromkeys(
-        (
-            *("max_iter", "accumulate_steps", "reference_batch_size", "log_period", "period"),
-            *("max_to_keep", "max_detections", "total_batch_size", "batch_size_per_image"),
-            *("num_classes", "num_keypoints", "output_size", "max_size", "short_edge_length"),
-            *("pre_nms_topk", "post_nms_topk", "test_topk_per_image"),
-        ),
-        COUNT,
-    ),
-    **dict.fromkeys(
-        (
-            *("eval_period", "validation_period", "max_skipped_steps", "max_unreadable"),
-            *("num_workers", "iterations", "sampling_ratio", "lr", "base_lr", "loss_weight"),
-            *("weight_decay", "weight_decay_norm", "weight_decay_bias", "smooth_l1_beta"),
-        ),
-        _NOT_NEGATIVE,
-    ),
-    **dict.fromkeys(
-        (
-            *("warmup_length", "warmup_factor", "positive_fraction", "thresholds"),
-            *("nms_thresh", "test_nms_thresh", "test_score_thresh"),
-        ),
-        _FRACTION,
-    ),
+    **dict.fromkeys(_COUNTS.split(), COUNT),
+    **dict.fromkeys(_NOT_NEGATIVES.split(), _NOT_NEGATIVE),
+    **dict.fromkeys(_FRACTIONS.split(), _FRACTION),
     "momentum": (0, 0.9999),
     "process_group_timeout": (1e-3, _FINITE),  # minutes
     "seed": (-_FINITE, 2**31 - 1),  # the rank is added, and NumPy takes 32 bits

@@ -86,8 +86,7 @@ def log_machine(cfg: DictConfig) -> None:
 
 
 def _computes_in_bfloat16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cuda":  # as torch.cuda.is_bf16_supported, but of a device that is not in use
+        return bool(torch.version.hip) or torch.cuda.get_device_capability(device)[0] >= 8
     cpu: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(cpu.get("avx512_bf16") or cpu.get("amx_bf16"))

@@ -481,7 +481,9 @@ def test_what_cannot_run_in_so_many_processes_is_refused(
     override: str, processes: int, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
-    args = argparse.Namespace(config=CONFIG[1], overrides=[override], num_gpus=processes)
+    args = argparse.Namespace(
+        config=CONFIG[1], overrides=[override], num_gpus=processes, placement=None
+    )
     with pytest.raises(ConfigError, match=message):
         launch._load(args, Placement(0, processes, 0, processes, ""))
 

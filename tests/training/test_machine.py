@@ -1,6 +1,5 @@
 """What a run takes from its machine, and that a config takes nothing from it."""
 
-import contextlib
 import logging
 import os
 import subprocess
@@ -27,9 +26,9 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def make(gpus: int, bfloat16: bool) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: bfloat16)
+        capability = (8, 0) if bfloat16 else (6, 1)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "GTX 1080")
-        monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
         cpu = {"avx512_bf16": bfloat16, "amx_bf16": False}
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: cpu, raising=False)
 

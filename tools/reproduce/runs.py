@@ -97,7 +97,7 @@ def plan(
             changes = (*overrides, f"train.seed={seed}")
             cfg = get_config(name, changes)
             keys: dict[str, Any] = deciding(cfg)
-            if "synthetic" in cfg.dataset:
+            if cfg.dataset.synthetic:
                 keys["drawing"] = synthetic.VERSION
             whole = _fingerprint(keys)
             training = _fingerprint({k: v for k, v in keys.items() if not _of_the_test(k)})
