@@ -101,9 +101,14 @@ class MaskBranch:
         raise NotImplementedError
 
 
-def _mask_branch_config(cfg: CfgNode) -> dict[str, Any]:
+def _mask_branch_config(cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
     require_mask_rcnn_config(cfg)
     head = cfg.MODEL.ROI_MASK_HEAD
+    if isinstance(input_shape, dict):  # of feature maps, where there is no pooler
+        raise ValueError(
+            f"MODEL.ROI_MASK_HEAD.POOLER_TYPE is {head.POOLER_TYPE!r} (no pooler), but "
+            f"{head.NAME} takes pooled features"
+        )
     return {
         "num_classes": 1 if head.CLS_AGNOSTIC_MASK else cfg.MODEL.ROI_HEADS.NUM_CLASSES,
         "loss_type": head.LOSS_TYPE,
@@ -159,7 +164,7 @@ class MaskRCNNFCNHead(MaskBranch, MaskRCNNConvUpsampleHead):
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
         args = super().from_config(cfg, input_shape)
         del args["vis_period"]
-        return {**args, **_mask_branch_config(cfg)}
+        return {**args, **_mask_branch_config(cfg, input_shape)}
 
     def all_maps(self, features: Tensor) -> Tensor:
         """(R, conv_dims[-1], M, M) -> (R, num_maps, M, M)."""
@@ -231,7 +236,7 @@ class MaskRCNNMLPHead(MaskBranch, BaseMaskRCNNHead, nn.Sequential):  # type: ign
             "input_shape": input_shape,
             "fc_dims": head.FC_DIMS,
             "mask_side": 2 * head.POOLER_RESOLUTION,
-            **_mask_branch_config(cfg),
+            **_mask_branch_config(cfg, input_shape),
         }
 
     def all_maps(self, features: Tensor) -> Tensor:

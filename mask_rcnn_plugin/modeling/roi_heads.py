@@ -58,7 +58,8 @@ class MaskRCNNROIHeads(StandardROIHeads):
     head without a pooler (in YAML an empty POOLER_TYPE) gets the dict of its feature maps.
 
     Raises:
-        ValueError: if a branch is given in part, e.g. a mask head without its features.
+        ValueError: if a branch is given in part, e.g. a mask head without its features, or a head
+            that takes pooled features has no pooler.
     """
 
     # As detectron2's export declares them of `StandardROIHeads`; it looks at the very class.
@@ -73,6 +74,11 @@ class MaskRCNNROIHeads(StandardROIHeads):
                 raise ValueError(
                     f"the {branch} branch has {given} only: give {parts[0]} and {parts[1]}, or "
                     f"none of {parts}"
+                )
+            head = kwargs.get(f"{branch}_head")
+            if len(given) == 2 and isinstance(head, nn.Sequential):  # the pooled heads all are
+                raise ValueError(
+                    f"{branch}_pooler is missing, but a {type(head).__name__} takes pooled features"
                 )
         super().__init__(*args, **kwargs)
 

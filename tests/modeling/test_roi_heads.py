@@ -457,6 +457,22 @@ def test_refuses_part_of_a_branch(branch: str, part: str) -> None:
         instantiate(cfg)
 
 
+@pytest.mark.parametrize("branch", ["mask", "keypoint"])
+def test_a_pooled_head_needs_a_pooler(branch: str) -> None:
+    cfg = lazy_fpn()
+    del cfg[f"{branch}_pooler"]
+    with pytest.raises(ValueError, match=f"{branch}_pooler"):
+        instantiate(cfg)
+
+
+@pytest.mark.parametrize("head", ["MaskRCNNFCNHead", "MaskRCNNMLPHead"])
+def test_a_pooled_mask_head_needs_a_pooler_type(head: str) -> None:
+    cfg = fpn_config()
+    cfg.MODEL.ROI_MASK_HEAD.update(NAME=head, POOLER_TYPE="")
+    with pytest.raises(ValueError, match=rf"ROI_MASK_HEAD.POOLER_TYPE is ''.*{head}"):
+        build_roi_heads(cfg, FPN)
+
+
 @ROI_KEYPOINT_HEAD_REGISTRY.register()
 @ROI_MASK_HEAD_REGISTRY.register()
 class UnpooledHead(nn.Module):
