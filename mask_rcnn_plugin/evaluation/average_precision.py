@@ -12,8 +12,8 @@ import contextlib
 import gc
 import io
 import pickle
-from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -26,7 +26,9 @@ from pycocotools.coco import COCO
 
 from mask_rcnn_plugin.evaluation.predictions import unpack
 
-_CATEGORIES_AT_A_TIME = 16
+# What is scored at a time, in predictions and (image, category) pairs: a backend keeps a record of
+# each pair too. A category that is larger makes a group alone.
+_GROUP_SIZE = 100_000
 
 # pycocotools' `area` keeps the length of its list in a uint8.
 _MASKS_AT_A_TIME = 255
@@ -76,7 +78,7 @@ def find_backend(official: bool = False) -> Backend:
 def evaluate_tasks(
     backend: Backend,
     ground_truth: dict[str, Any],
-    predictions: Iterable[bytes],
+    predictions: Sequence[bytes],
     tasks: Collection[str],
     max_dets: list[int],
     oks_sigmas: Sequence[float] = (),
@@ -102,14 +104,13 @@ def evaluate_tasks(
     images = [{**image, "id": numbers[image["id"]]} for image in ground_truth["images"]]
     scored = sorted(numbers.values() if image_ids is None else {numbers[id_] for id_ in image_ids})
     categories = sorted(category["id"] for category in ground_truth["categories"])
-    starts = range(0, len(categories), _CATEGORIES_AT_A_TIME)
-    groups = [categories[start : start + _CATEGORIES_AT_A_TIME] for start in starts]
     objects_of = defaultdict(list)
     for annotation in ground_truth["annotations"]:
         if annotation["image_id"] in numbers:  # else COCO skips it too
             objects_of[annotation["category_id"]].append(annotation)
     evaluated: dict[str, list[Any]] = {task: [] for task in tasks}
     with _paused_gc():
+        groups = _groups(categories, predictions, len(images))
         for group, packed in zip(groups, _split(predictions, groups)):
             objects = [annotation for category in group for annotation in objects_of[category]]
             found = [prediction for part in packed for prediction in pickle.loads(part)]
@@ -134,7 +135,22 @@ def evaluate_tasks(
     return {task: _summary(results) for task, results in evaluated.items()}
 
 
-def _split(images: Iterable[bytes], groups: list[list[Any]]) -> list[list[bytes]]:
+def _groups(categories: list[Any], images: Sequence[bytes], num_images: int) -> list[list[Any]]:
+    """Neighbouring categories that come to `_GROUP_SIZE` or less together."""
+    counts = Counter(p["category_id"] for image in images for p in unpack(image))
+    groups: list[list[Any]] = []
+    room = -1
+    for category in categories:
+        size = counts[category] + num_images
+        if size > room:
+            groups.append([])
+            room = _GROUP_SIZE
+        groups[-1].append(category)
+        room -= size
+    return groups
+
+
+def _split(images: Sequence[bytes], groups: list[list[Any]]) -> list[list[bytes]]:
     """Of each group of categories the predictions, pickled image by image."""
     group_of = {category: n for n, group in enumerate(groups) for category in group}
     parts: list[list[bytes]] = [[] for _ in groups]
