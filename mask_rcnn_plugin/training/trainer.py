@@ -65,8 +65,8 @@ def train(
     """
     weights = resolve_weights(cfg.train.init_checkpoint) if cfg.train.init_checkpoint else ""
     log_machine(cfg)
-    model: nn.Module = instantiate(cfg.model)
-    model.to(cfg.train.device, memory_format=memory_format(cfg))
+    model: nn.Module = instantiate(cfg.model).to(cfg.train.device)
+    model = model.to(memory_format=memory_format(cfg))
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
     del cfg.optimizer.params.model
