@@ -131,8 +131,8 @@ def _fit_model(cfg: DictConfig, names: list[str]) -> None:
     sigmas = cfg.dataloader.evaluator.get("kpt_oks_sigmas")
     if not sigmas:
         try:
-            cfg.dataloader.evaluator.kpt_oks_sigmas = keypoint_oks_sigmas(test)
-        except ValueError as error:  # now, not after the training
+            keypoint_oks_sigmas(test)  # as the evaluator will, after the training
+        except ValueError as error:
             raise DatasetError(str(error)) from error
     elif len(sigmas) != len(keypoints):
         raise DatasetError(

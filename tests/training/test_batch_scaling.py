@@ -102,7 +102,7 @@ def test_a_batch_that_the_processes_cannot_share_is_refused(
 
 @pytest.mark.parametrize("reference", ["0", "8.5", "many"])
 def test_a_reference_that_is_no_batch_is_refused(reference: str) -> None:
-    with pytest.raises(ConfigError, match=f"reference_batch_size is '?{reference}'?, must be a"):
+    with pytest.raises(ConfigError, match=f"reference_batch_size is '?{reference}'?, must be"):
         scale_to_batch(get_config(ROW, [f"train.reference_batch_size={reference}"]))
 
 

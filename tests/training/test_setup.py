@@ -46,7 +46,7 @@ def test_keypoints_come_from_the_dataset(tmp_path: Path) -> None:
     setup_datasets(cfg)
     assert cfg.model.roi_heads.keypoint_head.num_keypoints == 3
     assert cfg.dataloader.train.mapper.keypoint_hflip_indices == [1, 0, 2]
-    assert cfg.dataloader.evaluator.kpt_oks_sigmas == [0.1, 0.1, 0.2]
+    assert instantiate(cfg.dataloader.evaluator)._kpt_oks_sigmas == [0.1, 0.1, 0.2]
 
 
 def own_mapper(record: dict[str, Any], scale: float) -> dict[str, Any]:
