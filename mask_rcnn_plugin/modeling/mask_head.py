@@ -158,6 +158,7 @@ class MaskRCNNFCNHead(MaskBranch, MaskRCNNConvUpsampleHead):
             loss_weight=loss_weight,
         )
         self.num_classes = num_classes
+        self.loss_type = loss_type
         self.masks = masks
 
     @classmethod
@@ -214,6 +215,7 @@ class MaskRCNNMLPHead(MaskBranch, BaseMaskRCNNHead, nn.Sequential):  # type: ign
             )
         masks = build_masks(loss_type)
         self.num_classes = num_classes
+        self.loss_type = loss_type
         self.flatten = nn.Flatten()
         width = input_shape.channels * input_shape.height * input_shape.width
         for i, dim in enumerate(fc_dims, start=1):
