@@ -12,7 +12,7 @@ PACKAGE = REPOSITORY / "mask_rcnn_plugin"
 
 # From the ground up. A module at the top of the package is a room of its own.
 GROUND = ("compat", "errors", "atomic_write")
-ROOMS = (*GROUND, "fast", "modeling", "", "config", "env", "data", "evaluation", "inference")
+ROOMS = (*GROUND, "fast", "modeling", "", "config", "data", "env", "evaluation", "inference")
 ROOMS = (*ROOMS, "training")
 
 

@@ -3,6 +3,7 @@
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec, cat
 from detectron2.modeling.roi_heads import ROI_KEYPOINT_HEAD_REGISTRY, KRCNNConvDeconvUpsampleHead
+from detectron2.modeling.roi_heads.keypoint_head import keypoint_rcnn_loss
 from detectron2.structures import Instances
 from torch import Tensor
 
@@ -66,7 +67,11 @@ class MaskRCNNKeypointHead(KRCNNConvDeconvUpsampleHead):
             network's input image and score.
         """
         if self.training:
-            return super().forward(x, instances)
+            by_visible = self.loss_normalizer == "visible"
+            normalizer = None if by_visible else len(instances) * self.loss_normalizer
+            logits = self.layers(x).contiguous()  # of which detectron2's loss takes a view
+            loss = keypoint_rcnn_loss(logits, instances, normalizer)
+            return {"loss_keypoint": self.loss_weight * loss}
         boxes = cat([i.pred_boxes.tensor for i in instances])
         keypoints = decode_keypoints(self.layers(x), boxes)
         # Not len: it would be a number in a trace.

@@ -146,22 +146,22 @@ def mask_targets(
     counts = [len(masks) for masks in gt_masks], [len(b) for b in boxes]
     if counts[0] != counts[1]:
         raise ValueError(f"{counts[1]} boxes for {counts[0]} gt_masks: must be as many an image")
-    if all(isinstance(masks, PolygonMasks) for masks in gt_masks):
-        polygons = [parts for masks in gt_masks for parts in masks.polygons]
-        rois = torch.cat(list(boxes))
-        # Once a batch: every copy from a GPU waits for all that it has to do.
-        return _rasterize(polygons, rois.detach().cpu().numpy(), mask_side).to(rois.device)
-    targets = [
-        BitMasks(some).crop_and_resize(rois, mask_side).to(rois.device)
-        for masks, of_image in zip(gt_masks, boxes)
-        for some, rois in zip(masks.tensor.split(BITMAPS_AT_ONCE), of_image.split(BITMAPS_AT_ONCE))
-    ]
-    return torch.cat(targets)
+    rois = torch.cat(list(boxes))
+    # Once a batch: every copy from a GPU waits for all that it has to do.
+    on_host = rois.detach().cpu() if any(isinstance(m, PolygonMasks) for m in gt_masks) else rois
+    targets = []
+    for masks, of_image, corners in zip(gt_masks, boxes, on_host.split(counts[1])):
+        if isinstance(masks, PolygonMasks):
+            targets.append(_rasterize(masks.polygons, corners.numpy(), mask_side))
+            continue
+        parts = (x.split(BITMAPS_AT_ONCE) for x in (masks.tensor, of_image))
+        targets += [BitMasks(m).crop_and_resize(few, mask_side) for m, few in zip(*parts)]
+    return torch.cat([t.to(rois.device) for t in targets])
 
 
 def _rasterize(polygons: list[list[np.ndarray]], boxes: np.ndarray, side: int) -> Tensor:
     """The insides of R masks of any number of polygons, float64 (x0, y0, x1, y1, ...), in their
-    boxes, float32 (R, 4), at M x M: bool (R, M, M). One call of pycocotools for all polygons."""
+    boxes, float32 (R, 4), at M x M: bool (R, M, M). One call of pycocotools for all of them."""
     owners, parts = [], []
     for r, (mask, box) in enumerate(zip(polygons, boxes)):
         width, height = box[2:] - box[:2]

@@ -99,6 +99,16 @@ def test_loss_is_the_mean_over_labelled_keypoints(proposals: Make) -> None:
     torch.testing.assert_close(loss, 2 * torch.tensor(28.0**2).log())
 
 
+def test_a_channels_last_head_trains(redraw: Check, proposals: Make) -> None:
+    head = make()
+    redraw(head)
+    x = torch.randn(3, 6, 7, 7)
+    expected = head(x, [proposals(3)])["loss_keypoint"]
+    layout = torch.channels_last
+    loss = head.to(memory_format=layout)(x.contiguous(memory_format=layout), [proposals(3)])
+    torch.testing.assert_close(loss["loss_keypoint"], expected)
+
+
 def test_fixed_normalizer_counts_the_images(redraw: Check, proposals: Make) -> None:
     head = make(loss_normalizer=10.0)
     redraw(head)

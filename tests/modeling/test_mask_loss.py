@@ -300,6 +300,16 @@ def test_boxes_go_to_the_host_once_a_batch(monkeypatch: pytest.MonkeyPatch) -> N
     assert copied == [(3, 4)]
 
 
+def test_a_batch_of_polygons_and_bitmaps() -> None:
+    """An image keeps its polygons if all of its masks are such, else all are bitmaps."""
+    polygons = PolygonMasks([[SQUARE], [SQUARE]])
+    bitmaps = BitMasks.from_polygon_masks(polygons, 32, 32)
+    boxes = torch.tensor([[4.0, 4, 20, 20], [0, 0, 12, 12]])
+    targets = mask_targets([polygons, bitmaps, polygons], [boxes] * 3, 6)
+    expected = [m.crop_and_resize(boxes, 6) for m in (polygons, bitmaps, polygons)]
+    assert torch.equal(targets, torch.cat(expected))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_losses_are_computed_in_float32_or_wider(dtype: torch.dtype) -> None:
     wide = torch.float64 if dtype == torch.float64 else torch.float32
