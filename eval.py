@@ -32,7 +32,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 
-from mask_rcnn_plugin.config import short_name
+from mask_rcnn_plugin.config.loading import base_name
 from mask_rcnn_plugin.config.paper import row_of
 from mask_rcnn_plugin.errors import UserError
 from mask_rcnn_plugin.evaluation import PREDICTIONS_FILE, results_table
@@ -121,7 +121,7 @@ def report(args: argparse.Namespace, cfg: DictConfig, results: dict[str, Any]) -
     output = Path(cfg.train.output_dir)
     if results:
         # The paper's numbers are COCO's, and no measure of another dataset.
-        row = None if cfg.dataset.test.json else row_of(short_name(args.config))
+        row = None if cfg.dataset.test.json else row_of(base_name(cfg))
         print(results_table(results, row and row.scores))
         if row:
             print(f"paper: {row.summary()}")

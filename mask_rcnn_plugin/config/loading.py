@@ -1,5 +1,4 @@
-"""LazyConfigs: `get_config` loads one of the repository's (by short name, from anywhere) or any
-other file, and applies overlays and overrides."""
+"""LazyConfigs: the repository's by short name, from anywhere, or any other file."""
 
 import difflib
 import traceback
@@ -17,8 +16,7 @@ from mask_rcnn_plugin.errors import ConfigError
 _PACKAGE = Path(__file__).parent.parent
 # Inside the package when installed, beside it in a clone.
 CONFIG_DIR = next(d for d in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if d.is_dir())
-# Folders of CONFIG_DIR that hold parts of configs.
-_PARTS = ("common", "overlays")
+_PARTS = ("common", "overlays")  # folders of it that hold no whole configs
 _DEFAULT_OUTPUT_DIR = "output"  # of configs/common/train.py, for detectron2's own scripts
 
 
@@ -37,66 +35,49 @@ def get_config(name: str, overrides: Iterable[str] = ()) -> DictConfig:
     """Load a config. The result is the same on every machine.
 
     Args:
-        name: short name, e.g. "table2a_backbone/r50_fpn", path of a LazyConfig file, or the
-            config.yaml of an output folder; each may be followed by overlays:
-            "table2a_backbone/r50_fpn+synthetic".
+        name: short name, path of a LazyConfig file, or the config.yaml of an output folder; each
+            may be followed by overlays: "table2a_backbone/r50_fpn+synthetic".
         overrides: "key=value" strings, applied in order after the overlays. A key that holds text
             takes the text as it is; other values are read as YAML. "+key=value" sets a key that is
             not there yet, for code of your own to read.
 
     Returns:
-        The config, with `model`, `dataset`, `dataloader`, `optimizer`, `lr_multiplier` and
-        `train`. `source.config` is its name with the overlays, `source.new_keys` what a "+" has
-        set. A `train.output_dir` that the config leaves empty or at its default becomes
-        output/NAME.
+        The config. `source.config` is its name with the overlays, `source.new_keys` what a "+" has
+        set. A `train.output_dir` that is empty or at its default becomes output/NAME.
 
     Raises:
-        ConfigError: if there is no such file, overlay or key, the file cannot be run, or a value
-            has the wrong type or is out of bounds; see `check_config`.
+        ConfigError: if there is no such file, overlay or key, the file cannot be run, or the config
+            does not fit; see `check_config`.
     """
     base, *overlays = _split(name)
     path = _find(base)
     cfg = _load(path)
-    missing = [n for n in NODES if n not in cfg]
+    is_dump = path.suffix != ".py"  # config.yaml, whose output folder is the run's
+    missing = [n for n in NODES if not isinstance(cfg.get(n), DictConfig)]
     if missing:
-        raise ConfigError(
-            f"{path} is no whole config: it lacks {missing}"
-            + (_YAML_HINT if path.suffix != ".py" else "")
-        )
+        hint = _YAML_HINT if is_dump else ""
+        raise ConfigError(f"{path} is no whole config: it lacks {missing}{hint}")
     for overlay in overlays:
         _apply_overlay(cfg, overlay)
     before = cfg.get(SOURCE) or {}
     source = "+".join([before.get("config") or _short(path), *overlays])
-    is_dump = path.suffix != ".py"  # its output folder is the run's
-    unset = ("", None) if is_dump else ("", None, _DEFAULT_OUTPUT_DIR)
-    if isinstance(cfg.train, DictConfig) and cfg.train.get("output_dir") in unset:
+    if cfg.train.get("output_dir") in ("", None, *([] if is_dump else [_DEFAULT_OUTPUT_DIR])):
         cfg.train.output_dir = ""
     added = {*before.get("new_keys", ())}
     for override in overrides:
         added |= {*apply_override(cfg, override)}
-    if isinstance(cfg.train, DictConfig) and not cfg.train.output_dir:
-        cfg.train.output_dir = f"output/{source}"
     cfg[SOURCE] = {"config": source, "new_keys": sorted(added)}
     try:
         check_config(cfg, added)
     except ConfigError as error:
         raise ConfigError(f"config {name}: {error}") from error
+    cfg.train.output_dir = cfg.train.output_dir or f"output/{source}"
     return cfg
 
 
-def short_name(name: str) -> str:
-    """What a config is called, overlays left out: "table2a_backbone/r50_fpn" also for its path,
-    and for the config.yaml of its output folder.
-
-    Args:
-        name: as `get_config` takes it.
-
-    Raises:
-        ConfigError: if there is no such file.
-    """
-    path = _find(_split(name)[0])
-    before = _load(path).get(SOURCE) if path.suffix != ".py" else None
-    return before.config.split("+")[0] if before else _short(path)
+def base_name(cfg: DictConfig) -> str:
+    """Name of the config that one from `get_config` is made of, overlays left out."""
+    return str(cfg[SOURCE].config.split("+")[0])
 
 
 _YAML_HINT = (
@@ -106,12 +87,10 @@ _YAML_HINT = (
 
 
 def _split(name: str) -> list[str]:
-    """A config's name or path, and its overlays."""
     return [name] if Path(name).is_file() else name.split("+")
 
 
 def _find(name: str) -> Path:
-    """The file of a config."""
     path = Path(name)
     for file in (path, CONFIG_DIR / f"{name}.py", CONFIG_DIR / name):
         if file.is_file():
@@ -133,7 +112,7 @@ def _short(path: Path) -> str:
 def _load(path: Path) -> DictConfig:
     """
     Raises:
-        ConfigError: if the file cannot be run; the message says where.
+        ConfigError: says where the file cannot be run.
     """
     try:
         cfg: Any = LazyConfig.load(str(path))

@@ -16,10 +16,8 @@ _KEYPOINT_METRICS = ("AP", "AP50", "AP75", "APm", "APl")
 
 
 class Table(NamedTuple):
-    """One comparison of the paper.
+    """One comparison of the paper: where it stands, and what is compared.
 
-    place: where it stands in the paper.
-    title: what is compared.
     baseline: config of another table's row that the text compares with, or "".
     baseline_name: what that row is called beside those of this table.
     """
@@ -35,19 +33,17 @@ class Row:
     """A row of a table.
 
     table: key of `TABLES`.
-    name: what the paper calls it.
     config: short name of the config, "" for other people's systems.
     split: "minival" or "test-dev".
     scores: {task: {metric: AP in points}}, keyed as results.json is; {} where the paper gives none.
     milliseconds: an image takes at inference on a Tesla M40, where the paper says so.
-    note: what the paper says of the row in words.
     """
 
     table: str
     name: str
-    config: str
     split: str
     scores: Mapping[str, Mapping[str, float]]
+    config: str = ""
     milliseconds: float | None = None
     note: str = ""
 
@@ -68,18 +64,12 @@ class Row:
 
 def _row(table: str, split: str, content: dict[str, Any]) -> Row:
     scores = {}
-    for task in TASKS.keys() & content.keys():
+    for task in [key for key in content if key in TASKS]:
         metrics = _KEYPOINT_METRICS if task == "keypoints" else _COCO_METRICS
-        scores[task] = {k: v for k, v in zip(metrics, content[task]) if v is not None}
-    return Row(
-        table,
-        content["name"],
-        content.get("config", ""),
-        split,
-        {task: scores[task] for task in content if task in scores},  # as the paper orders them
-        content.get("milliseconds"),
-        content.get("note", ""),
-    )
+        values = zip(metrics, content[task])
+        scores[task] = {metric: value for metric, value in values if value is not None}
+    others = {key: value for key, value in content.items() if key not in TASKS}
+    return Row(table=table, split=split, scores=scores, **others)
 
 
 _CONTENT: Any = OmegaConf.to_container(OmegaConf.load(CONFIG_DIR / "paper.yaml"))
@@ -98,13 +88,7 @@ ROWS = tuple(
 
 
 def rows_of(table: str) -> list[Row]:
-    """A table's rows, the baseline that its text compares with first.
-
-    Raises:
-        KeyError: if there is no such table.
-    """
-    if table not in TABLES:
-        raise KeyError(f"no table {table!r} in the paper, there is {list(TABLES)}")
+    """A table's rows, the baseline that its text compares with first."""
     *_, baseline, name = TABLES[table]
     compared = [replace(r, name=name) for r in ROWS if baseline and r.config == baseline]
     return compared + [r for r in ROWS if r.table == table]

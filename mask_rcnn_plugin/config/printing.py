@@ -1,9 +1,7 @@
 """A config as plain values: on the screen (`--print-config`, `--diff`), and to compare runs by."""
 
 import argparse
-import os
 import re
-import sys
 from typing import Any
 
 from detectron2.utils.registry import locate
@@ -16,8 +14,7 @@ from mask_rcnn_plugin.config.loading import get_config
 def plain(cfg: DictConfig, *, resolve: bool = False) -> Any:
     """A config as dicts and lists of values plain enough for YAML and JSON.
 
-    A class or function becomes its full name; interpolations stay as they are written unless they
-    are to be resolved.
+    A class or function becomes its full name.
     """
 
     def visit(node: Any) -> Any:
@@ -84,33 +81,26 @@ def add_print_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def print_config(args: argparse.Namespace) -> bool:
-    """Do what `--print-config` and `--diff` ask for.
+    """Do what `--print-config` and `--diff` ask for, and return whether they ask for anything.
 
     Args:
         args: also `config` and `overrides`, as `get_config` takes them.
-
-    Returns:
-        Whether they ask for anything.
 
     Raises:
         ConfigError: see `get_config`.
     """
     if args.diff is not None:
-        text = "".join(f"{line}\n" for line in differences(args.diff, args.config, args.overrides))
+        for line in differences(args.diff, args.config, args.overrides):
+            print(line)
     elif args.print_config:
         content = plain(get_config(args.config, args.overrides), resolve=True)
-        text = (
+        print(
             f"# {' '.join([args.config, *args.overrides])}: as loaded, interpolations resolved. "
             "What a run takes\n# from its datasets, such as num_classes, it sets when it starts.\n"
-            + OmegaConf.to_yaml(OmegaConf.create(content))
+            + OmegaConf.to_yaml(OmegaConf.create(content)),
+            end="",
         )
-    else:
-        return False
-    try:
-        print(text, end="", flush=True)
-    except BrokenPipeError:  # | head; Python would complain again when it flushes at its end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return True
+    return args.diff is not None or args.print_config
 
 
 def differences(base: str, name: str, overrides: list[str]) -> list[str]:
@@ -119,14 +109,12 @@ def differences(base: str, name: str, overrides: list[str]) -> list[str]:
     Raises:
         ConfigError: see `get_config`.
     """
-    ours = flatten(get_config(name, overrides), resolve=True)
-    theirs = flatten(get_config(base), resolve=True)
-
-    def shown(values: dict[str, Any], key: str) -> str:
-        return repr(values[key]) if key in values else "(not there)"
-
+    theirs, ours = (
+        {key: repr(value) for key, value in flatten(cfg, resolve=True).items()}
+        for cfg in (get_config(base), get_config(name, overrides))
+    )
     return [
-        f"{key}: {shown(theirs, key)} -> {shown(ours, key)}"
+        f"{key}: {theirs.get(key, '(not there)')} -> {ours.get(key, '(not there)')}"
         for key in sorted(theirs.keys() | ours.keys())
-        if shown(theirs, key) != shown(ours, key) and not key.startswith(f"{SOURCE}.")
+        if theirs.get(key) != ours.get(key) and not key.startswith(f"{SOURCE}.")
     ]

@@ -14,7 +14,8 @@ from detectron2.utils.events import EventStorage
 from omegaconf import OmegaConf
 
 from mask_rcnn_plugin import add_mask_rcnn_config, get_config, list_configs
-from mask_rcnn_plugin.config import CONFIG_DIR, ConfigError, flatten, list_overlays, short_name
+from mask_rcnn_plugin.config import CONFIG_DIR, ConfigError, flatten, list_overlays
+from mask_rcnn_plugin.config.loading import base_name
 from mask_rcnn_plugin.config.paper import ROWS, row_of
 from mask_rcnn_plugin.modeling import MaskRCNNMLPHead
 from mask_rcnn_plugin.training import setup_datasets
@@ -339,7 +340,7 @@ def test_path_and_short_name_give_the_same_config(tmp_path: Path) -> None:
     by_path = get_config(str(CONFIG_DIR / f"{name}.py"))
     assert by_name == by_path
     assert by_name.train.output_dir == "output/table2a_backbone/r50_fpn"
-    assert short_name(f"{name}+synthetic") == short_name(str(CONFIG_DIR / f"{name}.py")) == name
+    assert base_name(get_config(f"{name}+synthetic")) == base_name(by_path) == name
 
 
 def test_the_config_yaml_of_an_output_folder_is_the_config_of_the_run(tmp_path: Path) -> None:
@@ -350,7 +351,7 @@ def test_the_config_yaml_of_an_output_folder_is_the_config_of_the_run(tmp_path: 
     again = get_config(str(file))
     assert flatten(again, resolve=True) == flatten(cfg, resolve=True)
     assert again.source.config == LazyConfig.load(str(file)).source.config == name
-    assert short_name(str(file)) == "table5_multitask/keypoint_and_mask"
+    assert base_name(get_config(str(file))) == "table5_multitask/keypoint_and_mask"
     assert get_config(str(file), ["optimizer.lr=0.5"]).optimizer.lr == 0.5
     with pytest.raises(ConfigError, match="'train.max_iter'"):
         get_config(str(file), ["train.max_iters=3"])
