@@ -36,7 +36,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from mask_rcnn_plugin.config.paper import TABLES, rows_of
 from mask_rcnn_plugin.errors import UserError
 from mask_rcnn_plugin.evaluation import PREDICTIONS_FILE
-from mask_rcnn_plugin.evaluation.pictures import draw_prediction, draw_truth, read_predictions
+from mask_rcnn_plugin.evaluation.pictures import draw_prediction, draw_truth
+from mask_rcnn_plugin.evaluation.predictions import read_predictions
 from mask_rcnn_plugin.training import setup_datasets
 from reproduce import report
 from reproduce.runs import SCALES, Run, execute, plan

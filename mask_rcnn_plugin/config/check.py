@@ -4,7 +4,6 @@ import difflib
 import functools
 import inspect
 import re
-import sys
 import types
 import typing
 from collections import abc
@@ -24,17 +23,11 @@ from mask_rcnn_plugin.errors import ConfigError
 NODES = ("train", "dataset", "model", "optimizer", "lr_multiplier", "dataloader")
 SOURCE = "source"  # set by `get_config`: where the config comes from
 _CALLS = (
-    "model",
-    "optimizer",
-    "lr_multiplier",
-    "dataloader.train",
-    "dataloader.test",
-    "dataloader.evaluator",
+    *("model", "optimizer", "lr_multiplier"),
+    *("dataloader.train", "dataloader.test", "dataloader.evaluator"),
 )
-# Calls that lack an argument until the training starts.
-_GIVEN_LATER = {"optimizer.params.model"}
+_GIVEN_LATER = "optimizer.params.model"  # an argument that is missing until the training starts
 
-_BRANCHES = {"segm": "mask_head", "keypoints": "keypoint_head"}
 _AP = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 _METRICS = {
     "bbox": _AP,
@@ -52,8 +45,8 @@ def check_config(cfg: DictConfig, added: Collection[str] = ()) -> None:
 
     Raises:
         ConfigError: for an unknown or missing key or argument, a value of the wrong type or out of
-            bounds, an interpolation to what is not there; for a task that the model has no branch
-            for, a metric for the best model that no task gives, and two limits of detections.
+            bounds, an interpolation to what is not there, a task that the model has no branch for,
+            and a metric for the best model that no task gives.
     """
     try:
         values: Any = OmegaConf.to_container(cfg, resolve=True)
@@ -81,17 +74,11 @@ def check_config(cfg: DictConfig, added: Collection[str] = ()) -> None:
         raise ConfigError(f"train.device is {device!r}, must be 'cpu', 'cuda' or 'cuda:N'")
     _check_branches(values)
     _check_best_metric(values)
-    _check_max_detections(values)
 
 
 def no_such_key(key: str, siblings: Iterable[str], close: str | None = None) -> str:
-    """What to say of a key that does not exist.
-
-    Args:
-        key: with dots.
-        siblings: what there is in place of its last part.
-        close: the key that may be meant; None looks among the siblings.
-    """
+    """What to say of a key that does not exist: `siblings` is what there is in place of its last
+    part, `close` the key that may be meant; None looks for one among the siblings."""
     prefix, _, name = key.rpartition(".")
     siblings = sorted(siblings)
     if close is None:
@@ -119,10 +106,9 @@ def is_call(value: Any) -> bool:
 class Signature(NamedTuple):
     """What a callable takes.
 
-    Attributes:
-        hints: type hint of each keyword argument, those of base classes too while it passes on **.
-        required: those that it does not go without.
-        is_open: whether it takes others as well.
+    hints: type hint of each keyword argument, those of base classes too while it passes on **.
+    required: those that it does not go without.
+    is_open: whether it takes others as well.
     """
 
     hints: dict[str, Any]
@@ -188,12 +174,10 @@ def fits(value: Any, hint: Any) -> bool:
         return isinstance(value, dict)
     if value is None:  # means "none", which numbers, switches, lists and functions cannot be
         return hint not in (bool, int, float) and origin not in (*_LISTS, abc.Callable)
-    if hint in (bool, str, int):
+    if hint in (bool, str, int, types.NoneType):
         return type(value) is hint
     if hint is float:
         return type(value) in (int, float)
-    if hint is types.NoneType:
-        return False
     if origin is abc.Callable:
         return callable(value)
     if origin in (dict, abc.Mapping):
@@ -244,10 +228,8 @@ def _check_keys(
                 _check_keys(given, path, nested, added)
         elif name != "_target_" and path not in added and not signature.is_open:
             raise ConfigError(no_such_key(path, signature.hints))
-    missing = [
-        a for a in sorted(signature.required - value.keys()) if join(key, a) not in _GIVEN_LATER
-    ]
-    if missing:
+    missing = sorted(signature.required - value.keys())
+    if missing and [join(key, name) for name in missing] != [_GIVEN_LATER]:
         name = getattr(target, "__qualname__", repr(target))
         raise ConfigError(f"{key} lacks {missing}, which {name} needs")
 
@@ -272,12 +254,7 @@ def _check_call(value: dict[str, Any], key: str) -> None:
         try:
             target = locate(target)
         except Exception as error:
-            module, _, name = target.rpartition(".")
-            close = difflib.get_close_matches(name, dir(sys.modules.get(module)), n=1)
-            hint = f"; did you mean '{module}.{close[0]}'?" if close else ""
-            raise ConfigError(
-                f"{key}._target_ is {target!r}, which cannot be imported{hint}"
-            ) from error
+            raise ConfigError(f"{key}._target_ is {target!r}, which cannot be imported") from error
     if is_call(target):
         return
     if not callable(target):
@@ -292,7 +269,7 @@ def _check_bounds(value: Any, key: str, bounds: tuple[float, float] | None = Non
     elif isinstance(value, (list, tuple)):
         for i, child in enumerate(value):
             _check_bounds(child, join(key, i), bounds)
-    elif isinstance(value, (int, float)) and bounds and not isinstance(value, bool):
+    elif bounds and isinstance(value, (int, float)) and not isinstance(value, bool):
         least, most = bounds
         number = "an integer" if bounds == COUNT else "a finite number"
         if not least <= value <= most or (bounds == COUNT and not isinstance(value, int)):
@@ -301,12 +278,11 @@ def _check_bounds(value: Any, key: str, bounds: tuple[float, float] | None = Non
 
 
 def _check_branches(values: dict[str, Any]) -> None:
-    for task, head in _BRANCHES.items():
-        if (
-            task in (at(values, "dataloader.evaluator.tasks") or ())
-            and _is_known(at(values, "model.roi_heads"))
-            and at(values, f"model.roi_heads.{head}") is None
-        ):
+    if not _is_known(at(values, "model.roi_heads")):
+        return
+    tasks = at(values, "dataloader.evaluator.tasks") or ()
+    for task, head in (("segm", "mask_head"), ("keypoints", "keypoint_head")):
+        if task in tasks and at(values, f"model.roi_heads.{head}") is None:
             raise ConfigError(
                 f"dataloader.evaluator.tasks has {task!r}, but there is no model.roi_heads.{head} "
                 "to predict it: leave the task out"
@@ -323,19 +299,6 @@ def _check_best_metric(values: dict[str, Any]) -> None:
         raise ConfigError(
             f"train.best_metric is {metric!r}, must be one of {names} or TASK/AP-CATEGORY"
         )
-
-
-def _check_max_detections(values: dict[str, Any]) -> None:
-    limit = at(values, "dataset.test.max_detections")
-    for key in (
-        "model.roi_heads.box_predictor.test_topk_per_image",
-        "dataloader.evaluator.max_detections",
-    ):
-        if at(values, key) not in (None, limit):
-            raise ConfigError(
-                f"{key} is {at(values, key)}, but dataset.test.max_detections is {limit}: set the "
-                "latter alone, which limits both the model and the evaluation"
-            )
 
 
 def _is_known(node: Any) -> bool:

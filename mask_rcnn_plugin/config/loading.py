@@ -21,7 +21,7 @@ _DEFAULT_OUTPUT_DIR = "output"  # of configs/common/train.py, for detectron2's o
 
 
 def list_configs() -> list[str]:
-    """Short names of the configs that come with the plugin, e.g. "table2a_backbone/r50_fpn"."""
+    """Short names of the plugin's configs, e.g. "table2a_backbone/r50_fpn"."""
     files = (f.relative_to(CONFIG_DIR) for f in CONFIG_DIR.rglob("*.py"))
     return sorted(f.with_suffix("").as_posix() for f in files if f.parts[0] not in _PARTS)
 

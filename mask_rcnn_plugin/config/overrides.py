@@ -114,7 +114,7 @@ def _settable(node: Any) -> set[str]:
 
 
 def _get(node: Any, key: str) -> Any:
-    """A key's value; None for an argument that is not set or an interpolation without a value."""
+    """A key's value; None for an argument that is not set and a broken interpolation."""
     try:
         if isinstance(node, ListConfig):
             return node[int(key)]
@@ -138,15 +138,11 @@ def _hint(node: Any, key: str) -> Any:
 
 
 def _is_text(current: Any, hint: Any) -> bool:
-    """Whether a key holds text, by its type hint or by what it holds now."""
-    kinds = [type(a) if get_origin(hint) is Literal else a for a in _choices(hint)]
+    is_choice = get_origin(hint) is Literal
+    kinds = list(map(type, get_args(hint))) if is_choice else alternatives(hint)
     if any(kind in kinds for kind in (bool, int, float)):
         return False
     return isinstance(current, str) or str in kinds
-
-
-def _choices(hint: Any) -> tuple[Any, ...]:
-    return get_args(hint) if get_origin(hint) is Literal else alternatives(hint)
 
 
 def _from_yaml(text: str, override: str) -> Any:

@@ -1,7 +1,7 @@
 """What a config may hold: keys and types of the nodes that call nothing, and bounds of numbers.
 
-The values are in configs/common. The keys of a node with a `_target_` are the arguments of what it
-calls. What detectron2's own training script reads of `train` has detectron2's keys and types.
+What the keys are for is said in configs/common. What detectron2's own training script reads of
+`train` has detectron2's keys and types.
 """
 
 import sys
@@ -34,8 +34,6 @@ class Ddp:
 
 @dataclass
 class Train:
-    """See configs/common/train.py."""
-
     output_dir: str | None
     init_checkpoint: str | None
     max_iter: int
@@ -81,8 +79,6 @@ class Synthetic:
 
 @dataclass
 class Dataset:
-    """See configs/common/data.py."""
-
     train: Split
     test: TestSplit
     synthetic: Synthetic | None = None
@@ -90,8 +86,6 @@ class Dataset:
 
 @dataclass
 class Dataloader:
-    """See configs/common/data.py."""
-
     train: Any
     test: Any
     evaluator: Any

@@ -37,12 +37,9 @@ _NO_MASK = {"size": [1, 1], "counts": "1"}  # one pixel, not of the object
 
 
 class Backend(NamedTuple):
-    """An implementation of COCO's API.
+    """An implementation of COCO's API: its `COCO` and `COCOeval`.
 
-    Attributes:
-        name: name and version, and what keeps a faster one from being used.
-        coco: its `COCO`.
-        coco_eval: its `COCOeval`.
+    name: with the version, and what keeps a faster one from being used.
     """
 
     name: str
@@ -51,10 +48,7 @@ class Backend(NamedTuple):
 
 
 def find_backend(official: bool = False) -> Backend:
-    """The fastest installed backend; all of them give the same numbers.
-
-    Args:
-        official: pycocotools, COCO's own implementation, whatever else is installed.
+    """The fastest that is installed, or COCO's own; all of them give the same numbers.
 
     Returns:
         detectron2's compiled `COCOeval_opt`, else faster-coco-eval (1.8 or newer), else
@@ -87,7 +81,6 @@ def evaluate_tasks(
     """Score predictions. Prints COCO's twelve numbers of each task (ten for keypoints).
 
     Args:
-        backend: from `find_backend`.
         ground_truth: content of a COCO annotation file that `check_ground_truth` accepts.
         predictions: of each image, from `pack`.
         tasks: of "bbox", "segm", "keypoints".

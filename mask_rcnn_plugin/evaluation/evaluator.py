@@ -49,9 +49,8 @@ class MaskRCNNCOCOEvaluator(COCOEvaluator):
     * datasets that are not COCO files, as they are now. detectron2 converts such a dataset once and
       scores it from the file in `output_dir` ever after, whatever has changed since.
 
-    It keeps one compressed string of an image, about 12 kB for a hundred masks. Numbers come from
-    the fastest implementation of COCO's API that is installed (`find_backend`), named by `backend`;
-    they are the same on each.
+    It keeps one compressed string of an image. Numbers come from the fastest implementation of
+    COCO's API that is installed, named by `backend`; they are the same on each.
 
     Args:
         dataset_name: a name in detectron2's catalogs.
@@ -138,10 +137,7 @@ class MaskRCNNCOCOEvaluator(COCOEvaluator):
         for image, output in zip(inputs, outputs):
             image_id = image["image_id"]
             if image_id not in self._coco_api.imgs:
-                raise ValueError(
-                    f"image {image_id!r} is not among the {len(self._coco_api.imgs)} images of the "
-                    "dataset"
-                )
+                raise ValueError(f"dataset {self.dataset_name!r} has no image {image_id!r}")
             results = coco_results(output["instances"].to(self._cpu_device), image_id)
             for result in results:
                 if result["category_id"] not in category_ids:
@@ -172,9 +168,8 @@ class MaskRCNNCOCOEvaluator(COCOEvaluator):
                     result, image, self._coco_api.cats, self._tasks, self._num_keypoints
                 )
                 if wrong:
-                    raise DatasetError(
-                        f"predictions file {str(file)!r}, image {image_id!r}: {wrong}"
-                    )
+                    what = f"predictions file {str(file)!r}, image {image_id!r}"
+                    raise DatasetError(f"{what}: {wrong}")
             packed = pack(predictions[image_id])
             self._predictions.append({"image_id": image_id, "instances": packed})
 
@@ -182,8 +177,7 @@ class MaskRCNNCOCOEvaluator(COCOEvaluator):
         """Score what was processed, on all ranks together.
 
         The other ranks return when the first one has their predictions; it is for the caller to
-        wait for the numbers. Unlike detectron2's, it leaves no `instances_predictions.pth`, which
-        would hold the same predictions a second time.
+        wait for the numbers.
 
         Args:
             img_ids: score these images only; None: all of the dataset.
@@ -256,11 +250,7 @@ class MaskRCNNCOCOEvaluator(COCOEvaluator):
 
 @contextmanager
 def _in_coco_format(dataset_name: str) -> Iterator[str]:
-    """A name in the catalogs under which a dataset is a COCO file, inside the block.
-
-    The file is not kept: whether it were still right, only reading the dataset again could tell,
-    and converting 5,000 images takes no more than seconds.
-    """
+    """A name in the catalogs under which a dataset is a COCO file, inside the block."""
     metadata = MetadataCatalog.get(dataset_name)
     if hasattr(metadata, "json_file"):
         yield dataset_name

@@ -16,8 +16,6 @@ from mask_rcnn_plugin.data.coco import DatasetError
 # Of `annotation_faults`: nothing will match such an object, but COCO's numbers are defined.
 _SCORABLE = {"box-negative", "box-empty", "box-outside", "mask-empty"}
 
-_MAX_PIXELS = 2**32 - 1  # pycocotools counts pixels in a uint32
-
 
 def check_ground_truth(
     name: str, coco: COCO, tasks: Collection[str], num_keypoints: int | None = None
@@ -28,8 +26,8 @@ def check_ground_truth(
 
     Args:
         name: of the dataset, for the message.
-        coco: its annotations; those of images that it does not have are not looked at, or scored.
-        tasks: of "bbox", "segm", "keypoints"; a mask is needed and looked at for "segm" alone.
+        coco: annotations of images that it does not have are not looked at, or scored.
+        tasks: a mask is needed and looked at for "segm" alone.
         num_keypoints: that each list of keypoints must have; None where they are not scored.
 
     Raises:
@@ -38,12 +36,11 @@ def check_ground_truth(
     wrong = []
     for annotation in coco.dataset.get("annotations", []):
         image = coco.imgs.get(annotation["image_id"])
-        if image is not None:
-            reason = _annotation_error(annotation) or _error(
-                annotation, image, tasks, num_keypoints
-            )
-            if reason:
-                wrong.append(f"id {shown(annotation['id'])}: {reason}")
+        if image is None:
+            continue
+        reason = _annotation_error(annotation) or _error(annotation, image, tasks, num_keypoints)
+        if reason:
+            wrong.append(f"id {shown(annotation['id'])}: {reason}")
     if wrong:
         raise DatasetError(
             f"{len(wrong)} annotations of the test set {name!r} cannot be scored, e.g. {wrong[0]}; "
@@ -59,13 +56,7 @@ def prediction_error(
     tasks: Collection[str],
     num_keypoints: int | None,
 ) -> str:
-    """Why a prediction, as `read_predictions` gives it, cannot be scored; "" if it can.
-
-    Args:
-        image: its image, as COCO's files have it.
-        category_ids: of the dataset.
-        tasks, num_keypoints: as for `check_ground_truth`.
-    """
+    """Why a prediction, as `read_predictions` gives it, cannot be scored; "" if it can."""
     if prediction["category_id"] not in category_ids:
         return f"the dataset has no category {shown(prediction['category_id'])}"
     if num_keypoints is not None and "keypoints" not in prediction:
@@ -88,12 +79,13 @@ def _error(
     tasks: Collection[str],
     num_keypoints: int | None,
 ) -> str:
-    width, height = image["width"], image["height"]
-    if "segm" in tasks and width * height > _MAX_PIXELS:
-        return f"masks of {width} x {height} pixels, which must be {_MAX_PIXELS} or fewer"
-    unused = set() if "segm" in tasks else {"segmentation"}
-    if num_keypoints is None:
-        unused.add("keypoints")
-    used = {key: value for key, value in item.items() if key not in unused}
-    faults = annotation_faults(used, width, height, num_keypoints, needs_mask="segm" in tasks)
+    scores_masks = "segm" in tasks
+    used = {
+        "bbox": item.get("bbox"),
+        "segmentation": item.get("segmentation") if scores_masks else None,
+        "keypoints": item.get("keypoints") if num_keypoints is not None else None,
+    }
+    faults = annotation_faults(
+        used, image["width"], image["height"], num_keypoints, needs_mask=scores_masks
+    )
     return next((text for kind, text in faults if kind not in _SCORABLE), "")

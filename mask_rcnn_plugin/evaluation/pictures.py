@@ -1,7 +1,5 @@
 """Pictures of predictions beside their ground truth."""
 
-import json
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ from detectron2.data.detection_utils import read_image
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.visualizer import Visualizer
 
+from mask_rcnn_plugin.evaluation.predictions import read_predictions
 from mask_rcnn_plugin.fast.mask_rle import RLEMasks
 
 # Drawn pictures are at least this high, so that labels can be read on small images.
@@ -30,7 +29,7 @@ def draw_predictions(
 
     Args:
         dataset_names: in detectron2's catalogs; their images are taken in order.
-        predictions_file: predictions in COCO's format, as an evaluation writes them.
+        predictions_file: as an evaluation writes it.
         output_dir: made if missing.
         count: how many images to draw, at most.
         score_threshold: predictions below it are left out.
@@ -53,21 +52,8 @@ def draw_predictions(
     return files
 
 
-def read_predictions(file: Path, score_threshold: float = 0.5) -> dict[Any, list[dict[str, Any]]]:
-    """{image id: predictions of at least that score} of a file that an evaluation wrote."""
-    predictions: dict[Any, list[dict[str, Any]]] = defaultdict(list)
-    for prediction in json.loads(file.read_text()):
-        if prediction["score"] >= score_threshold:
-            predictions[prediction["image_id"]].append(prediction)
-    return predictions
-
-
 def draw_truth(image: dict[str, Any], metadata: Metadata) -> np.ndarray:
-    """The ground truth of one image.
-
-    Args:
-        image: a dict of detectron2's dataset format.
-        metadata: the dataset's.
+    """The ground truth of an image in detectron2's dataset format.
 
     Returns:
         uint8 (H, W, 3), RGB; enlarged if it is small.
@@ -78,22 +64,13 @@ def draw_truth(image: dict[str, Any], metadata: Metadata) -> np.ndarray:
         none = [0.0] * 3 * len(metadata.keypoint_names)
         annotations = [{"keypoints": none, **a} for a in annotations]
     visualizer = _visualizer(image, metadata)
-    drawn = visualizer.draw_dataset_dict({**image, "annotations": annotations})
-    return drawn.get_image()
+    return visualizer.draw_dataset_dict({**image, "annotations": annotations}).get_image()
 
 
 def draw_prediction(
     image: dict[str, Any], predictions: list[dict[str, Any]], metadata: Metadata
 ) -> np.ndarray:
-    """Predictions on one image.
-
-    Args:
-        image, metadata: as for `draw_truth`.
-        predictions: of this image, in COCO's results format.
-
-    Returns:
-        As `draw_truth`.
-    """
+    """An image's predictions in COCO's results format, drawn as `draw_truth` draws."""
     visualizer = _visualizer(image, metadata)
     instances = _to_instances(predictions, visualizer.img.shape[:2], metadata)
     return visualizer.draw_instance_predictions(instances).get_image()

@@ -2,11 +2,12 @@
 
 import io
 import json
+import math
 import pickle
 import zipfile
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TextIO, TypedDict
 
@@ -16,6 +17,8 @@ from detectron2.structures import Instances
 
 from mask_rcnn_plugin.data.coco import DatasetError
 from mask_rcnn_plugin.fast.mask_rle import RLEMasks
+
+PredictionsOf = defaultdict[Any, list[dict[str, Any]]]  # of an image by its id
 
 PREDICTIONS_FILE = "coco_instances_results.json"
 
@@ -36,7 +39,6 @@ def coco_results(instances: Instances, image_id: Any) -> list[dict[str, Any]]:
     Args:
         instances: on the CPU; fields pred_boxes, scores, pred_classes and, if predicted, pred_masks
             and pred_keypoints.
-        image_id: the dataset's.
     """
     masks = instances.get("pred_masks") if instances.has("pred_masks") else None
     if not isinstance(masks, RLEMasks):
@@ -93,8 +95,8 @@ class _Prediction(_Scored, total=False):
     keypoints: list[float]
 
 
-def read_predictions(path: Path) -> defaultdict[Any, list[dict[str, Any]]]:
-    """{image id: predictions} of a file in COCO's results format; [] for other images.
+def read_predictions(path: Path, least_score: float = -math.inf) -> PredictionsOf:
+    """{image id: predictions of at least that score} of a file in COCO's results format.
 
     Raises:
         DatasetError: if it is no such file.
@@ -103,29 +105,28 @@ def read_predictions(path: Path) -> defaultdict[Any, list[dict[str, Any]]]:
         predictions = msgspec.json.decode(path.read_bytes(), type=list[_Prediction])
     except (OSError, msgspec.DecodeError) as error:
         raise DatasetError(f"predictions file {str(path)!r} cannot be read: {error}") from error
-    images: defaultdict[Any, list[dict[str, Any]]] = defaultdict(list)
+    images: PredictionsOf = defaultdict(list)
     for prediction in predictions:
-        images[prediction["image_id"]].append(dict(prediction))
+        if prediction["score"] >= least_score:
+            images[prediction["image_id"]].append(dict(prediction))
     return images
 
 
 def write_submissions(
-    folder: Path, images: Iterable[bytes], testset: str, tasks: Iterable[str]
+    folder: Path, images: Sequence[bytes], testset: str, tasks: Iterable[str]
 ) -> list[Path]:
     """Write what COCO's evaluation server takes for a test set that it alone can score.
 
     Args:
-        folder: in which there will be a folder for each task.
         images: packed predictions.
         testset: the server's name of the set, e.g. "test-dev2017".
         tasks: of "bbox", "segm", "keypoints".
 
     Returns:
-        For each task a zip file in a folder of its own, TYPE_TESTSET_mask-rcnn_results.zip, in
-        which a JSON file of the same name lies at the top. TYPE is "detections" or
-        "person_keypoints". Coordinates are rounded to a tenth of a pixel, as COCO asks.
+        For each task FOLDER/TASK/TYPE_TESTSET_mask-rcnn_results.zip, with a JSON file of the same
+        name; TYPE is "detections" or "person_keypoints". Coordinates are rounded to a tenth of a
+        pixel, as COCO asks.
     """
-    images = list(images)
     files = []
     for task in tasks:
         kind, field = _SUBMISSIONS[task]

@@ -35,7 +35,7 @@ def evaluate(
     COCO's server takes.
 
     Args:
-        cfg: from `get_config`, its datasets set up by `setup_datasets`.
+        cfg: its datasets set up by `setup_datasets`.
         model: as `cfg.model` describes it; may be wrapped for distributed training.
         config_args: what gives `eval.py` this config; by default the `config.yaml` that a training
             leaves in `train.output_dir`.
@@ -59,12 +59,11 @@ def evaluate(
         with _timed(model) as seconds:
             results = inference_on_dataset(model, loader, evaluator)
     except ScoringError:
-        again = [
-            *("python", "eval.py", "--config-file"),
-            *(config_args or [str(output / "config.yaml")]),
-            *("--predictions", str(output / PREDICTIONS_FILE)),
-        ]
-        logger.error("To score the predictions again without the model: %s", shlex.join(again))
+        config = config_args or [str(output / "config.yaml")]
+        again = ["--config-file", *config, "--predictions", str(output / PREDICTIONS_FILE)]
+        logger.error(
+            "To score the predictions again without the model: python eval.py %s", shlex.join(again)
+        )
         raise
     if comm.is_main_process():
         write_results(output / "results.json", results, evaluator, 1000 * median(seconds))
@@ -72,16 +71,7 @@ def evaluate(
 
 
 def score(cfg: DictConfig, predictions_file: Path) -> dict[str, dict[str, float]]:
-    """Compute COCO's metrics of predictions that `evaluate` wrote.
-
-    Writes `results.json` in `train.output_dir`.
-
-    Args:
-        cfg: as for `evaluate`.
-        predictions_file: in COCO's results format.
-
-    Returns:
-        As `evaluate`.
+    """Compute COCO's metrics of predictions that `evaluate` wrote, otherwise as `evaluate`.
 
     Raises:
         DatasetError: if the file does not fit the test set.
