@@ -21,7 +21,6 @@ from mask_rcnn_plugin.atomic_write import atomic_write
 
 logger = logging.getLogger(__name__)
 
-
 # Of the training and of the test datasets, in the order of `dataset.train.names` and
 # `dataset.test.names`.
 ProposalFiles = tuple[list[str], list[str]]
@@ -30,9 +29,9 @@ ProposalFiles = tuple[list[str], list[str]]
 class ProposalWriter(DatasetEvaluator):
     """Collects the proposals of a dataset, from all processes, and writes detectron2's file.
 
-    The file is a pickled dict with a list entry for each image: "ids", the image ids; "boxes",
-    float32 (R, 4) XYXY in pixels of the image as it is on disk; "objectness_logits", float32 (R,),
-    descending. "bbox_mode" is XYXY_ABS. It appears whole or not at all.
+    The file is a pickled dict of lists over the images: "ids"; "boxes", float32 (R, 4) XYXY in
+    pixels of the image on disk; "objectness_logits", float32 (R,), descending. It appears whole or
+    not at all.
     """
 
     def __init__(self, path: Path) -> None:
@@ -42,7 +41,6 @@ class ProposalWriter(DatasetEvaluator):
         self._proposals: list[tuple[Any, Any, Any]] = []
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        """Keep the proposals of some images: outputs of `ProposalNetwork`."""
         for image, output in zip(inputs, outputs):
             proposals = output["proposals"]
             boxes = proposals.proposal_boxes.tensor.float().cpu().numpy()
