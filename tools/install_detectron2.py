@@ -216,9 +216,8 @@ def blob_id(data: bytes) -> str:
 def read_blob_list(path: Path) -> dict[str, str]:
     """Return git's blob id by path; lines are ``<blob id>  <path>`` or start with ``#``."""
     lines = path.read_text(encoding="utf-8").splitlines()
-    return {
-        name: blob for blob, name in (line.split() for line in lines if not line.startswith("#"))
-    }
+    pairs = (line.split() for line in lines if not line.startswith("#"))
+    return {name: blob for blob, name in pairs}
 
 
 def read_archive(path: Path) -> dict[str, bytes]:
@@ -291,7 +290,7 @@ def run_pip(*arguments: str, **variables: str) -> None:
         InstallError: if the interpreter has no pip, or pip fails.
     """
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments]
-    if subprocess.run(command, env=os.environ | variables).returncode != 0:
+    if subprocess.call(command, env=os.environ | variables) != 0:
         raise InstallError(f"'{sys.executable} -m pip {arguments[0]}' failed, see above")
 
 
