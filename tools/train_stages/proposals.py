@@ -66,14 +66,13 @@ class ProposalWriter(DatasetEvaluator):
 def write_proposals(cfg: DictConfig) -> ProposalFiles:
     """Write what a trained RPN proposes on each of its training and test datasets.
 
-    An image gets as many proposals as the row's RPN would hand over: `pre_nms_topk` and
-    `post_nms_topk` of training on the training sets, of testing on the test set. Images are resized
-    as for testing. Images without annotations have proposals too: detectron2 looks for those of
-    every image, and leaves images out afterwards.
+    An image, resized as for testing, gets as many proposals as the row's RPN would hand over in
+    training on the training sets, in testing on the test set. Images without annotations have
+    proposals too: detectron2 looks for those of every image, and leaves images out afterwards.
 
     Args:
-        cfg: from `rpn_stage`, its training finished: `model_final.pth` in `train.output_dir`. Files
-            go to `proposals/` there; one that rank 0 finds there is left as it is.
+        cfg: from `rpn_stage`, its training finished. Files go to `proposals/` in its
+            `train.output_dir`; one that rank 0 finds there is left as it is.
     """
     output = Path(cfg.train.output_dir)
     files: ProposalFiles = ([], [])
