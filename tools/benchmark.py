@@ -49,13 +49,8 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     names = [*STAGES, *EXTRAS]
-    parser.add_argument(
-        "--stage",
-        nargs="+",
-        choices=names,
-        metavar="NAME",
-        help=f"some of {', '.join(names)}",
-    )
+    some = f"some of {', '.join(names)}"
+    parser.add_argument("--stage", nargs="+", choices=names, metavar="NAME", help=some)
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the numbers there too")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="default: 3")
     parser.add_argument(

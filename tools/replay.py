@@ -54,8 +54,7 @@ def replay(cfg: DictConfig, content: dict[str, Any]) -> None:
     except RuntimeError as error:
         some = " ".join(str(error).split())[:200]
         raise UserError(
-            "the file's weights are not of this config's model, give the config and the key=value "
-            f"arguments of the training: {some} ..."
+            f"the file's weights are not of this config's model, give the training's: {some} ..."
         ) from error
     # Not the running statistics, which the training's forward pass has changed already.
     broken = [name for name, p in model.named_parameters() if not all_finite(p)]
@@ -75,17 +74,11 @@ def replay(cfg: DictConfig, content: dict[str, Any]) -> None:
     print(tabulate(describe(content["batch"]), headers="keys"))
     rows = [[name, content["losses"].get(name), loss.item()] for name, loss in losses.items()]
     print(f"\n{tabulate(rows, headers=['loss', 'in the training', 'repeated'])}")
-    gradients = [
-        name
-        for name, p in model.named_parameters()
-        if p.grad is not None and not all_finite(p.grad)
-    ]
+    gradients = [name for name, p in model.named_parameters() if not all_finite(p.grad)]
     if first:
         print(f"\nThe first module whose output is not finite: {first[0]}")
     if gradients:
-        print(
-            f"\nParameters with a gradient that is not finite: {gradients[:5]} of {len(gradients)}"
-        )
+        print(f"\nParameters with non-finite gradients: {gradients[:5]} of {len(gradients)}")
     if not (broken or first or gradients or any(not math.isfinite(row[2]) for row in rows)):
         print(
             "\nEverything is finite here: it takes the training's device and precision to break "

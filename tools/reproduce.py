@@ -81,23 +81,11 @@ def parse_args() -> argparse.Namespace:
             parser.error(f"--{name.replace('_', '-')} is {value}, must be 1 or more")
     if args.jobs is None:
         alone = args.scale == "coco" or torch.cuda.is_available()
-        # Beside others a model cannot be timed.
-        alone = alone or "timing" in args.table
+        alone = alone or "timing" in args.table  # beside others a model cannot be timed
         args.jobs = 1 if alone else len(os.sched_getaffinity(0))
     args.output = args.output or Path("output/reproduce") / args.scale
     args.tables = ALL[args.scale] if "all" in args.table else args.table
     return args
-
-
-def prepare(runs: Runs) -> None:
-    """Find out before the first training whether every dataset is there; draw what is to be drawn.
-
-    Raises:
-        ConfigError, DatasetError: as `get_config` and `setup_datasets`.
-    """
-    for run in runs.values():
-        if not run.done:
-            setup_datasets(get_config(run.config, run.overrides))
 
 
 def write_table(table: str, args: argparse.Namespace, runs: Runs) -> dict[str, Any]:
@@ -177,11 +165,13 @@ def main() -> None:
     configs = list(dict.fromkeys(r.config for t in args.tables for r in rows_of(t) if r.config))
     try:
         runs = plan(configs, args.scale, args.seeds, args.output / "runs", args.overrides)
-        prepare(runs)
+        wanted = list(dict.fromkeys(runs.values()))
+        for run in wanted:  # is every dataset there? Draws what is to be drawn
+            if not run.done:
+                setup_datasets(get_config(run.config, run.overrides))
     except UserError as error:
         print(f"reproduce.py: {error}", file=sys.stderr)
         sys.exit(2)
-    wanted = list(dict.fromkeys(runs.values()))
     done = sum(run.done for run in wanted)
     print(f"{len(wanted)} trainings for {len(configs)} rows, {done} of them done", flush=True)
     try:

@@ -13,12 +13,7 @@ from mask_rcnn_plugin.training import setup_datasets
 
 @torch.no_grad()
 def bf16_agreement(folder: Path, device: str, num_images: int = 100) -> dict[str, float]:
-    """Detect with a trained model in float32 and in bfloat16, on images of its test set.
-
-    Args:
-        folder: a training's output, with config.yaml and model_final.pth.
-        device: "cpu" or "cuda".
-        num_images: at most so many.
+    """Detect in float32 and in bfloat16 with the model of a training's output, on its test set.
 
     Returns:
         Number of "images", and of float32's "boxes" on them; "found", the share of those that

@@ -23,13 +23,9 @@ def made_up_ground_truth(
 ) -> dict[str, Any]:
     """A COCO-format ground truth, by default of the size of COCO's minival.
 
-    Masks are polygons, a hundredth of them crowds in RLE. Sides of boxes are log-uniform from 8 to
-    400 pixels, categories follow Zipf's law, and images differ in their number of objects; some
-    have none.
-
-    Returns:
-        What a COCO annotation file holds: {"images", "annotations", "categories"}. Ids count from
-        1, those of categories in steps of two, so that they are not the contiguous ones.
+    Masks are polygons, a hundredth of them crowds in RLE. Categories follow Zipf's law, and images
+    differ in their number of objects; some have none. Ids count from 1, those of categories in
+    steps of two, so that they are not the contiguous ones.
     """
     rng = np.random.default_rng([seed, 0])
     crowdedness = rng.gamma(1.0, size=images)
@@ -66,29 +62,20 @@ def made_up_ground_truth(
 
 
 def made_up_predictions(
-    ground_truth: dict[str, Any], detections: int = 100, seed: int = 0
+    ground_truth: dict[str, Any], detections: int = 100
 ) -> Iterator[Prediction]:
     """A detector's outputs for a ground truth, one image at a time; nothing is kept.
 
     Three for each object, but at most half of an image's, are jittered objects, nine in ten of them
-    with the object's category; the others lie anywhere and score lower.
-
-    Args:
-        ground_truth: from `made_up_ground_truth`.
-        detections: in each image.
-        seed: the same seed gives the same detections, for each image apart.
-
-    Yields:
-        For each image the arguments, without the lists, of an evaluator's `process()`: its
-        {"image_id", "height", "width"} and {"instances": detectron2's `Instances` with pred_boxes
-        (detections, 4), XYXY pixels, scores, pred_classes and pred_masks, which are `RLEMasks`}.
+    with the object's category; the others lie anywhere and score lower. An image's detections do
+    not depend on the other images. Masks are `RLEMasks`.
     """
     categories = len(ground_truth["categories"])
     objects: dict[int, list[dict[str, Any]]] = {i["id"]: [] for i in ground_truth["images"]}
     for annotation in ground_truth["annotations"]:
         objects[annotation["image_id"]].append(annotation)
     for image in ground_truth["images"]:
-        rng = np.random.default_rng([seed, 1, image["id"]])
+        rng = np.random.default_rng([0, 1, image["id"]])
         boxes, kinds = _draw_boxes(rng, detections), _draw_categories(rng, detections, categories)
         scores = rng.beta(1, 8, size=detections)
         found = objects[image["id"]]
@@ -103,17 +90,15 @@ def made_up_predictions(
             kinds[:n] = np.where(right, true_kinds, kinds[:n])
             scores[:n] = rng.beta(4, 2, size=n)
         outlines = _outlines(boxes, kinds).reshape(detections, -1).tolist()
-        rles = coco_mask.frPyObjects(outlines, _HEIGHT, _WIDTH) if detections else []
+        rles = coco_mask.frPyObjects(outlines, _HEIGHT, _WIDTH)
         boxes[:, 2:] += boxes[:, :2]
         instances = Instances((_HEIGHT, _WIDTH))
         instances.pred_boxes = Boxes(torch.from_numpy(boxes).float())
         instances.scores = torch.from_numpy(scores).float()
         instances.pred_classes = torch.from_numpy(kinds)
         instances.pred_masks = RLEMasks([_as_text(rle) for rle in rles])
-        yield (
-            {"image_id": image["id"], "height": _HEIGHT, "width": _WIDTH},
-            {"instances": instances},
-        )
+        inputs = {"image_id": image["id"], "height": _HEIGHT, "width": _WIDTH}
+        yield inputs, {"instances": instances}
 
 
 def _draw_boxes(rng: np.random.Generator, n: int) -> np.ndarray:

@@ -22,11 +22,7 @@ def dataset_check(images: int, annotations: int) -> dict[str, float | None]:
     """Check a made-up training set of a model with masks, its images not opened.
 
     The annotation file was just written, so the system still has it in memory: reading it from a
-    disk comes on top.
-
-    Returns:
-        "images" and "annotations"; "file_mb", size of the annotation file; "seconds" of the check,
-        and "grown_mb", the most memory that it held.
+    disk comes on top. "grown_mb" is the most memory that the check held.
 
     Raises:
         ValueError: if there are errors, as a training would then not start.
@@ -58,10 +54,7 @@ def dataset_check(images: int, annotations: int) -> dict[str, float | None]:
 def evaluation_memory(images: int = 5_000) -> dict[str, float | None]:
     """What the plugin's evaluator keeps of images of 100 detections each until AP is computed.
 
-    The predictions are made up on the way and thrown away.
-
-    Returns:
-        "images"; "seconds" in `process()`, and "grown_mb", the most memory that it held.
+    The predictions are made up on the way and thrown away. "seconds" are those in `process()`.
     """
     truth = made_up_ground_truth(images, objects=7 * images)
     with tempfile.TemporaryDirectory() as folder:

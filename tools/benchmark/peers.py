@@ -49,10 +49,7 @@ def stock_detectron2(model: DictConfig) -> Any:
 
     Args:
         model: `get_config(...).model`, with RoIAlign, average, and the FCN mask branch's sigmoid
-            loss: detectron2 has no others.
-
-    Returns:
-        A model with the same parameter names, whose state dict the plugin's model loads.
+            loss: detectron2 has no others. Parameters have the same names.
     """
     model = copy.deepcopy(model)
     OmegaConf.resolve(model)
@@ -105,10 +102,8 @@ def torchvision_twin(stock: Any, num_detections: int, shorter_side: int) -> Any:
     Args:
         stock: from `stock_detectron2`, with the stride in the 3x3 convolutions.
         num_detections: most detections an image.
-        shorter_side: of the images that it will get, in pixels; it resizes others.
-
-    Returns:
-        A model that takes a list of BGR images (3, H, W), float in [0, 255].
+        shorter_side: of the images that it will get, in pixels; it resizes others. They are BGR
+            (3, H, W), float in [0, 255].
     """
     predictor = stock.roi_heads.box_predictor
     backbone = resnet_fpn_backbone(

@@ -21,21 +21,9 @@ def to_markdown(report: Mapping[str, Any]) -> str:
         per_image = f"{1000 * m['seconds'] / m['images']:.2g}"
         parts.append(table(headers, [[f"{m['images']:,}", number(m["grown_mb"]), per_image]]))
     if measured := report.get("dataset_check"):
-        headers = [
-            "images, not opened",
-            "annotations",
-            "file, MB",
-            "seconds",
-            "memory grown by, MB",
-        ]
-        lines = [
-            [
-                *(f"{m['images']:,}", f"{m['annotations']:,}", number(m["file_mb"])),
-                *(f"{m['seconds']:.1f}", number(m["grown_mb"])),
-            ]
-            for m in measured
-        ]
-        parts.append(table(headers, lines))
+        sizes = ["images, not opened", "annotations", "file, MB"]
+        headers = [*sizes, "seconds", "memory grown by, MB"]
+        parts.append(table(headers, [_check_cells(m) for m in measured]))
     if report.get("bf16"):
         parts.append(f"bf16 on a trained model: {agreement(report['bf16'])}.")
     return "\n\n".join(parts) + "\n"
@@ -52,6 +40,11 @@ def stage_cells(row: Mapping[str, Any]) -> list[str]:
         *(number(row["peak_mib"][peer]) for peer in ("detectron2", "plugin")),
         f"{row['difference']:.1e} {row['difference_unit']} ({limit})",
     ]
+
+
+def _check_cells(m: Mapping[str, Any]) -> list[str]:
+    file, grown = number(m["file_mb"]), number(m["grown_mb"])
+    return [f"{m['images']:,}", f"{m['annotations']:,}", file, f"{m['seconds']:.1f}", grown]
 
 
 def summary(report: Mapping[str, Any]) -> str:

@@ -48,16 +48,12 @@ Runs = dict[str, Callable[[], Any]]
 class Row(NamedTuple):
     """One line of the table.
 
-    Attributes:
-        name: what is measured.
-        runs: by peer: "detectron2" as it comes, "plugin", perhaps "torchvision" and "detectron2
-            tuned", with the options of PyTorch that the plugin takes in this row. Where
-            "detectron2 channels-last" is there too, the faster of the two stands for detectron2.
-        difference: of the plugin's result from detectron2's.
-        unit: what the difference is.
-        allowed: how large it may be; None where the weights must be trained ones for the results
-            to agree, see `agreement`: it is shown only.
-        once: measured by a single call.
+    runs: by peer: "detectron2" as it comes, "plugin", perhaps "torchvision" and "detectron2 tuned",
+        with the options of PyTorch that the plugin takes in this row. Where "detectron2
+        channels-last" is there too, the faster of the two stands for detectron2.
+    difference: of the plugin's result from detectron2's, in `unit`.
+    allowed: how large it may be; None where only trained weights would agree: it is shown only.
+    once: measured by a single call.
     """
 
     name: str
@@ -72,9 +68,7 @@ class Peers:
     """ResNet-50-FPN with RoIAlign of 4 points a bin and 1000 proposals an image.
 
     Args:
-        device: "cpu" or "cuda".
         size: height and width of the image.
-        detections: most detections an image.
         training_side: height and width of the two images of a training step.
     """
 
@@ -95,7 +89,7 @@ class Peers:
             f"model.roi_heads.num_classes={CLASSES}",
         ]
         config = get_config("table2a_backbone/r50_fpn", overrides).model
-        self.batch = [{"image": picture(size), "height": size[0], "width": size[1]}]
+        self.batch: list[Any] = [{"image": picture(size), "height": size[0], "width": size[1]}]
         self.stock = stock_detectron2(config)
         draw_like_trained(self.stock, self.batch, num_candidates=10 * detections)
         self.trainable = instantiate(config)
@@ -123,10 +117,8 @@ class Peers:
         twin = torchvision_twin(self.stock, self.detections, min(self.size))
         return twin.to(self.device).eval()
 
-    @cached_property
-    def torchvision_batch(self) -> list[Tensor]:
-        image: Any = self.batch[0]["image"]
-        return [image.to(self.device).float()]
+    def run_torchvision(self) -> list[dict[str, Tensor]]:
+        return self.torchvision([self.batch[0]["image"].to(self.device).float()])
 
 
 # What the models get.
@@ -193,12 +185,8 @@ def mask(p: Peers) -> Iterator[Row]:
     """The mask branch on given boxes and features, without pasting."""
     _, boxes = made_up_masks(p.detections, p.size, p.device)
     generator = torch.Generator().manual_seed(0)
-    features = {
-        f"p{level}": torch.randn(
-            1, 256, p.size[0] >> level, p.size[1] >> level, generator=generator
-        ).to(p.device)
-        for level in range(2, 6)
-    }
+    shapes = {f"p{level}": (1, 256, *(side >> level for side in p.size)) for level in range(2, 6)}
+    features = {k: torch.randn(s, generator=generator).to(p.device) for k, s in shapes.items()}
     layouts = {
         "detectron2": features,
         "plugin": {k: f.to(memory_format=torch.channels_last) for k, f in features.items()},
@@ -259,10 +247,7 @@ def model(p: Peers) -> Iterator[Row]:
         with torch.autocast(p.device, torch.bfloat16):
             return tuned()
 
-    stock: Runs = {
-        "detectron2": detect(p.stock),
-        "torchvision": lambda: p.torchvision(p.torchvision_batch),
-    }
+    stock: Runs = {"detectron2": detect(p.stock), "torchvision": p.run_torchvision}
     unit = "of the boxes lost"
     runs: Runs = {**stock, "detectron2 tuned": tuned, "plugin": detect(p.plugin)}
     yield Row("whole model", runs, boxes_lost, unit, 0.01)
@@ -330,18 +315,15 @@ def evaluation_row(folder: Path, truth: dict[str, Any]) -> Row:
         results = coco_results(output["instances"], image["image_id"])
         stock._predictions.append({"image_id": image["image_id"], "instances": results})
 
-    def silent(evaluator: COCOEvaluator) -> Callable[[], Any]:
-        def run() -> Any:
-            with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
-                return evaluator.evaluate()
-
-        return run
+    def silent(evaluator: COCOEvaluator) -> Any:
+        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
+            return evaluator.evaluate()
 
     def apart(ours: Any, theirs: Any) -> float:
         every = [(theirs[task][k], ours[task][k]) for task in theirs for k in theirs[task]]
         return max(abs(a - b) for a, b in every if not math.isnan(a))
 
-    runs: Runs = {"detectron2": silent(stock), "plugin": silent(ours)}
+    runs: Runs = {"detectron2": partial(silent, stock), "plugin": partial(silent, ours)}
     name = f"COCO evaluation, {ours.backend} beside pycocotools"
     return Row(name, runs, apart, "AP", 1e-10, once=True)
 

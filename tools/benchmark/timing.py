@@ -34,11 +34,7 @@ def interleave(
 ) -> dict[str, Measurement]:
     """Time the functions in turn, A B A B, so that a slow moment of the machine meets all.
 
-    Args:
-        functions: by name.
-        rounds: how often each of them has its turn.
-        device: "cpu" or "cuda".
-        once: a single call of each, for functions that take minutes and can't be repeated.
+    `once`: a single call of each, for functions that take minutes and can't be repeated.
     """
     ms: dict[str, list[float]] = {name: [] for name in functions}
     peaks: dict[str, float | None] = {}

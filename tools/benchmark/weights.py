@@ -20,9 +20,7 @@ _SPREADS = {
 }
 
 
-def draw_like_trained(
-    model: nn.Module, batch: list[dict[str, Any]], num_candidates: int, seed: int = 0
-) -> None:
+def draw_like_trained(model: nn.Module, batch: list[dict[str, Any]], num_candidates: int) -> None:
     """Draw a model's weights anew, and fit their scales to a batch.
 
     At initialisation all boxes are anchors and all scores equal; with weights drawn larger, fifty
@@ -34,9 +32,8 @@ def draw_like_trained(
         batch: images as the model takes them.
         num_candidates: how many class scores of the batch are to pass the score threshold, which
             is set to that; a trained model on COCO has a few hundred an image.
-        seed: of the drawing.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     for name, parameter in model.named_parameters():
         if parameter.dim() > 1:
             gain = 2 if parameter.dim() == 4 else 1
@@ -52,7 +49,7 @@ def draw_like_trained(
     handles = [
         module.register_forward_pre_hook(_take_statistics)
         for module in model.modules()
-        if isinstance(module, (FrozenBatchNorm2d, nn.BatchNorm2d))
+        if isinstance(module, FrozenBatchNorm2d)
     ]
     layers = dict(model.named_modules())
     handles += [
@@ -88,15 +85,13 @@ def _take_statistics(norm: Any, args: tuple[Tensor]) -> None:
 
 def _rescaling(spread: float) -> Callable[..., Tensor | None]:
     """A hook that scales a layer's weight at its first call so that its outputs spread so far."""
-    called = False
+    scaled = []
 
     def hook(layer: Any, args: Any, output: Tensor) -> Tensor | None:
-        nonlocal called
-        if called or output.numel() < 2:
+        if scaled or output.numel() < 2:
             return None
-        called = True
-        scale = spread / output.std()
-        layer.weight.data.mul_(scale)
+        scaled.append(layer)
+        layer.weight.data.mul_(spread / output.std())
         return layer(*args)
 
     return hook

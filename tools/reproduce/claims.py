@@ -39,10 +39,8 @@ class Effect(NamedTuple):
         reverse = self._replace(config=self.against, against=self.config)
         if reverse in _EFFECTS_IN_TEXT:
             return -_EFFECTS_IN_TEXT[reverse]
-        ours, theirs = (row_of(config) for config in (self.config, self.against))
-        if not ours or not theirs:
-            raise KeyError(f"{self.config} or {self.against} is no row of the paper")
-        return ours.scores[self.task][self.metric] - theirs.scores[self.task][self.metric]
+        ours, theirs = (row_of(c).scores[self.task] for c in (self.config, self.against))
+        return ours[self.metric] - theirs[self.metric]
 
     def measured(self, measured: Measured) -> list[float]:
         """The effect for each seed, in points of AP; [] if one of the two rows was not run."""
@@ -91,9 +89,8 @@ class Claim(NamedTuple):
         """Whether a measurement agrees with the paper.
 
         Returns:
-            "agrees" or "disagrees", if the seeds are sure of it to 95%; "undecided" if not; "one
-            seed" where there is no spread to judge by; "no AP" where one could not be computed
-            (nan); "not run".
+            "agrees" or "disagrees", if the seeds are sure of it to 95%, else "undecided"; "one
+            seed", "not run", or "no AP" where one could not be computed (nan).
         """
         support = self.support(measured)
         if not support:

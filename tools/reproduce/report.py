@@ -31,12 +31,7 @@ Content = Mapping[str, Any]
 
 
 def index_page(run: Content, contents: Sequence[Content]) -> str:
-    """The page of a whole reproduction.
-
-    Args:
-        run: {"command", "scale", "seeds", "trainings", "minutes", "jobs", "environment"}.
-        contents: of the tables.
-    """
+    """The page of a whole reproduction, of what index.json holds and of its tables."""
     parts = [
         f"# The paper's tables, reproduced at the {run['scale']} scale",
         f"Written by `{run['command']}`: {run['trainings']} trainings with {run['seeds']} seeds a "
@@ -82,11 +77,7 @@ def measured_in(*contents: Content) -> Measured:
 
 
 def collect(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[float]]]:
-    """{task: {metric: [AP in points, one a seed]}}, nan where one could not be computed.
-
-    Args:
-        results: of each seed, as results.json has it.
-    """
+    """{task: {metric: [AP in points, one a seed]}}, nan where one could not be computed."""
     first = results[0]
     return {
         task: {
@@ -144,16 +135,10 @@ def claims_table(claims: Sequence[Claim], measured: Measured) -> str:
     lines = []
     for claim in claims:
         effect, than = claim.effect, claim.than
-        lines.append(
-            [
-                claim.text,
-                f"{TASKS[effect.task]} {effect.metric}",
-                f"{effect.in_paper():+.1f}",
-                spread(effect.measured(measured), sign="+"),
-                f"{than.in_paper():+.1f}, {spread(than.measured(measured), '+')}" if than else "",
-                claim.verdict(measured),
-            ]
-        )
+        metric = f"{TASKS[effect.task]} {effect.metric}"
+        paper, ours = f"{effect.in_paper():+.1f}", spread(effect.measured(measured), "+")
+        beside = f"{than.in_paper():+.1f}, {spread(than.measured(measured), '+')}" if than else ""
+        lines.append([claim.text, metric, paper, ours, beside, claim.verdict(measured)])
     return _markdown(["the paper's claim", "metric", "paper", "ours", "than", "verdict"], lines)
 
 
@@ -211,13 +196,7 @@ def _plot_effect(axis: Any, y: int, effect: Effect, measured: Measured) -> None:
 
 
 def plot_predictions(pictures: Mapping[str, np.ndarray], file: Path, columns: int) -> None:
-    """Draw captioned pictures in lines of `columns`.
-
-    Args:
-        pictures: {caption: uint8 (H, W, 3), RGB}.
-        file: where to write.
-        columns: pictures a line.
-    """
+    """Draw captioned pictures, RGB uint8 (H, W, 3), in lines of `columns`."""
     lines = -(-len(pictures) // columns)
     figure = Figure(figsize=(3.2 * columns, 3.5 * lines), layout="constrained")
     panels = figure.subplots(lines, columns, squeeze=False).ravel()

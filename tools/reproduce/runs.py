@@ -31,6 +31,7 @@ SCALES = {"coco": "", "synthetic": "+ablation"}
 
 _DONE = "run.json"  # written last
 _SECONDS = "seconds"  # a line a start
+_TEST_KEYS = ("dataset.test.", "dataloader.test.", "dataloader.evaluator.")
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,6 @@ class Run:
 
     config: name with overlays.
     overrides: "key=value", without `train.output_dir`.
-    seed: `train.seed`.
     max_iter: iterations of its training.
     folder: its `train.output_dir`.
     trained: the run whose weights it tests, None if it trains its own.
@@ -100,7 +100,7 @@ def plan(
             if cfg.dataset.synthetic:
                 keys["drawing"] = synthetic.VERSION
             whole = _fingerprint(keys)
-            training = _fingerprint({k: v for k, v in keys.items() if not _of_the_test(k)})
+            training = _fingerprint({k: v for k, v in keys.items() if not k.startswith(_TEST_KEYS)})
             if whole not in by_fingerprint:
                 # Another table may have run it under another name.
                 folder = next(
@@ -115,19 +115,15 @@ def plan(
     return runs
 
 
-def _of_the_test(key: str) -> bool:
-    return key.startswith(("dataset.test.", "dataloader.test.", "dataloader.evaluator."))
-
-
 def _fingerprint(keys: dict[str, Any]) -> str:
     return hashlib.sha1(json.dumps(keys, sort_keys=True).encode()).hexdigest()[:10]
 
 
 def execute(runs: Iterable[Run], scripts: Path, *, jobs: int, num_gpus: int) -> list[Run]:
-    """Train and test what is not done, with a progress bar.
+    """Train and test what is not done, in this order, with a progress bar.
 
     Args:
-        runs: in the order in which to start them.
+        runs: from `plan`.
         scripts: folder of train.py and eval.py.
         jobs: how many at a time; on a CPU they share its cores, else the same GPUs.
         num_gpus: of each training.
@@ -172,17 +168,17 @@ def execute(runs: Iterable[Run], scripts: Path, *, jobs: int, num_gpus: int) -> 
 def _start(run: Run, scripts: Path, jobs: int, num_gpus: int) -> "subprocess.Popen[bytes]":
     run.folder.mkdir(parents=True, exist_ok=True)
     if run.trained:
-        weights = str(run.trained.folder / "model_final.pth")
-        command = ["eval.py", "--weights", weights]
+        script = "eval.py"
+        options = ["--weights", str(run.trained.folder / "model_final.pth")]
     else:
-        command = ["train.py", "--resume", "--num-gpus", str(num_gpus)]
-    arguments = ["--config-file", run.config, *run.overrides, f"train.output_dir={run.folder}"]
+        script, options = "train.py", ["--resume", "--num-gpus", str(num_gpus)]
+    options += ["--config-file", run.config, *run.overrides, f"train.output_dir={run.folder}"]
     env = dict(os.environ)
     if not torch.cuda.is_available():
         env["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // jobs))
     with (run.folder / "console.txt").open("ab") as console:
         return subprocess.Popen(
-            [sys.executable, str(scripts / command[0]), *command[1:], *arguments],
+            [sys.executable, str(scripts / script), *options],
             stdin=subprocess.DEVNULL,
             stdout=console,
             stderr=console,

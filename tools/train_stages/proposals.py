@@ -21,7 +21,6 @@ from mask_rcnn_plugin.atomic_write import atomic_write
 
 logger = logging.getLogger(__name__)
 
-
 # Of the training and of the test datasets, in the order of `dataset.train.names` and
 # `dataset.test.names`.
 ProposalFiles = tuple[list[str], list[str]]
@@ -30,9 +29,9 @@ ProposalFiles = tuple[list[str], list[str]]
 class ProposalWriter(DatasetEvaluator):
     """Collects the proposals of a dataset, from all processes, and writes detectron2's file.
 
-    The file is a pickled dict with a list entry for each image: "ids", the image ids; "boxes",
-    float32 (R, 4) XYXY in pixels of the image as it is on disk; "objectness_logits", float32 (R,),
-    descending. "bbox_mode" is XYXY_ABS. It appears whole or not at all.
+    The file is a pickled dict of lists over the images: "ids"; "boxes", float32 (R, 4) XYXY in
+    pixels of the image on disk; "objectness_logits", float32 (R,), descending. It appears whole or
+    not at all.
     """
 
     def __init__(self, path: Path) -> None:
@@ -42,7 +41,6 @@ class ProposalWriter(DatasetEvaluator):
         self._proposals: list[tuple[Any, Any, Any]] = []
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        """Keep the proposals of some images: outputs of `ProposalNetwork`."""
         for image, output in zip(inputs, outputs):
             proposals = output["proposals"]
             boxes = proposals.proposal_boxes.tensor.float().cpu().numpy()
@@ -68,14 +66,13 @@ class ProposalWriter(DatasetEvaluator):
 def write_proposals(cfg: DictConfig) -> ProposalFiles:
     """Write what a trained RPN proposes on each of its training and test datasets.
 
-    An image gets as many proposals as the row's RPN would hand over: `pre_nms_topk` and
-    `post_nms_topk` of training on the training sets, of testing on the test set. Images are resized
-    as for testing. Images without annotations have proposals too: detectron2 looks for those of
-    every image, and leaves images out afterwards.
+    An image, resized as for testing, gets as many proposals as the row's RPN would hand over in
+    training on the training sets, in testing on the test set. Images without annotations have
+    proposals too: detectron2 looks for those of every image, and leaves images out afterwards.
 
     Args:
-        cfg: from `rpn_stage`, its training finished: `model_final.pth` in `train.output_dir`. Files
-            go to `proposals/` there; one that rank 0 finds there is left as it is.
+        cfg: from `rpn_stage`, its training finished. Files go to `proposals/` in its
+            `train.output_dir`; one that rank 0 finds there is left as it is.
     """
     output = Path(cfg.train.output_dir)
     files: ProposalFiles = ([], [])

@@ -1,11 +1,4 @@
-"""The paper's ways to train RPN and Mask R-CNN apart from each other (Sec. 3.1, 4.4).
-
-Joint training, detectron2's way, is what every config does by itself. Here are
-
-* "separate" (Sec. 3.1): an RPN that shares nothing with Mask R-CNN, and Mask R-CNN on its
-  proposals;
-* "4step" (Sec. 4.4, after Faster R-CNN): the two in turn, which ends in one model.
-"""
+"""The paper's ways to train RPN and Mask R-CNN apart from each other (Sec. 3.1, 4.4)."""
 
 import json
 import logging
@@ -39,15 +32,13 @@ Record = dict[str, Any]
 
 
 def train_stages(cfg: DictConfig, regime: str) -> dict[str, Any]:
-    """Train a row by a regime. What an earlier run has finished is not done again.
+    """Train a row by one of `REGIMES`. What an earlier run has finished is not done again.
 
     In `train.output_dir`, each stage has a folder with what `do_train` writes, its config and, of
     an RPN, `proposals/`; `stages.json` records what is done. To do a stage again, delete its folder
-    and all after it. "4step" ends in `model_final.pth`, one model of the row.
-
-    Args:
-        cfg: from `get_config`, its datasets set up by `setup_datasets`.
-        regime: one of `REGIMES`.
+    and all after it. "separate" (Sec. 3.1): an RPN that shares nothing with Mask R-CNN, and Mask
+    R-CNN on its proposals. "4step" (Sec. 4.4, after Faster R-CNN): the two in turn, which ends in
+    `model_final.pth`, one model of the row.
 
     Returns:
         {task: {metric: AP in points}} of 2_detector, or of the one model; {} for a test set without
@@ -102,8 +93,8 @@ def check_record(cfg: DictConfig, regime: str, record: Record) -> None:
         differing = [f"{k}: {before.get(k)!r} there, {now.get(k)!r} here" for k in keys[:3]]
         raise ConfigError(
             f"{cfg.train.output_dir} holds stages of another training: give the same config and "
-            f"regime to go on with it, or another train.output_dir=...; {'; '.join(differing)}"
-            + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+            f"regime to go on with it, or another train.output_dir=...; {'; '.join(differing)}, "
+            f"{len(keys)} in all"
         )
 
 
@@ -151,11 +142,10 @@ def _unite(cfg: DictConfig, record: Record) -> dict[str, Any]:
 
 
 def unite_weights(detector: Path, rpn: Path, heads: Path) -> dict[str, Tensor]:
-    """The state dict of the one model that the 4 steps end in, from their checkpoints.
+    """The one model that the 4 steps end in, from the checkpoints of (2), (3) and (4).
 
-    Returns:
-        The backbone of (2), which (3) and (4) hold fixed, (3)'s `proposal_generator` and (4)'s
-        `roi_heads`, under the row's own names.
+    It has the backbone of (2), which (3) and (4) hold fixed, (3)'s `proposal_generator` and (4)'s
+    `roi_heads`, under the row's own names.
 
     Raises:
         UserError: if the three have different backbones.

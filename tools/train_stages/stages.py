@@ -15,12 +15,11 @@ from train_stages.proposals import ProposalFiles
 def rpn_stage(cfg: DictConfig, stage: str) -> DictConfig:
     """The row's backbone and RPN as detectron2's `ProposalNetwork`, on the row's schedule.
 
+    Evaluated is the average recall of the boxes.
+
     Args:
         cfg: from `get_config`, its datasets set up by `setup_datasets`; not changed.
         stage: name of the stage's folder in `train.output_dir`.
-
-    Returns:
-        A config for `train`, which evaluates the average recall of the boxes.
     """
     cfg = _stage(cfg, stage)
     row = cfg.model
@@ -36,12 +35,7 @@ def rpn_stage(cfg: DictConfig, stage: str) -> DictConfig:
 
 
 def detector_stage(cfg: DictConfig, stage: str, proposals: ProposalFiles) -> DictConfig:
-    """The row's model without its RPN, trained and tested on proposals from files.
-
-    Args:
-        cfg, stage: as for `rpn_stage`.
-        proposals: from `write_proposals`.
-    """
+    """The row's model without its RPN, trained and tested on the files of `write_proposals`."""
     cfg = _stage(cfg, stage)
     topk = cfg.model.proposal_generator.post_nms_topk
     cfg.model.proposal_generator = None  # what detectron2's "PrecomputedProposals" stands for

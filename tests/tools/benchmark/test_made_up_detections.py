@@ -48,5 +48,3 @@ def test_predictions_of_an_image_do_not_depend_on_the_others() -> None:
     width_and_height = torch.tensor([640.0, 480.0, 640.0, 480.0])
     assert (ours.pred_boxes.tensor >= 0).all()
     assert (ours.pred_boxes.tensor <= width_and_height).all()
-    (_, other), *_ = made_up_predictions(content, detections=20, seed=1)
-    assert not torch.equal(ours.scores, other["instances"].scores)

@@ -49,7 +49,7 @@ def test_torchvision_does_the_same_work(peers: Peers) -> None:
         theirs = list(peers.torchvision.backbone(image).values())
         for ours, other in zip(peers.stock.backbone(image).values(), theirs, strict=True):
             torch.testing.assert_close(ours, other, rtol=0, atol=1e-4 * float(ours.abs().max()))
-        (found,) = peers.torchvision(peers.torchvision_batch)
+        (found,) = peers.run_torchvision()
         (stock,) = peers.stock(peers.batch)
     assert len(found["boxes"]) == len(stock["instances"]) == 20
 
