@@ -46,7 +46,7 @@ def check_config(cfg: DictConfig, added: Collection[str] = ()) -> None:
     Raises:
         ConfigError: for an unknown or missing key or argument, a value of the wrong type or out of
             bounds, an interpolation to what is not there, a task that the model has no branch for,
-            and a metric for the best model that no task gives.
+            a metric for the best model that no task gives, and two limits of detections.
     """
     try:
         values: Any = OmegaConf.to_container(cfg, resolve=True)
@@ -74,6 +74,7 @@ def check_config(cfg: DictConfig, added: Collection[str] = ()) -> None:
         raise ConfigError(f"train.device is {device!r}, must be 'cpu', 'cuda' or 'cuda:N'")
     _check_branches(values)
     _check_best_metric(values)
+    _check_max_detections(values)
 
 
 def no_such_key(key: str, siblings: Iterable[str], close: str | None = None) -> str:
@@ -299,6 +300,19 @@ def _check_best_metric(values: dict[str, Any]) -> None:
         raise ConfigError(
             f"train.best_metric is {metric!r}, must be one of {names} or TASK/AP-CATEGORY"
         )
+
+
+def _check_max_detections(values: dict[str, Any]) -> None:
+    limit = at(values, "dataset.test.max_detections")
+    for key in (
+        "model.roi_heads.box_predictor.test_topk_per_image",
+        "dataloader.evaluator.max_detections",
+    ):
+        if at(values, key) not in (None, limit):
+            raise ConfigError(
+                f"{key} is {at(values, key)}, but dataset.test.max_detections is {limit}: set the "
+                "latter alone, which limits both the model and the evaluation"
+            )
 
 
 def _is_known(node: Any) -> bool:

@@ -16,6 +16,8 @@ from mask_rcnn_plugin.data.coco import DatasetError
 # Of `annotation_faults`: nothing will match such an object, but COCO's numbers are defined.
 _SCORABLE = {"box-negative", "box-empty", "box-outside", "mask-empty"}
 
+_MAX_PIXELS = 2**32 - 1  # pycocotools counts pixels in a uint32
+
 
 def check_ground_truth(
     name: str, coco: COCO, tasks: Collection[str], num_keypoints: int | None = None
@@ -80,12 +82,13 @@ def _error(
     num_keypoints: int | None,
 ) -> str:
     scores_masks = "segm" in tasks
+    width, height = image["width"], image["height"]
+    if scores_masks and width * height > _MAX_PIXELS:
+        return f"masks of {width} x {height} pixels, which must be {_MAX_PIXELS} or fewer"
     used = {
         "bbox": item.get("bbox"),
         "segmentation": item.get("segmentation") if scores_masks else None,
         "keypoints": item.get("keypoints") if num_keypoints is not None else None,
     }
-    faults = annotation_faults(
-        used, image["width"], image["height"], num_keypoints, needs_mask=scores_masks
-    )
+    faults = annotation_faults(used, width, height, num_keypoints, needs_mask=scores_masks)
     return next((text for kind, text in faults if kind not in _SCORABLE), "")

@@ -249,6 +249,20 @@ def test_metrics_of_keypoints_and_proposals(check: Any, refused: Any) -> None:
     assert METRIC in refused(BASE, f"{TASKS}=[box_proposals]", f"{METRIC}=box_proposals/AP")
 
 
+@pytest.mark.parametrize(
+    "key",
+    [
+        "model.roi_heads.box_predictor.test_topk_per_image",
+        "dataloader.evaluator.max_detections",
+    ],
+)
+def test_a_second_limit_of_detections_is_refused(check: Any, refused: Any, key: str) -> None:
+    message = refused(BASE, f"{key}=50")
+    assert f"{key} is 50" in message
+    assert "dataset.test.max_detections is 100" in message
+    check(BASE, f"{key}=50", "dataset.test.max_detections=50")
+
+
 def test_nothing_is_asked_of_what_is_not_the_plugins(own_file: Any) -> None:
     file = own_file(
         "from detectron2.config import LazyCall as L",

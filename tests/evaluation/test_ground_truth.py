@@ -106,3 +106,11 @@ def test_keypoints_are_counted_where_their_number_is_not_given(tmp_path: Path) -
     evaluator.read(tmp_path / "found.json")
     # One of two objects: of COCO's 101 recalls, 51 are reached.
     assert evaluator.evaluate()["keypoints"]["AP"] == pytest.approx(100 * 51 / 101)
+
+
+def test_masks_of_more_pixels_than_coco_counts_are_refused() -> None:
+    large = coco(SOUND)
+    large.imgs[1] |= {"width": 66_000, "height": 66_000}
+    check_ground_truth("mine", large, ["bbox"])
+    with pytest.raises(DatasetError, match="66000 x 66000"):
+        check_ground_truth("mine", large, TASKS)
