@@ -208,7 +208,7 @@ class BrokenGradient(Model):
 def test_a_resume_with_an_optimizer_of_another_type_is_refused(tmp_path: Path) -> None:
     before, now = (trainer(tmp_path, []) for _ in range(2))
     now.optimizer = torch.optim.AdamW(now.model.parameters())
-    with pytest.raises(ConfigError, match="training with SGD, and the config's optimizer is AdamW"):
+    with pytest.raises(ConfigError, match="optimizer is not that of .* SGD, this is AdamW"):
         now.load_state_dict(before.state_dict())
 
 
