@@ -73,6 +73,9 @@ class SafeCheckpointer(DetectionCheckpointer):
         `last_checkpoint` names or, should it be damaged, which is logged, that of the latest
         iteration.
 
+        Returns:
+            What else is in it, "iteration" for one; {} if there is none.
+
         Raises:
             WeightsError: as `load_strictly`, for a checkpoint of another model; if there are
                 checkpoints and none can be read; if `path` cannot be read, or has next to none of
@@ -91,10 +94,6 @@ class SafeCheckpointer(DetectionCheckpointer):
         rest = self.load(newest)
         self.saved_iteration = rest.get("iteration", -1)
         return rest
-
-    def has_checkpoint(self) -> bool:
-        """Whether the main process sees one to resume from, damaged or not."""
-        return on_main_process(lambda: bool(self._candidates()))
 
     def _load_weights(self, path: str) -> None:
         """The main process reads the file, the others get the model that it has then."""

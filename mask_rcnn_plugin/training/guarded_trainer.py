@@ -20,7 +20,7 @@ from mask_rcnn_plugin.config import ConfigError
 from mask_rcnn_plugin.errors import UserError
 from mask_rcnn_plugin.training.checkpoint import SaveError
 from mask_rcnn_plugin.training.machine import precision
-from mask_rcnn_plugin.training.nonfinite import NonFiniteLossError, advice, write_batch
+from mask_rcnn_plugin.training.nonfinite import NonFiniteLossError, write_batch
 from mask_rcnn_plugin.training.random_states import random_state
 
 logger = logging.getLogger(__name__)
@@ -51,11 +51,10 @@ class GuardedTrainer(SimpleTrainer):
             images the gradient is that of one batch of all of them.
         max_skipped_steps: how many steps with a non-finite loss or gradient are left out before
             the training stops, resumes counted together.
-        output_dir: where such steps are written.
-        advice: what may help, for the message of the error.
+        output_dir: below it such steps are written.
         images_per_step: of all processes together.
-        scale_iterations: after a resume with another `images_per_step`, count the iterations that
-            are done in the new steps, as the schedule is scaled to them.
+        scale_iterations: after a resume with another `images_per_step`, count what is done in the
+            new steps.
 
     Raises:
         NonFiniteLossError: from `run_step`.
@@ -77,7 +76,6 @@ class GuardedTrainer(SimpleTrainer):
         accumulate_steps: int = 1,
         max_skipped_steps: int = 0,
         output_dir: str = ".",
-        advice: str = "",
         images_per_step: int = 1,
         scale_iterations: bool = False,
     ) -> None:
@@ -90,7 +88,6 @@ class GuardedTrainer(SimpleTrainer):
         self._skipped_steps = 0
         self.signalled = self.any_signalled = False
         self._output_dir = output_dir
-        self._advice = advice
         self._images_per_step = images_per_step
         self._scale_iterations = scale_iterations
         self._shares_statistics = comm.get_world_size() > 1 and any(
@@ -150,12 +147,12 @@ class GuardedTrainer(SimpleTrainer):
         """Add a batch's share to the gradients.
 
         Returns:
-            The model's losses, detached scalars; {"forward pass": NaN} where detectron2's RPN ends
-            the forward pass with an error, as its boxes are not finite.
+            The model's losses, detached scalars; {"forward pass": NaN} where detectron2's RPN
+            raises an error, as its boxes are not finite.
 
         Raises:
-            FloatingPointError: that error, if the model has synchronised batch norms: the other
-                processes may wait for this one in any of them.
+            FloatingPointError: that error, if the model has synchronised batch norms, in which the
+                other processes may wait.
         """
         try:
             with self.autocast():
@@ -251,7 +248,8 @@ class GuardedTrainer(SimpleTrainer):
 
     def _help(self) -> str:
         return (
-            f"The learning rate at this iteration is {self._lr():.3g}. {self._advice} "
+            f"The learning rate at this iteration is {self._lr():.3g}. A lower optimizer.lr, a "
+            "longer lr_multiplier.warmup_length or train.amp.enabled=False may help. "
             "`python tools/replay.py FILE`, with this training's arguments, repeats the step."
         )
 
@@ -262,7 +260,7 @@ class GuardedTrainer(SimpleTrainer):
         for number, (batch, random) in enumerate(batches):
             name = f"iteration_{self.iter:07d}_rank{comm.get_rank()}_{number}.pth"
             path = Path(self._output_dir) / "nonfinite" / name
-            content = {"batch": batch, "random": random, "losses": losses}
+            content: dict[str, Any] = {"batch": batch, "random": random, "losses": losses}
             content |= {"iteration": self.iter, "lr": self._lr()}
             try:
                 write_batch(path, self.model, content)
@@ -305,13 +303,13 @@ class GuardedTrainer(SimpleTrainer):
         self._skipped_steps = state_dict.get("skipped_steps", 0)
         if self._scaler.is_enabled() and "grad_scaler" in state_dict:
             self._scaler.load_state_dict(state_dict["grad_scaler"])
-        done, now = self.iter + 1, self._images_per_step
-        if (before := state_dict.get("images_per_step", now)) != now:
+        done, images = self.iter + 1, self._images_per_step
+        if (before := state_dict.get("images_per_step", images)) != images:
             if self._scale_iterations:
-                self.iter = round(done * before / now) - 1
+                self.iter = round(done * before / images) - 1
             logger.warning(
-                f"A step was of {before} images before and is of {now} now: {done} iterations done "
-                f"count as {self.iter + 1} (train.reference_batch_size scales them)"
+                f"A step was of {before} images before and is of {images} now: {done} iterations "
+                f"done count as {self.iter + 1} (train.reference_batch_size scales them)"
             )
 
 
@@ -357,7 +355,6 @@ def build_trainer(
         accumulate_steps=cfg.train.accumulate_steps,
         max_skipped_steps=cfg.train.max_skipped_steps,
         output_dir=cfg.train.output_dir,
-        advice=advice(cfg),
         images_per_step=cfg.dataloader.train.total_batch_size * cfg.train.accumulate_steps,
         scale_iterations=cfg.train.reference_batch_size is not None,
     )

@@ -104,11 +104,9 @@ def unreadable(path: str | Path, error: Exception) -> WeightsError:
 def check_complete(path: str, incompatible: Any) -> None:
     """
     Raises:
-        WeightsError: if any weight of the model is not in the file, or has another shape there, by
-            what fvcore's checkpointer found `incompatible`.
+        WeightsError: if a weight of the model is missing from the file, or has another shape there.
     """
-    lost = _some(_lost(incompatible).values())
-    if lost:
+    if lost := _some(_lost(incompatible).values()):
         raise WeightsError(f"weights {path} do not fit the model of this config: {lost}")
 
 
