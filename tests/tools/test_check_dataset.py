@@ -110,7 +110,7 @@ def test_a_number_of_classes_in_the_arguments_must_be_the_datasets(
         (["--json", "a.json", "--images", ".", "--fix", "b.json"], "cannot be repaired"),
         (["--json", "a.json", "--images", ".", "--fix", "."], "'.', which is there already"),
         (["--json", "a.json", "--images", ".", "--fix", ""], "--fix is empty"),
-        (["--config-file", "table2a_backbone/r50_fpn", "dataset.train.names=[x]"], "['x']"),
+        (["--config-file", "table2a_backbone/r50_fpn", "dataset.train.names=[x]"], "dataset 'x'"),
     ],
 )
 def test_mistakes_end_with_2(
