@@ -9,13 +9,9 @@
         dataset.train.json=my/train.json dataset.train.images=my/images \\
         dataset.test.json=my/val.json dataset.test.images=my/images
 
-With --print-config or --diff BASE it prints the config, or what it has otherwise than another, and
-does nothing else.
-
 Checkpoints, metrics.json, TensorBoard events, results.json and the log land in train.output_dir,
-output/CONFIG by default. A mistake in the arguments ends with exit code 2 and one line that says
-what is there instead, before anything is written. For torchrun, srun and several machines see
-docs/cluster.md.
+output/CONFIG by default. A mistake in the arguments ends with exit code 2 and one line, before
+anything is written. For torchrun, srun and several machines see docs/cluster.md.
 """
 
 import argparse
@@ -70,13 +66,11 @@ def do_train(
 ) -> dict[str, Any]:
     """Train the model of a config, as detectron2's tools/lazyconfig_train_net.py does.
 
-    Model, data and random numbers come in its order, so the losses of a seed are the same. What is
-    ours in place of detectron2's keeps users' work: see the classes.
+    Model, data and random numbers come in its order, so the losses of a seed are the same.
 
     Args:
         cfg: from `get_config`, its datasets set up by `setup_datasets`.
-        resume: go on from the newest checkpoint in `train.output_dir` that can be read, if there
-            is one: with its random states, and with the images that its epoch has left.
+        resume: go on from the newest checkpoint in `train.output_dir` that can be read, if any.
         extra_hooks: run after the others.
 
     Returns:
@@ -86,8 +80,7 @@ def do_train(
         WeightsError: see `SafeCheckpointer.resume_or_load`.
         SaveError: if there is no room for the final checkpoint, or for metrics.
         NonFiniteLossError: see `GuardedTrainer`.
-        ConfigError: see `machine.precision` and `build_train_loader`.
-        DatasetError: see `build_train_loader` and `TrainLoader`.
+        ConfigError, DatasetError: see `build_train_loader`.
         SystemExit: with `preemption.EXIT_CODE`, after SIGTERM or SIGUSR1.
     """
     log_machine(cfg)
@@ -156,9 +149,8 @@ def do_train(
         ]
     )
 
-    checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
     start_iter = 0
-    if resume and checkpointer.has_checkpoint():
+    if checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume):
         start_iter = trainer.iter + 1
         if start_iter >= cfg.train.max_iter:
             logger.info("All %d iterations are done already, evaluating only", start_iter)
@@ -175,7 +167,7 @@ def parse_args() -> argparse.Namespace:
         "--resume", action="store_true", help="go on from the last checkpoint in train.output_dir"
     )
     parser.add_argument(
-        "--no-check", action="store_true", help="start without checking the data sets"
+        "--no-check", action="store_true", help="start without checking the datasets"
     )
     return parse_program_args(parser)
 

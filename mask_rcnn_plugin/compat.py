@@ -5,6 +5,22 @@ the name is gone: nothing that exists is ever replaced. `apply` is called before
 detectron2's is imported, so a program that imports the plugin first needs no care of its own; one
 that imports `detectron2.data` first on a library too new for it fails there, before the plugin
 could help (setting DETECTRON2_ENV_MODULE=mask_rcnn_plugin.env makes the order irrelevant).
+
+Private names of detectron2's that the plugin uses, and that a new version may move:
+
+* `utils.comm._LOCAL_PROCESS_GROUP` and `._get_global_gloo_group`, set by training/launch.py: who
+  shares a machine, and a gloo group with the run's time-out;
+* `DetectionCheckpointer._load_file`, `._load_model` and `._log_incompatible_keys`, overridden in
+  training/checkpoint.py to read a file safely, refuse weights that do not fit, and log one line;
+* `SimpleTrainer._data_loader_iter` in training/guarded_trainer.py, for several batches a step;
+* `COCOEvaluator._coco_api`, `._cpu_device`, `._derive_coco_results`, `._distributed`,
+  `._do_evaluation`, `._kpt_oks_sigmas`, `._logger`, `._max_dets_per_image`, `._metadata`,
+  `._output_dir`, `._predictions` and `._tasks` in evaluation/evaluator.py, which writes predictions
+  and computes AP itself;
+* `DatasetMapper._transform_annotations`, overridden in data/mapper.py to leave bad instances out,
+  and `data.detection_utils._apply_exif_orientation`, to turn an image as it is read;
+* `config.defaults._C` in env.py: what `get_cfg` copies;
+* the logger "detectron2.checkpoint.c2_model_loading", silenced while weights are matched.
 """
 
 import numpy as np

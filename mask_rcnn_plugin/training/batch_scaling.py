@@ -39,12 +39,8 @@ def scale_to_batch(cfg: DictConfig) -> list[str]:
 
     That batch is `dataloader.train.total_batch_size` x `train.accumulate_steps`. The learning rate
     is multiplied by batch / reference; iterations, warm-up and periods by reference / batch,
-    rounded, so that as many images are seen and learnt from as before. Interpolations stay, as does
-    0, which switches a period off. `train.reference_batch_size` becomes the batch, for which the
-    schedule now is.
-
-    Args:
-        cfg: from `get_config`.
+    rounded. Interpolations stay, as does 0, which switches a period off.
+    `train.reference_batch_size` becomes the batch.
 
     Returns:
         What was changed, "key old -> new" each; [] without a reference.

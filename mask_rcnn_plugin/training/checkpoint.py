@@ -43,15 +43,12 @@ class SaveError(UserError):
 class SafeCheckpointer(DetectionCheckpointer):
     """detectron2's checkpointer, for files that may be damaged or of others.
 
-    What a training starts from may fit the model in part, as an ImageNet backbone does. What is
-    evaluated or resumed must cover the whole model: detectron2 would leave what does not fit at
-    random, with a warning.
+    What a training starts from may fit the model in part, as an ImageNet backbone does; what is
+    evaluated or resumed must cover all of it. A file is written whole or not at all, and named in
+    `last_checkpoint` only afterwards. No file can run code by being read.
 
-    A file is written whole or not at all, and named in `last_checkpoint` only afterwards. No file
-    can run code by being read: .pkl by `safe_pickle`, others by torch's default, `weights_only`.
-
-    All processes call the methods alike: what is there, the main process decides, and weights to
-    start from are read by it alone.
+    All processes call the methods alike: the main process decides what is there, and alone reads
+    weights to start from.
 
     Attributes:
         saved_iteration: the last one that was saved or resumed from; -1 before.
@@ -62,24 +59,22 @@ class SafeCheckpointer(DetectionCheckpointer):
     _path = ""
 
     def load_strictly(self, path: str) -> None:
-        """Load a model's weights for inference.
-
-        Args:
-            path: what `resolve_weights` takes.
+        """Load a model's weights for inference, from what `resolve_weights` takes.
 
         Raises:
             WeightsError: if the file cannot be read, or if a parameter of the model is missing from
-                it or has another shape, e.g. because the config has another number of classes or a
-                branch more.
+                it or has another shape.
         """
         self._strict = True
         self._load_weights(path)
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
-        """As fvcore's, but goes on from the newest checkpoint that can be read.
+        """As fvcore's, but goes on from the newest checkpoint that can be read: the one that
+        `last_checkpoint` names or, should it be damaged, which is logged, that of the latest
+        iteration.
 
-        That is the one that `last_checkpoint` names or, should it be damaged, which is logged, the
-        one of the latest iteration.
+        Returns:
+            What else is in it, "iteration" for one; {} if there is none.
 
         Raises:
             WeightsError: as `load_strictly`, for a checkpoint of another model; if there are
@@ -100,10 +95,6 @@ class SafeCheckpointer(DetectionCheckpointer):
         self.saved_iteration = rest.get("iteration", -1)
         return rest
 
-    def has_checkpoint(self) -> bool:
-        """Whether the main process sees one to resume from, damaged or not."""
-        return on_main_process(lambda: bool(self._candidates()))
-
     def _load_weights(self, path: str) -> None:
         """The main process reads the file, the others get the model that it has then."""
         on_main_process(lambda: self._read_weights(path))
@@ -119,13 +110,10 @@ class SafeCheckpointer(DetectionCheckpointer):
             self.load(resolve_weights(path) if path else "", checkpointables=[])
         except WeightsError:
             raise
-        except OSError as error:  # of a download, on a machine without internet
-            raise WeightsError(
-                f"weights {path} cannot be loaded ({error}): download them where there is "
-                "internet, and give the file: train.init_checkpoint=FILE"
-            ) from error
         except Exception as error:  # whatever a file of something else comes up with
-            raise WeightsError(f"weights {path} cannot be loaded: {error!r}") from error
+            offline = "; without internet give a downloaded file: train.init_checkpoint=FILE"
+            hint = offline if isinstance(error, OSError) else ""
+            raise WeightsError(f"weights {path} cannot be loaded: {error!r}{hint}") from error
 
     def save(self, name: str, **kwargs: Any) -> None:
         """As fvcore's, but all processes call it, as some of the states are gathered from all.
@@ -152,10 +140,8 @@ class SafeCheckpointer(DetectionCheckpointer):
     def _candidates(self) -> list[Path]:
         """Checkpoints to resume from, the tagged one first, then by iteration from the last one."""
         folder = Path(self.save_dir)
-        try:
-            tagged = [Path(self.get_checkpoint_file())] if super().has_checkpoint() else []
-        except UnicodeDecodeError:  # damaged itself, as will be said where it is read
-            tagged = [folder / _TAG]
+        tag = folder / _TAG  # may be damaged itself
+        tagged = [folder / tag.read_text(errors="replace").strip()] if tag.exists() else []
         others = [*periodic_checkpoints(folder), *folder.glob(f"{_FINAL}.pth")]
         others.sort(key=_iteration, reverse=True)
         return tagged + [path for path in others if path not in tagged]
@@ -169,10 +155,9 @@ class SafeCheckpointer(DetectionCheckpointer):
             try:
                 # Weights alone, as another program's, are nothing to go on from.
                 check_readable(path, {"model"} | self.checkpointables.keys() & {"trainer"})
+                return str(path)
             except WeightsError as error:
                 self.logger.warning("Not resumed from: %s", error)
-            else:
-                return str(path)
         if candidates:
             raise WeightsError(
                 f"none of the checkpoints in {self.save_dir} can be read: "
@@ -208,17 +193,16 @@ class SafeCheckpointer(DetectionCheckpointer):
 class CheckpointHook(HookBase):
     """Saves model_ITERATION.pth every `period` iterations and model_final.pth after the last one.
 
-    In place of detectron2's `PeriodicCheckpointer`, which forgets at a resume what it has to
-    delete, and to which a full disk is the end of the training. All processes have this hook.
+    detectron2's `PeriodicCheckpointer` forgets at a resume what it has to delete, and a full disk
+    ends the training. All processes have this hook.
 
     Args:
-        checkpointer: of the training.
         period: in iterations.
         max_to_keep: how many periodic ones stay, whichever run wrote them; None: all. What
             `last_checkpoint` names, the final and the best one are never deleted.
 
     Attributes:
-        error: of the last one, if it could not be written.
+        error: of the last checkpoint, if it could not be written.
 
     Raises:
         SaveError: from `after_step`, if the final one cannot be written. Any other that cannot be
@@ -230,8 +214,6 @@ class CheckpointHook(HookBase):
     def __init__(
         self, checkpointer: SafeCheckpointer, period: int, max_to_keep: int | None = None
     ) -> None:
-        if period < 1 or (max_to_keep is not None and max_to_keep < 1):
-            raise ValueError(f"period {period} and max_to_keep {max_to_keep} must be 1 or more")
         self._checkpointer = checkpointer
         self._period = period
         self._max_to_keep = max_to_keep
@@ -266,12 +248,11 @@ class CheckpointHook(HookBase):
 class BestModelHook(HookBase):
     """Keeps the model with the highest value of a metric in model_best.pth.
 
-    In place of detectron2's `BestCheckpointer`, which tags the file as the last checkpoint and
-    forgets the score at a resume. The file has "model", "metric", "score" and "iteration", and is
-    what a resumed training knows the score from. It is for use, not to go on from.
+    detectron2's `BestCheckpointer` tags the file as the last checkpoint and forgets the score at a
+    resume. This one's file has "model", "metric", "score" and "iteration"; it is for use, not to go
+    on from.
 
     Args:
-        checkpointer: of the training.
         metric: TASK/NAME of the evaluation's results, e.g. "segm/AP"; more is better. None: no
             model is kept.
     """
@@ -287,12 +268,11 @@ class BestModelHook(HookBase):
         if self._metric is None or not known or not comm.is_main_process():
             return
         try:
-            check_readable(self._path)
+            best = check_readable(self._path, ("model", "metric", "score"))
         except WeightsError as error:
             logger.warning("The best model is not known: %s", error)
             return
-        best = torch.load(self._path, map_location="cpu", weights_only=True)
-        if best.get("metric") == self._metric:
+        if best["metric"] == self._metric:
             self._score = best["score"]
 
     def update(self, results: dict[str, Any]) -> None:
@@ -305,11 +285,8 @@ class BestModelHook(HookBase):
             return
         flat = flatten_results_dict(results)
         if self._metric not in flat:
-            logger.error(
-                "train.best_metric is %r, not one of %s: no best model is kept",
-                self._metric,
-                sorted(flat),
-            )
+            names = sorted(flat)
+            logger.error(f"train.best_metric is {self._metric!r}, not one of {names}: none is kept")
             return
         score = float(flat[self._metric])
         if not score > self._score:  # NaN included
@@ -345,8 +322,7 @@ def write_checkpoint(path: Path, data: Mapping[str, Any]) -> None:
             raise
         free = shutil.disk_usage(path.parent).free if path.parent.is_dir() else 0
         raise SaveError(
-            f"checkpoint {path} cannot be written: {cause}; {free / 2**20:.1f} MiB are free. "
-            "Checkpoints written before are left as they were"
+            f"checkpoint {path} cannot be written: {cause}; {free / 2**20:.1f} MiB are free"
         ) from error
 
 
@@ -364,7 +340,6 @@ def disk_full_is_said(folder: str) -> Iterator[None]:
 
 
 def holds_a_training(folder: str) -> bool:
-    """Whether there is any checkpoint in a folder."""
     return (Path(folder) / _TAG).exists() or any(Path(folder).glob("model_*.pth"))
 
 
@@ -386,11 +361,8 @@ def _iteration(path: Path) -> int:
         return -1
 
 
-def check_readable(path: Path, parts: Iterable[str] = ("model",)) -> None:
-    """
-    Args:
-        path: of a checkpoint.
-        parts: what must be in it.
+def check_readable(path: Path, parts: Iterable[str] = ("model",)) -> dict[str, Any]:
+    """Read a checkpoint in which there must be `parts`.
 
     Raises:
         WeightsError: if it is missing, damaged or no checkpoint.
@@ -405,3 +377,4 @@ def check_readable(path: Path, parts: Iterable[str] = ("model",)) -> None:
             content[part]
     except Exception as error:
         raise unreadable(path, error) from error
+    return content

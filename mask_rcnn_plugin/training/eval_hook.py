@@ -19,8 +19,6 @@ class SafeEvalHook(hooks.EvalHook):
 
     Args:
         period: in iterations; 0: after the training only.
-        function: gives the results.
-        saving, preemption: the training's hooks.
     """
 
     def __init__(

@@ -45,11 +45,7 @@ logger = logging.getLogger(__name__)
 
 
 def parse_program_args(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """Parse the command line, and the variables of torchrun and srun.
-
-    Returns:
-        The parser's own arguments, and what `run_program` reads: `config`, `num_gpus`, `overrides`,
-        `placement`.
+    """Parse the command line, and the variables of torchrun and srun, for `run_program`.
 
     Raises:
         SystemExit: with exit code 2 and one line on standard error, if something is wrong; with 0
@@ -66,8 +62,7 @@ def parse_program_args(parser: argparse.ArgumentParser) -> argparse.Namespace:
         "--num-gpus",
         type=int,
         metavar="N",
-        help="processes to start on this machine, each with a GPU (1); not with torchrun or srun, "
-        "which start them",
+        help="processes to start on this machine, each with a GPU (1); not with torchrun or srun",
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
     add_print_arguments(parser)
@@ -123,17 +118,12 @@ def log_processes(cfg: DictConfig) -> None:
     """Log which processes run this and how they talk. All must call it; the main one's is shown."""
     hosts = Counter(comm.all_gather(socket.gethostname()))
     where = ", ".join(f"{number} on {host}" for host, number in hosts.items())
-    if comm.get_world_size() == 1:
-        logger.info("1 process, %s, device %s", where, cfg.train.device)
-        return
-    logger.info(
-        "%d processes (%s), device %s, over %s, time-out %g minutes (train.process_group_timeout)",
-        comm.get_world_size(),
-        where,
-        cfg.train.device,
-        dist.get_backend(),
-        cfg.train.process_group_timeout,
-    )
+    processes = "process" if comm.get_world_size() == 1 else "processes"
+    line = f"{comm.get_world_size()} {processes} ({where}), device {cfg.train.device}"
+    if dist.is_initialized():
+        minutes = f"{cfg.train.process_group_timeout:g} minutes (train.process_group_timeout)"
+        line += f", over {dist.get_backend()}, time-out {minutes}"
+    logger.info(line)
 
 
 def _spawn(args: argparse.Namespace, prepare: Prepare, run: Run) -> None:
@@ -220,8 +210,7 @@ def _run(
             if dist.is_initialized() and re.search("timed? ?out", str(error).lower()):
                 raise RuntimeError(
                     "a rank waited for the others longer than train.process_group_timeout, "
-                    f"{cfg.train.process_group_timeout:g} minutes: look for one that has stopped, "
-                    "or give it more"
+                    f"{cfg.train.process_group_timeout:g} minutes"
                 ) from error
             raise
         code = 2  # whatever goes wrong here comes from the mistake that another rank has told
@@ -279,15 +268,14 @@ def _load(args: argparse.Namespace, placement: Placement) -> DictConfig:
         )
     if world_size > 1 and device not in ("cuda", "cpu"):
         raise ConfigError(
-            f"train.device is {device!r}, must be 'cuda', for each process its own GPU, or 'cpu' "
-            f"for {world_size} processes"
+            f"train.device is {device!r}, must be 'cuda' or 'cpu' for {world_size} processes"
         )
     visible = torch.cuda.device_count()
     own = visible == 1 and placement.url.startswith("tcp:")  # srun may show each task its own GPU
-    if device.startswith("cuda") and local_size > visible and not own:
+    if device == "cuda" and local_size > visible and not own:
         raise ConfigError(
-            f"{local_size} processes on this machine (--num-gpus, or as torchrun or srun starts "
-            f"them), but it has {visible} visible GPUs: give at most that many, or train.device=cpu"
+            f"{local_size} processes on this machine, but it has {visible} visible GPUs: start at "
+            "most that many, or give train.device=cpu"
         )
     return cfg
 
@@ -303,8 +291,8 @@ def _set_device(placement: Placement, cfg: DictConfig) -> None:
 def _create_process_group(placement: Placement, store: dist.Store, cfg: DictConfig) -> None:
     """Create the group of all processes, over NCCL with gloo beside it, or over gloo alone.
 
-    detectron2's exchange of objects and its `synchronize` go over gloo: a process that waits for
-    another one learns there that it has ended, at a signal for example. In NCCL it waits on.
+    detectron2's exchange of objects and its `synchronize` go over gloo: there a process that waits
+    learns that another one has ended. In NCCL it waits on.
 
     Raises:
         ConfigError: if the ranks of a machine aren't consecutive, or machines run different numbers
@@ -330,10 +318,7 @@ def _create_process_group(placement: Placement, store: dist.Store, cfg: DictConf
 
 
 def destroy_process_group() -> None:
-    """End the process group and its threads.
-
-    Threads that live on while the interpreter goes may abort it, and with it the exit code.
-    """
+    """End the process group and its threads, which may abort the interpreter as it goes."""
     comm._LOCAL_PROCESS_GROUP = None
     comm._get_global_gloo_group.cache_clear()
     gc.collect()

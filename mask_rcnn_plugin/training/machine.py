@@ -16,10 +16,6 @@ logger = logging.getLogger(__name__)
 def fit_to_machine(cfg: DictConfig, *, warn: bool = True) -> None:
     """Fall back to the CPU, in place, where `train.device` is "cuda" and torch finds no GPU.
 
-    Args:
-        cfg: from `get_config`.
-        warn: log a warning on falling back; False on all processes of a run but the first.
-
     Raises:
         ConfigError: if `train.device` names a GPU that the machine lacks.
     """
@@ -28,8 +24,8 @@ def fit_to_machine(cfg: DictConfig, *, warn: bool = True) -> None:
         cfg.train.device = "cpu"
         if warn:
             logger.warning(
-                "train.device is 'cuda', but torch finds no GPU: running on the CPU "
-                "(train.device=cpu says so without this warning)"
+                "train.device is 'cuda', but torch finds no GPU: running on the CPU, as "
+                "train.device=cpu asks for"
             )
     elif device.type == "cuda" and (device.index or 0) >= gpus:
         raise ConfigError(
@@ -39,11 +35,7 @@ def fit_to_machine(cfg: DictConfig, *, warn: bool = True) -> None:
 
 
 def memory_format(cfg: DictConfig) -> torch.memory_format:
-    """Layout of the model's weights, by `train.channels_last`.
-
-    "auto" is channels-last on a CPU, where it is faster (docs/benchmarks); on CUDA it is not
-    measured.
-    """
+    """Layout of the model's weights, by `train.channels_last`; "auto" is channels-last on a CPU."""
     wanted = cfg.train.channels_last
     if wanted == "auto":
         wanted = torch.device(cfg.train.device).type == "cpu"

@@ -27,8 +27,7 @@ def placement_from(environment: Mapping[str, str]) -> Placement | None:
     no step of several tasks, and so no process of several.
 
     Raises:
-        ConfigError: if the variables are not complete or no numbers, if this would be one process
-            more than there are, or if srun has put unequal numbers of tasks on the nodes.
+        ConfigError: for variables that are missing, wrong or of unequal numbers of tasks on nodes.
     """
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     present = [name for name in names if name in environment]
@@ -36,8 +35,8 @@ def placement_from(environment: Mapping[str, str]) -> Placement | None:
         missing = [n for n in (*names, "MASTER_ADDR", "MASTER_PORT") if n not in environment]
         if missing:
             raise ConfigError(
-                f"{present[0]} is set, {', '.join(missing)} is not: start with torchrun or srun, "
-                f"which set all, or unset {', '.join(present)}"
+                f"{present[0]} is set, {', '.join(missing)} is not: start with torchrun, which "
+                f"sets all, or unset {', '.join(present)}"
             )
         _number(environment, "MASTER_PORT")
         world_size, local_rank, local_size = (_number(environment, n) for n in names[1:])

@@ -26,9 +26,8 @@ logger = logging.getLogger(__name__)
 class Preemption(HookBase):
     """Saves and exits with `EXIT_CODE` after the step in which any process got a signal.
 
-    As a context manager it is what heeds the signals; they mean what they did before afterwards.
-    The processes agree after each step. An evaluation is broken off at once, in all processes: what
-    has been trained was saved before it.
+    It heeds signals as a context manager. The processes agree after each step. An evaluation is
+    broken off at once, in all processes: what has been trained was saved before it.
 
     Args:
         saving: the training's hook, registered before this one.
@@ -92,10 +91,6 @@ class Preemption(HookBase):
     def _exit(self, when: str) -> None:
         if self._saving.error:
             raise self._saving.error
-        logger.warning(
-            "Ended by %s %s, exit code %d: start again with --resume to go on",
-            self._signal.name if self._signal else "a signal to another process",
-            when,
-            EXIT_CODE,
-        )
+        by = self._signal.name if self._signal else "a signal to another process"
+        logger.warning(f"Ended by {by} {when}, exit code {EXIT_CODE}: --resume goes on")
         sys.exit(EXIT_CODE)

@@ -16,9 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 def random_state() -> dict[str, Tensor]:
-    """What a model draws from, e.g. which RoIs and anchors are sampled: torch's states, of the CPU
-    and the process's own GPU.
-    """
+    """What a model draws from: torch's states, of the CPU and the process's own GPU."""
     states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state()
@@ -50,10 +48,8 @@ class RandomStates:
             _set_states(ranks[comm.get_rank()])
             return
         logger.warning(
-            "The checkpoint has random states of %d processes, now there are %d: they are seeded "
-            "anew, losses will not be those of an uninterrupted training",
-            len(ranks),
-            world_size,
+            f"The checkpoint has random states of {len(ranks)} processes, now there are "
+            f"{world_size}: they are seeded anew"
         )
         seed_all_rng(comm.shared_random_seed() + comm.get_rank())
 

@@ -13,14 +13,11 @@ import numpy as np
 
 
 def load(file: IO[bytes]) -> Any:
-    """Read a pickle of any protocol, from Python 2 or 3.
-
-    Args:
-        file: open for reading. Strings of Python 2 become `str` as Latin-1.
+    """Read a pickle of any protocol, from Python 2 or 3, whose strings become `str` as Latin-1.
 
     Returns:
-        What is in it: dict, OrderedDict, list, tuple, set, str, bytes, bool, numbers, None, and
-        arrays and scalars of booleans, numbers or fixed-length strings.
+        Plain containers and values, and arrays and scalars of booleans, numbers or fixed-length
+        strings.
 
     Raises:
         pickle.UnpicklingError: if it names anything else; the message says what.

@@ -5,13 +5,13 @@ from pathlib import Path
 
 from detectron2.data import MetadataCatalog
 from detectron2.data.detection_utils import create_keypoint_hflip_indices
-from detectron2.utils import comm
 from omegaconf import DictConfig, OmegaConf
 
 from mask_rcnn_plugin.config import ConfigError
 from mask_rcnn_plugin.data.coco import DatasetError, register_coco_dataset
 from mask_rcnn_plugin.data.synthetic import write_dataset
 from mask_rcnn_plugin.evaluation import keypoint_oks_sigmas
+from mask_rcnn_plugin.training.main_process import on_main_process
 
 _ROOM = 2**20  # bytes, for a start's log and config
 
@@ -26,7 +26,6 @@ def setup_datasets(cfg: DictConfig, *, training: bool = True) -> None:
       branch, the number of keypoints and their left-right pairs likewise.
 
     Args:
-        cfg: from `get_config`.
         training: False leaves the training set alone, which need not be there to evaluate.
 
     Raises:
@@ -84,31 +83,37 @@ def draw_synthetic(cfg: DictConfig, *, training: bool = True) -> None:
     splits = (train, test) if training else (test,)
     synthetic = cfg.dataset.get("synthetic")
     files = [split.json for split in splits if split.json]
-    if synthetic and any(Path(file).is_relative_to(synthetic.root) for file in files):
-        error = None
-        if comm.is_main_process():
-            try:
-                write_dataset(**synthetic)
-            except (ValueError, OSError) as caught:
-                error = caught
-        error = comm.all_gather(error)[0]  # the others wait for the files here
-        if error:
+
+    def draw() -> None:
+        try:
+            write_dataset(**synthetic)
+        except (ValueError, OSError) as error:
             raise DatasetError(f"dataset.synthetic: {error}") from error
+
+    if synthetic and any(Path(file).is_relative_to(synthetic.root) for file in files):
+        on_main_process(draw)  # the others wait for the files here
+
+
+def coco_files(name: str) -> tuple[str, str]:
+    """Annotation file and image folder of a registered dataset.
+
+    Raises:
+        DatasetError: if the name is not registered with a COCO-format file.
+    """
+    try:
+        metadata = MetadataCatalog.get(name)
+        return metadata.json_file, metadata.image_root
+    except AttributeError as error:
+        raise DatasetError(f"no dataset {name!r} is registered with a COCO-format file") from error
 
 
 def _check_exists(name: str) -> None:
-    """A dataset's files must be there before anything is written or built."""
-    try:
-        metadata = MetadataCatalog.get(name)
-        files = [metadata.json_file, metadata.image_root]
-    except AttributeError as error:
-        raise DatasetError(f"no dataset {name!r} is registered with a COCO-format file") from error
-    for file in files:
+    for file in coco_files(name):
         if not Path(file).exists():
             raise DatasetError(
                 f"dataset {name!r}: {file} does not exist. Set DETECTRON2_DATASETS to the folder "
-                "that holds coco/, or give a dataset of your own: dataset.train.json=... "
-                "dataset.train.images=..., and dataset.test.* likewise"
+                "that holds coco/, or give dataset.train.json=... dataset.train.images=..., and "
+                "dataset.test.* likewise"
             )
 
 
@@ -121,8 +126,7 @@ def _fit_model(cfg: DictConfig, names: list[str]) -> None:
     keypoints = _same(train, test, "keypoint_names")
     if not keypoints:
         raise DatasetError(
-            f"the model has a keypoint branch, but no category of {train!r} has keypoints: use a "
-            "config without one"
+            f"the model has a keypoint branch, but no category of {train!r} has keypoints"
         )
     roi_heads.keypoint_head.num_keypoints = len(keypoints)
     if OmegaConf.select(cfg, "dataloader.train.mapper.use_keypoint") is not None:  # as ours has it
@@ -137,7 +141,7 @@ def _fit_model(cfg: DictConfig, names: list[str]) -> None:
     elif len(sigmas) != len(keypoints):
         raise DatasetError(
             f"dataloader.evaluator.kpt_oks_sigmas has {len(sigmas)} values, but {test!r} has "
-            f"{len(keypoints)} keypoints: give one for each, or leave it out"
+            f"{len(keypoints)} keypoints"
         )
 
 

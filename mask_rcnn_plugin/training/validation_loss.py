@@ -26,24 +26,20 @@ logger = logging.getLogger(__name__)
 def build_validation_loader(cfg: DictConfig) -> DataLoader:
     """The test set, image by image, with ground truth and the test's augmentations.
 
-    Args:
-        cfg: from `get_config`, its datasets set up by `setup_datasets`.
-
     Raises:
         ConfigError: if the test set has no annotations, or a mapper no augmentations to exchange.
     """
+    refused = f"train.validation_period is {cfg.train.validation_period}, but"
     images = instantiate(cfg.dataloader.test.dataset)
     if not any("annotations" in image for image in images):
         raise ConfigError(
-            f"train.validation_period is {cfg.train.validation_period}, but the test set "
-            f"{list(cfg.dataset.test.names)} has no annotations to compute a loss with: set it to 0"
+            f"{refused} the test set {list(cfg.dataset.test.names)} has no annotations: set it to 0"
         )
     for key in ("dataloader.train.mapper", "dataloader.test.mapper"):
         if OmegaConf.select(cfg, f"{key}.augmentations") is None:
             raise ConfigError(
-                f"train.validation_period is {cfg.train.validation_period}, but {key} has no "
-                "argument augmentations, as the test's are used in place of the training's: give "
-                "it one, or set train.validation_period to 0"
+                f"{refused} {key} has no argument augmentations, as a validation exchanges the "
+                "training's for the test's: give it one, or set the period to 0"
             )
     mapper = copy.deepcopy(cfg.dataloader.train.mapper)
     mapper.augmentations = cfg.dataloader.test.mapper.augmentations
@@ -57,7 +53,7 @@ def validation_losses(
     loader: Iterable[list[dict[str, Any]]],
     autocast: Callable[[], AbstractContextManager] = nullcontext,
 ) -> dict[str, float]:
-    """Compute a model's losses on another set, without a trace in the training.
+    """Compute a model's losses on another set.
 
     Batch normalisation uses its running statistics and leaves them as they are; the same RoIs are
     sampled at each call. Random states are the caller's to keep.
@@ -65,7 +61,7 @@ def validation_losses(
     Args:
         model: in training mode; may be wrapped for DDP.
         loader: yields batches with ground truth; each process its share of the images.
-        autocast: of the trainer, the precision of the forward pass.
+        autocast: gives the precision of the forward pass.
 
     Returns:
         Means over all images, on all ranks the same: "total_loss", "loss_mask", ... All are NaN if

@@ -22,15 +22,12 @@ class WeightsError(UserError):
 
 
 def resolve_weights(weights: str) -> str:
-    """Find what a user's `--weights` or `train.init_checkpoint` names.
+    """The path or address of what a user's `--weights` or `train.init_checkpoint` names.
 
     Args:
         weights: a file; an address that detectron2 resolves (detectron2://..., catalog://...,
-            https://...), which is downloaded when it is loaded; or a model-zoo name such as
+            https://...); or a model-zoo name such as
             "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x", where detectron2 has its model_zoo.
-
-    Returns:
-        A path or address for `SafeCheckpointer`.
 
     Raises:
         WeightsError: if there is no such file or zoo model, or if it is a folder.
@@ -50,11 +47,8 @@ def resolve_weights(weights: str) -> str:
                 f"weights {weights!r} are not found in detectron2.model_zoo ({error}): give the "
                 "downloaded file or a detectron2:// address"
             ) from error
-    if path.parent.is_dir():
-        raise WeightsError(
-            f"weights file {weights!r} does not exist; {path.parent} has {_in(path.parent)}"
-        )
-    raise WeightsError(f"weights file {weights!r} does not exist, nor does its folder")
+    there = f"has {_in(path.parent)}" if path.parent.is_dir() else "does not exist either"
+    raise WeightsError(f"weights file {weights!r} does not exist; {path.parent} {there}")
 
 
 def check_initialization(cfg: DictConfig) -> None:
@@ -100,27 +94,19 @@ def read_pkl(filename: str) -> dict[str, Any]:
 def unreadable(path: str | Path, error: Exception) -> WeightsError:
     """What to raise where a file cannot be unpickled."""
     # torch's message is a page of advice to trust the file.
-    unsafe = re.search(r"GLOBAL (\S+)", str(error))
     reason = str(error).rpartition("WeightsUnpickler error:")[2].strip().partition("\n")[0]
-    what = (
-        f"it asks for {unsafe[1]}, which no weights need and which was not run"
-        if unsafe
-        else f"it is empty, damaged or no checkpoint ({type(error).__name__} {reason})"
-    )
+    what = f"it is empty, damaged or no checkpoint ({type(error).__name__} {reason})"
+    if unsafe := re.search(r"GLOBAL (\S+)", str(error)):
+        what = f"it asks for {unsafe[1]}, which no weights need and which was not run"
     return WeightsError(f"weights {path} cannot be loaded: {what}")
 
 
 def check_complete(path: str, incompatible: Any) -> None:
     """
-    Args:
-        path: of the file.
-        incompatible: what fvcore's checkpointer found missing, left over and of other shapes.
-
     Raises:
-        WeightsError: if any weight of the model is not in the file, or has another shape there.
+        WeightsError: if a weight of the model is missing from the file, or has another shape there.
     """
-    lost = _some(_lost(incompatible).values())
-    if lost:
+    if lost := _some(_lost(incompatible).values()):
         raise WeightsError(f"weights {path} do not fit the model of this config: {lost}")
 
 
@@ -135,8 +121,7 @@ def check_backbone(path: str, model: nn.Module, incompatible: Any) -> None:
         raise WeightsError(
             f"weights {path} have {found} of the {len(backbone)} weights of the backbone, which "
             f"would start at random; in the file are {_some(incompatible.unexpected_keys)}. "
-            "detectron2's tools/convert-torchvision-to-d2.py converts torchvision's and timm's "
-            "ResNets"
+            "detectron2's tools/convert-torchvision-to-d2.py converts torchvision's ResNets"
         )
 
 

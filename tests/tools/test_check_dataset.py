@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from detectron2.config import LazyCall
+from detectron2.utils import comm
 
 from mask_rcnn_plugin import get_config
 from mask_rcnn_plugin.data.coco import DatasetError
@@ -109,7 +110,7 @@ def test_a_number_of_classes_in_the_arguments_must_be_the_datasets(
         (["--json", "a.json", "--images", ".", "--fix", "b.json"], "cannot be repaired"),
         (["--json", "a.json", "--images", ".", "--fix", "."], "'.', which is there already"),
         (["--json", "a.json", "--images", ".", "--fix", ""], "--fix is empty"),
-        (["--config-file", "table2a_backbone/r50_fpn", "dataset.train.names=[x]"], "['x']"),
+        (["--config-file", "table2a_backbone/r50_fpn", "dataset.train.names=[x]"], "dataset 'x'"),
     ],
 )
 def test_mistakes_end_with_2(
@@ -182,10 +183,11 @@ def test_other_processes_learn_what_the_first_found(
     toy_overrides: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cfg = config(toy_overrides)
-    monkeypatch.setattr(preflight.comm, "is_main_process", lambda: False)
+    monkeypatch.setattr(comm, "is_main_process", lambda: False)
     monkeypatch.setattr(preflight, "check_sets", pytest.fail)
     preflight.check_datasets(cfg, "a config")
-    monkeypatch.setattr(preflight.comm, "all_gather", lambda own: ["3 errors", own])
+    first = (None, DatasetError("3 errors"))
+    monkeypatch.setattr(comm, "all_gather", lambda own: [first, own])
     with pytest.raises(DatasetError, match="3 errors"):
         preflight.check_datasets(cfg, "a config")
 

@@ -138,7 +138,7 @@ def test_a_signal_saves_after_the_step_and_exits_with_the_code(
     with pytest.raises(SystemExit) as ended:
         do_train(cfg, extra_hooks=[Stop(1, number)])
     assert ended.value.code == EXIT_CODE == 75
-    assert f"Ended by {number.name} after iteration 1, exit code 75: start again" in caplog.text
+    assert f"Ended by {number.name} after iteration 1, exit code 75" in caplog.text
     assert signal.getsignal(number) == before
     assert (Path(cfg.train.output_dir) / "last_checkpoint").read_text() == "model_0000001.pth"
     assert left == [1.0]  # not evaluated

@@ -314,7 +314,7 @@ def test_no_wait_on_gpus_outlasts_the_time_out(
     wait: str, launched: ModuleType, together: Callable[..., Ranks]
 ) -> None:
     """detectron2's own group for the exchange of objects has 30 minutes."""
-    overrides = ["train.device=cuda", "train.process_group_timeout=0.1"]
+    overrides = ["train.device=cuda", "train.process_group_timeout=0.1", "train.amp.enabled=false"]
     ranks = together(launched.prepare_nothing, getattr(launched, wait), overrides=overrides)
     assert ranks.exit_code(0) == 1
     assert "longer than train.process_group_timeout, 0.1 minutes" in ranks.errors(0)
@@ -473,7 +473,7 @@ def test_of_several_processes_the_first_one_tells_of_wrong_arguments(
     [
         ("train.process_group_timeout=0", 1, "train.process_group_timeout is 0, must be"),
         ("train.device=cuda:0", 2, "train.device is 'cuda:0', must be 'cuda'"),
-        ("train.device=cuda", 99, "99 processes on this machine .*has 1 visible GPUs"),
+        ("train.device=cuda", 99, "99 processes on this machine.*has 1 visible GPUs"),
         ("train.seed=1", 2, "finds no GPU here: train.device=cpu|2 processes on this machine"),
     ],
 )
@@ -493,7 +493,7 @@ def test_a_task_of_srun_that_sees_its_own_gpu_only_runs(monkeypatch: pytest.Monk
     args = argparse.Namespace(config=CONFIG[1], overrides=["train.device=cuda"], num_gpus=None)
     assert launch._load(args, Placement(9, 16, 1, 8, "tcp://a:1")).train.device == "cuda"
     # torchrun's processes see the same one.
-    with pytest.raises(ConfigError, match="8 processes on this machine .*has 1 visible GPUs"):
+    with pytest.raises(ConfigError, match="8 processes on this machine.*has 1 visible GPUs"):
         launch._load(args, Placement(9, 16, 1, 8, "env://"))
 
 

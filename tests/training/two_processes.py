@@ -104,14 +104,15 @@ def missing_at_rank_0(rank: int, folder: Path) -> str:
 
 
 def checkpoint_of_rank_0(rank: int, folder: Path) -> tuple[bool, bool]:
-    """Whether there is one to resume from where only rank 0 sees it, and where only rank 1 does."""
+    """Whether it resumes where rank 0's folder has a checkpoint, and where only rank 1's has."""
     found = []
     for owner in range(2):
         own = folder / f"owner{owner}_rank{rank}"
         own.mkdir()
         if rank == owner:
-            torch.save({"model": {}}, own / "model_final.pth")
-        found.append(SafeCheckpointer(Model(), str(own)).has_checkpoint())
+            content = {"model": Model().state_dict(), "iteration": 1}
+            torch.save(content, own / "model_final.pth")
+        found.append(bool(SafeCheckpointer(Model(), str(own)).resume_or_load("")))
     return found[0], found[1]
 
 
