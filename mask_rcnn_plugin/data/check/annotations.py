@@ -24,6 +24,7 @@ _MAX_RASTER = 2**28  # pixels: polygons of a larger image are measured without r
 UNFIT_KEYPOINTS = {"keypoint-format", "keypoint-count", "keypoint-other"}
 _BOX_FAULTS = {"box-missing", "box-format", "box-negative", "box-empty", "box-outside"}
 _AREA_FAULTS = {"area-format", "area-missing"}
+NOT_TRAINED = {"crowd", "box-empty", "mask-empty"}  # left out, though no error
 # What `repair` may mend; with any other error the annotation is dropped.
 REPAIRABLE = {*_BOX_FAULTS, *_AREA_FAULTS, *UNFIT_KEYPOINTS}
 
@@ -74,6 +75,11 @@ def inspect(annotation: Any, context: Context) -> list[Fault]:
     elif not kinds & UNFIT_KEYPOINTS:
         found += _keypoint_doubts(usable, size)
     return found
+
+
+def is_trained_on(annotation: Annotation, context: Context) -> bool:
+    """Whether an annotation without errors is no crowd and not empty."""
+    return not NOT_TRAINED & {kind for kind, _ in inspect(annotation, context)}
 
 
 def repair(annotation: Annotation, found: set[str], size: tuple[int, int]) -> Annotation:

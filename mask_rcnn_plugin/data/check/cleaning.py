@@ -59,7 +59,8 @@ def clean(checked: Checked, out: str | Path) -> Counter[str]:
                 done["repaired: annotation id"] += 1
                 annotation = {**annotation, "id": checked.new_ids[index]}
             kept.append(annotation)
-    left = {"image": images, "category": categories, "annotation": kept}
+    trained = any(annotations.is_trained_on(annotation, context) for annotation in kept)
+    left = {"image": images, "category": categories, "annotation": trained}
     if "no-test-annotation" in checked.findings:
         del left["annotation"]
     for what, entries in left.items():

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from mask_rcnn_plugin.data.annotation_rules import category_error, image_error, shown
 from mask_rcnn_plugin.data.check import annotations, images
-from mask_rcnn_plugin.data.check.annotations import UNFIT_KEYPOINTS, Context
+from mask_rcnn_plugin.data.check.annotations import NOT_TRAINED, UNFIT_KEYPOINTS, Context
 from mask_rcnn_plugin.data.check.findings import Findings
 
 _LISTS = ("images", "annotations", "categories")
@@ -202,12 +202,14 @@ def _check_annotations(
     ids: dict[int, int] = {}  # by the index of the annotation
     per_image, per_category = Counter[int](), Counter[int]()
     without_mask: list[int] = []
-    has_masks = labelled = False
+    unused = NOT_TRAINED if training else {"crowd"}
+    has_masks = labelled = used = False
     silent = None if progress else True  # None: unless it is a terminal
     bar = tqdm(entries, "annotations", unit="", mininterval=1, disable=silent, leave=False)
     for index, annotation in enumerate(bar):
         found = annotations.inspect(annotation, context)
         kinds = {kind for kind, _ in found}
+        used |= not kinds & unused
         if found:
             checked.flagged.add(index)
             where = f"#{index}" if "annotation-format" in kinds else annotation["id"]
@@ -226,8 +228,9 @@ def _check_annotations(
             labelled = any((annotation.get("keypoints") or [])[2::3])
 
     _check_ids(checked, ids)
-    if not entries:
+    if not used:
         add("no-annotation" if training else "no-test-annotation")
+    if not entries:
         return
     if has_masks and not context.needs_mask:
         for key in without_mask:
