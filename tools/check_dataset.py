@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Check COCO-format data sets before training on them.
+"""Check COCO-format datasets before training on them.
 
     python tools/check_dataset.py --json my/train.json --images my/images
     python tools/check_dataset.py --json my/train.json --images my/images --fix my/train_clean.json

@@ -28,12 +28,12 @@ class ImageError(DatasetError):
 
     Args:
         file_name: of the image; an attribute too.
-        reason: None as torch's DataLoader calls it, which rebuilds what a worker raised from its
-            traceback as one text: `file_name` is then that text.
+        reason: what is wrong. Empty where torch's DataLoader rebuilds the error of a worker, with
+            the traceback as `file_name`.
     """
 
-    def __init__(self, file_name: str, reason: str | None = None) -> None:
-        if reason is None:
+    def __init__(self, file_name: str, reason: str = "") -> None:
+        if not reason:
             message = file_name.rpartition("ImageError: image ")[2].strip()
             file_name, _, reason = message.partition(": ")
         super().__init__(file_name, reason)
@@ -48,13 +48,10 @@ class MaskRCNNDatasetMapper(DatasetMapper):
 
     detectron2 decides from the first instance what all of an image's instances have. Here
 
-    * an instance without keypoints among others with keypoints has none labelled (visibility 0),
-      e.g. a ball beside a person;
-    * polygons and run-length encodings may stand side by side: the masks of an image are kept as
-      polygons if all are, else as bitmaps;
-    * an instance that cannot be trained on (`annotation_error`) is left out. A warning names the
-      first 10 in each process, then one at each doubling of their number. An image that loses all
-      its instances is background.
+    * an instance without keypoints has none labelled (visibility 0), e.g. a ball beside a person;
+    * the masks of an image are kept as polygons if all are polygons, else as bitmaps;
+    * an instance that cannot be trained on (`annotation_error`) is left out, with a warning for the
+      first 10 in each process and at each doubling. An image that loses all is background.
 
     Images of 16 bits a channel are read as the upper 8 of them. Semantic segmentation is not read.
 

@@ -152,14 +152,7 @@ class Findings(dict[str, Finding]):
     """Findings of one file by their kind."""
 
     def add(self, kind: str, where: object = "", text: str = "", severity: str = "") -> None:
-        """Count one.
-
-        Args:
-            kind: a key of `KINDS`.
-            where: the id of what it is about.
-            text: what is there.
-            severity: another than the kind's.
-        """
+        """Count one of a kind of `KINDS`: the id of what it is about, and what is there."""
         if kind not in self:
             self[kind] = Finding(severity or KINDS[kind].severity, example=text)
         finding = self[kind]

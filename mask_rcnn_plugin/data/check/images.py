@@ -9,9 +9,7 @@ from tqdm import tqdm
 
 from mask_rcnn_plugin.data.annotation_rules import Fault
 
-ERRORS = {
-    *("image-missing", "image-unreadable", "image-size", "image-rotated-size", "image-depth"),
-}
+ERRORS = {"image-missing", "image-unreadable", "image-size", "image-rotated-size", "image-depth"}
 _QUARTER_TURNS = (5, 6, 7, 8)  # values of EXIF's orientation that swap the sides
 
 
@@ -51,12 +49,7 @@ def inspect_all(
 
 
 def inspect(path: str, size: tuple[int, int]) -> list[Fault]:
-    """Open and decode an image; (kind, text) of all that is found.
-
-    Args:
-        path: of the file.
-        size: width and height that the dataset states.
-    """
+    """Open and decode an image, whose dataset says that its width and height are `size`."""
     try:
         with Image.open(path) as image:
             stored, mode, file_format = image.size, image.mode, image.format

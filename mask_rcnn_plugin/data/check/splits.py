@@ -17,12 +17,10 @@ def compare(
     needs_keypoints: bool = False,
     open_images: bool = True,
 ) -> Findings:
-    """What does not go together in data sets that were checked, each by itself.
+    """What does not go together in datasets that were checked, each by itself.
 
     Args:
-        train: the training sets.
-        test: the test set.
-        num_classes: the model's; None if it is fitted to the data set.
+        num_classes: the model's; None if it is fitted to the dataset.
         needs_keypoints: whether the model has a keypoint branch.
         open_images: whether to compare files of one name in different folders; else only the same
             file counts as in both sets.
