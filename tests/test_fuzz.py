@@ -293,7 +293,6 @@ class Pipeline:
                 training=training,
                 needs_mask=True,
                 open_images=training,
-                progress=False,
             )
             for training in (True, False)
         )

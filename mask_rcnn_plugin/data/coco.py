@@ -105,11 +105,7 @@ def register_coco_dataset(json_file: str, image_root: str) -> str:
 
 
 def _load(json_file: str, image_root: str) -> list[dict[str, Any]]:
-    """detectron2's `load_coco_json`, which on a broken file fails in many ways, with one error.
-
-    Raises:
-        DatasetError: naming the file, whatever is wrong with it.
-    """
+    """detectron2's `load_coco_json`, which fails in many ways on a broken file, with one error."""
     try:
         return load_coco_json(json_file, image_root, json_file, extra_annotation_keys=["id"])
     except Exception as error:
@@ -134,30 +130,30 @@ def _read_categories(json_file: str) -> list[dict[str, Any]]:
         file = msgspec.json.decode(content, type=_File)
     except (msgspec.DecodeError, RecursionError):  # NaN, which Python's reader takes
         file = _read_slowly(json_file, content)
-    images, categories = file.images, file.categories
-    if not isinstance(images, list):
+    categories = file.categories
+    if not isinstance(file.images, list):
         raise DatasetError(f"annotation file {json_file!r} is not COCO-format: no list 'images'")
     if not isinstance(categories, list) or not categories:
         raise DatasetError(
             f"annotation file {json_file!r} is not COCO-format: 'categories' must be a list of "
             "objects with 'id' and 'name', and not empty"
         )
-    for entries, entry_error in ((categories, category_error), (images, image_error)):
+    for what, entries, entry_error in (
+        ("categories", categories, category_error),
+        ("images", file.images, image_error),
+    ):
         for entry in entries:
             wrong = entry_error(entry)
             if wrong:
                 raise DatasetError(f"annotation file {json_file!r}, {shown(entry)}: {wrong}")
         if len({entry["id"] for entry in entries}) < len(entries):
             raise DatasetError(
-                f"annotation file {json_file!r}: of its "
-                f"{'categories' if entries is categories else 'images'} some have the same id"
+                f"annotation file {json_file!r}: of its {what} some have the same id"
             )
     return sorted(categories, key=lambda c: c["id"])
 
 
 class _File(msgspec.Struct):
-    """What is read of a COCO-format file to register it."""
-
     images: Any = None
     categories: Any = None
 
@@ -167,9 +163,9 @@ def _read_slowly(json_file: str, content: bytes) -> _File:
         whole = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise DatasetError(f"annotation file {json_file!r} is not JSON: {error}") from error
-    if not isinstance(whole, dict):
-        raise DatasetError(f"annotation file {json_file!r} is not COCO-format: no list 'images'")
-    return _File(whole.get("images"), whole.get("categories"))
+    return (
+        _File(whole.get("images"), whole.get("categories")) if isinstance(whole, dict) else _File()
+    )
 
 
 def _keypoints(name: str, categories: list[dict[str, Any]]) -> dict[str, Any]:

@@ -58,9 +58,7 @@ _MIN_AREA = 16  # pixels
 Annotation = dict[str, Any]
 
 
-def write_dataset(
-    root: str | Path, *, train: int, val: int, size: int, seed: int, progress: bool = True
-) -> None:
+def write_dataset(root: str | Path, *, train: int, val: int, size: int, seed: int) -> None:
     """Write the dataset below `root`, or return at once if it is there already.
 
     Args:
@@ -80,7 +78,7 @@ def write_dataset(
     root = Path(root)
     if _claim(root, wanted):
         return
-    with tqdm(total=train + val, unit="image", disable=not progress) as bar:
+    with tqdm(total=train + val, unit="image", disable=None) as bar:
         documents = {split: _draw_split(root, split, wanted, bar) for split in _SPLITS}
     for split, document in documents.items():  # last: no half-written set looks finished
         annotations = [a for a in document["annotations"] if a["category_id"] == 1]

@@ -20,7 +20,6 @@ def check_sets(
     overrides: Sequence[str] = (),
     *,
     open_images: bool = True,
-    progress: bool = True,
 ) -> tuple[list[Checked], Findings]:
     """Check training and test set of a config, each by itself and with each other and the model.
 
@@ -28,7 +27,6 @@ def check_sets(
         cfg: from `get_config`; its datasets need not be set up.
         overrides: with which it was made: a num_classes given there must be the dataset's.
         open_images: whether to open and decode each image.
-        progress: whether to show progress bars on standard error.
 
     Returns:
         What was found in each file, the test set last, and in their comparison.
@@ -48,7 +46,6 @@ def check_sets(
             training=training,
             needs_mask=needs_mask,
             open_images=open_images,
-            progress=progress,
         )
 
     checked = [check(files, training=True) for files in train] + [check(test[0], training=False)]

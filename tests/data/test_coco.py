@@ -124,7 +124,7 @@ def test_coco_keypoints_have_coco_sigmas(toy_dataset: Path) -> None:
         ([{"id": 1, "name": "a"}, {"id": "2", "name": "b"}], {}, "id is '2', must be an integer"),
         ([{"id": 1, "name": "a", "keypoints": {"x": 1}}], {}, "must be a list of names"),
         ([{"id": 1, "name": "a", "keypoints": ["x"], "skeleton": [[1, 2]]}], {}, "skeleton is"),
-        ([{"id": 1, "name": "a", "keypoint_sigmas": "0.1"}], {}, "must be a list of numbers"),
+        ([{"id": 1, "name": "a", "keypoint_sigmas": "0.1"}], {}, "keypoint_sigmas are '0.1'"),
         ([{"id": 1, "name": "a", "keypoint_flip_map": 3}], {}, "keypoint_flip_map is 3"),
         (5, {}, "'categories' must be"),
         ([{"id": 1, "name": "a"}], {"images": None}, "no list 'images'"),
@@ -147,7 +147,7 @@ def test_coco_keypoints_have_coco_sigmas(toy_dataset: Path) -> None:
         (
             [{"id": 1, "name": "a", "keypoints": ["x"], "keypoint_sigmas": [0.1, 0.2]}],
             {},
-            "2 keypoint_sigmas for 1 keypoints",
+            "must be 1 numbers above 0 and at most 1",
         ),
     ],
 )

@@ -35,7 +35,7 @@ from mask_rcnn_plugin.data.synthetic import (
 )
 
 ROOT = Path(__file__).parents[2]
-ARGUMENTS: dict[str, Any] = {"train": 60, "val": 10, "size": 96, "seed": 7, "progress": False}
+ARGUMENTS: dict[str, Any] = {"train": 60, "val": 10, "size": 96, "seed": 7}
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +186,7 @@ def test_arguments_out_of_range(tmp_path: Path, name: str, value: Any) -> None:
 
 
 def test_empty_splits(tmp_path: Path) -> None:
-    write_dataset(tmp_path, train=0, val=0, size=64, seed=0, progress=False)
+    write_dataset(tmp_path, train=0, val=0, size=64, seed=0)
     assert COCO(str(tmp_path / "val.json")).getImgIds() == []
 
 

@@ -38,14 +38,11 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def inspect_all(
-    paths: Sequence[str], sizes: Sequence[tuple[int, int]], progress: bool
-) -> list[list[Fault]]:
+def inspect_all(paths: Sequence[str], sizes: Sequence[tuple[int, int]]) -> list[list[Fault]]:
     """`inspect` of all, with as many threads as processors: Pillow decodes without the lock."""
     with ThreadPool(os.cpu_count()) as pool:
         found = pool.imap(lambda one: inspect(*one), zip(paths, sizes), chunksize=8)
-        silent = None if progress else True  # None: unless it is a terminal
-        return list(tqdm(found, "images", len(paths), unit="", disable=silent, leave=False))
+        return list(tqdm(found, "images", len(paths), unit="", disable=None, leave=False))
 
 
 def inspect(path: str, size: tuple[int, int]) -> list[Fault]:

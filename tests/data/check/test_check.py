@@ -76,7 +76,7 @@ def write(folder: Path, document: object) -> Path:
 
 
 def check(file: Path, **options: Any) -> Checked:
-    return check_file(str(file), str(file.parent / "images"), progress=False, **options)
+    return check_file(str(file), str(file.parent / "images"), **options)
 
 
 def annotation(index: int = 0, **changes: Any) -> Break:
