@@ -57,12 +57,14 @@ def clean(checked: Checked, out: str | Path) -> Counter[str]:
                 done["repaired: annotation id"] += 1
                 annotation = {**annotation, "id": checked.new_ids[index]}
             kept.append(annotation)
-    trained = any(annotations.is_trained_on(annotation, context) for annotation in kept)
-    left = {"image": images, "category": categories, "annotation": trained}
-    if "no-test-annotation" in checked.findings:
-        del left["annotation"]
-    for what, entries in left.items():
-        if not entries:
+    left = {
+        "image": images,
+        "category": categories,
+        "annotation": "no-test-annotation" in checked.findings
+        or any(not annotations.NOT_TRAINED & _kinds(entry, context) for entry in kept),
+    }
+    for what, is_left in left.items():
+        if not is_left:
             raise DatasetError(f"{out} was not written: no {what} of {checked.json_file} is sound")
     content = {**document, "images": images, "categories": categories, "annotations": kept}
     if "not-standard-json" in checked.findings or "non-finite" in checked.findings:
@@ -90,12 +92,12 @@ def _clean_categories(checked: Checked, entries: list[Any], done: Counter[str]) 
 
 def _clean_annotation(annotation: Any, context: Context, done: Counter[str]) -> Annotation | None:
     """The annotation, repaired where it needs that; None to drop it."""
-    found = {kind for kind, _ in annotations.inspect(annotation, context)}
+    found = _kinds(annotation, context)
     fatal = _errors(found) - annotations.REPAIRABLE
     if not fatal:
         size = context.images[annotation["image_id"]]
         repaired = annotations.repair(annotation, found, size)
-        left = {kind for kind, _ in annotations.inspect(repaired, context)}
+        left = _kinds(repaired, context)
         fatal = _errors(left)
     if fatal:
         done[f"dropped: annotation, {min(fatal)}"] += 1
@@ -104,6 +106,10 @@ def _clean_annotation(annotation: Any, context: Context, done: Counter[str]) -> 
         unfit = kind in annotations.UNFIT_KEYPOINTS
         done[f"dropped: keypoints, {kind}" if unfit else f"repaired: {kind}"] += 1
     return repaired
+
+
+def _kinds(annotation: Any, context: Context) -> set[str]:
+    return {kind for kind, _ in annotations.inspect(annotation, context)}
 
 
 def _errors(kinds: set[str]) -> set[str]:

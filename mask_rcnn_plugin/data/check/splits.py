@@ -4,6 +4,7 @@ import difflib
 import filecmp
 import os
 from collections.abc import Sequence
+from itertools import zip_longest
 
 from mask_rcnn_plugin.data.check.dataset import Checked
 from mask_rcnn_plugin.data.check.findings import Findings
@@ -49,11 +50,7 @@ def compare(
 
 
 def _compare_names(findings: Findings, kind: str, train: list[str], test: list[str]) -> None:
-    if train == test:
-        return
-    for index in range(max(len(train), len(test))):
-        ours = train[index] if index < len(train) else None
-        theirs = test[index] if index < len(test) else None
+    for index, (ours, theirs) in enumerate(zip_longest(train, test)):
         if ours == theirs:
             continue
         text = f"number {index} is {ours!r} in the training set, {theirs!r} in the test set"
