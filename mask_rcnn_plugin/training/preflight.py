@@ -10,7 +10,7 @@ from detectron2.utils import comm
 from omegaconf import DictConfig, OmegaConf
 
 from mask_rcnn_plugin.data.check import Checked, Findings, check_file, compare
-from mask_rcnn_plugin.data.coco import DatasetError, register_keypoint_test_dev
+from mask_rcnn_plugin.data.coco import DatasetError
 
 _logger = logging.getLogger(__name__)
 
@@ -69,7 +69,6 @@ def dataset_files(split: DictConfig) -> list[tuple[str, str]]:
     """
     if split.json:
         return [(split.json, split.images)]
-    register_keypoint_test_dev()
     try:
         found = [MetadataCatalog.get(name) for name in split.names]
         return [(metadata.json_file, metadata.image_root) for metadata in found]
