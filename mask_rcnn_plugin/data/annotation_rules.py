@@ -58,7 +58,7 @@ def annotation_faults(
     elif isinstance(segmentation, list | tuple):
         yield from _polygons_fault(list(segmentation), width, height)
     elif isinstance(segmentation, dict):
-        yield from rle_fault(segmentation, width, height)
+        yield from _rle_fault(segmentation, width, height)
     elif not (isinstance(segmentation, np.ndarray) and segmentation.shape == (height, width)):
         yield "mask-format", f"segmentation is {shown(segmentation)}, must be polygons or RLE"
     yield from _keypoints_fault(annotation.get("keypoints"), num_keypoints)
@@ -112,8 +112,7 @@ def image_error(image: object) -> str | None:
     return None
 
 
-def polygon_fault(polygon: object) -> Fault | None:
-    """What is wrong with one polygon, wherever it lies; None if it has 3 finite points or more."""
+def _polygon_fault(polygon: object) -> Fault | None:
     polygon = _as_list(polygon)
     if not isinstance(polygon, list) or not are_numbers(polygon):
         return "polygon-format", f"polygon is {shown(polygon)}, must be a list of numbers"
@@ -126,8 +125,7 @@ def polygon_fault(polygon: object) -> Fault | None:
     return None
 
 
-def rle_fault(rle: dict[str, Any], width: int, height: int) -> Iterator[Fault]:
-    """What is wrong with a run-length encoding, emptiness included; at most one fault."""
+def _rle_fault(rle: dict[str, Any], width: int, height: int) -> Iterator[Fault]:
     size = _as_list(rle.get("size"))
     if not (isinstance(size, list) and len(size) == 2 and all(is_integer(s) for s in size)):
         yield "rle-format", f"RLE size is {shown(size)}, must be [height, width]"
@@ -235,7 +233,7 @@ def _polygons_fault(polygons: list[Any], width: int, height: int) -> Iterator[Fa
         return
     outside = True
     for polygon in polygons:
-        fault = polygon_fault(polygon)
+        fault = _polygon_fault(polygon)
         if fault is not None:
             yield fault
             return

@@ -44,11 +44,10 @@ SKELETON = (  # COCO's: pairs of 1-based indices into KEYPOINTS
     *([7, 9], [8, 10], [9, 11], [2, 3], [1, 2], [1, 3], [2, 4], [3, 5], [4, 6], [5, 7]),
 )
 
-_PERSON = {"keypoints": list(KEYPOINTS), "skeleton": list(SKELETON)}
-_CATEGORIES = [
-    {"id": i, "name": name, "supercategory": "synthetic", **(_PERSON if i == 1 else {})}
-    for i, name in enumerate(CATEGORIES, 1)
+_CATEGORIES: list[dict[str, Any]] = [
+    {"id": i, "name": name, "supercategory": "synthetic"} for i, name in enumerate(CATEGORIES, 1)
 ]
+_CATEGORIES[0] |= {"keypoints": KEYPOINTS, "skeleton": SKELETON}
 _SPLITS = ("train", "val")
 VERSION = 2  # of the drawing: raise it when the same arguments give other pictures
 _MARKER = "synthetic.json"
@@ -308,8 +307,7 @@ def _claim(root: Path, wanted: dict[str, int]) -> bool:
                 f"root {str(root)!r} holds the dataset of other arguments, {found}, not {wanted}: "
                 "choose another folder or delete this one"
             )
-        files = (f"{prefix}{s}.json" for s in _SPLITS for prefix in ("", "person_keypoints_"))
-        return all((root / file).exists() for file in files)
+        return (root / f"{_SPLITS[-1]}.json").exists()  # written last
     if not all(name.startswith(f".{_MARKER}") for name in present):
         raise ValueError(
             f"root {str(root)!r} is not a synthetic dataset: choose a new or empty folder"
