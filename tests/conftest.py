@@ -29,7 +29,7 @@ def seed() -> None:
 def toy_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A drawn COCO-format dataset: 12 images to train, 6 to validate, 64 px."""
     root = tmp_path_factory.mktemp("data") / "toy"
-    write_dataset(root, train=12, val=6, size=64, seed=0, progress=False)
+    write_dataset(root, train=12, val=6, size=64, seed=0)
     return root
 
 

@@ -293,7 +293,6 @@ class Pipeline:
                 training=training,
                 needs_mask=True,
                 open_images=training,
-                progress=False,
             )
             for training in (True, False)
         )
@@ -364,7 +363,7 @@ def test_sound_files_lose_nothing(folder: Path, model: nn.Module) -> None:
     def run(content: dict[str, Any]) -> None:
         with no_hang():
             text = json.dumps(content).encode()
-            assert pipeline.check(text) or not content["annotations"]
+            assert pipeline.check(text) or all(a["iscrowd"] for a in content["annotations"])
             outcome = pipeline.run(text)
         assert outcome["instances"] == sum(not a["iscrowd"] for a in content["annotations"])
         assert outcome["results"].keys() == {"bbox", "segm", "keypoints"}

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Check COCO-format data sets before training on them.
+"""Check COCO-format datasets before training on them.
 
     python tools/check_dataset.py --json my/train.json --images my/images
     python tools/check_dataset.py --json my/train.json --images my/images --fix my/train_clean.json
@@ -8,9 +8,8 @@
         dataset.test.json=my/val.json dataset.test.images=my/images
 
 With a config, as train.py takes it, both of its sets are checked, against each other and the model
-too. Prints a table of what was found: errors, on which a training would stop or learn what is not
-meant; warnings, with which it copes; notes. The exit code is 1 if there is an error, else 0; 2 for
-a mistake in the arguments, or if nothing would be left by --fix.
+too. Errors would stop a training or mislead it; it copes with warnings. The exit code is 1 if there
+is an error, else 0; 2 for a mistake in the arguments, or if --fix would leave nothing.
 """
 
 import argparse
@@ -49,9 +48,8 @@ def parse_args() -> argparse.Namespace:
         parser.error(f"{args.overrides[0]!r} changes a config, and there is none: --config-file")
     if args.config and (args.images or args.fix):
         parser.error("--images and --fix go with --json, one file at a time")
-    if args.fix is not None and (not args.fix or Path(args.fix).exists()):
-        what = f"{args.fix!r}, which is there already" if args.fix else "empty"
-        parser.error(f"--fix is {what}: give the name of a new file")
+    if args.fix is not None and Path(args.fix).exists():  # so does "", the current folder
+        parser.error(f"--fix is {args.fix!r}: give the name of a new file")
     return args
 
 

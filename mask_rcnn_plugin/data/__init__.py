@@ -1,1 +1,1 @@
-"""Data sets, from files or drawn, and the path from them to the model."""
+"""Datasets, from files or drawn, and the path from them to the model."""

@@ -1,7 +1,7 @@
-"""What makes an annotation or category unfit: one rule for the check of a file and for others.
+"""What makes an annotation, category or image entry unfit.
 
-Nothing here trusts the value that it is given: any JSON value may stand in any place. Run-length
-encodings are checked before pycocotools sees them, as it reads past the end of a broken one.
+Any JSON value may stand in any place. Run-length encodings are checked before pycocotools sees
+them, as it reads past the end of a broken one.
 """
 
 import math
@@ -24,16 +24,7 @@ def annotation_error(
     *,
     needs_mask: bool = False,
 ) -> str | None:
-    """Why an annotation cannot be trained on, or None if it can.
-
-    Args:
-        annotation: one of a COCO file, its "bbox" as XYWH in image pixels; what is not looked at
-            here, ids and categories, may be missing. As loaded by detectron2 (compressed counts as
-            bytes, arrays for lists) will do too.
-        width, height: of the image, in pixels.
-        num_keypoints: that each list of keypoints must have; None accepts any number.
-        needs_mask: whether an annotation without "segmentation" is unfit.
-    """
+    """Why an annotation cannot be trained on, or None if it can; see `annotation_faults`."""
     faults = annotation_faults(annotation, width, height, num_keypoints, needs_mask=needs_mask)
     return next((text for _, text in faults), None)
 
@@ -46,7 +37,15 @@ def annotation_faults(
     *,
     needs_mask: bool = False,
 ) -> Iterator[Fault]:
-    """All that makes one unfit, at most one fault of each part; see `annotation_error`."""
+    """All that makes an annotation unfit for training, at most one fault of each part.
+
+    Args:
+        annotation: as in a COCO file, "bbox" as XYWH in image pixels, or as detectron2 loads it,
+            with compressed counts as bytes and arrays for lists. Ids and categories are ignored.
+        width, height: of the image, in pixels.
+        num_keypoints: that each list of keypoints must have; None accepts any number.
+        needs_mask: whether an annotation without "segmentation" is unfit.
+    """
     if not isinstance(annotation, dict):
         yield "annotation-format", f"annotation is {shown(annotation)}, must be an object"
         return
@@ -59,7 +58,7 @@ def annotation_faults(
     elif isinstance(segmentation, list | tuple):
         yield from _polygons_fault(list(segmentation), width, height)
     elif isinstance(segmentation, dict):
-        yield from rle_fault(segmentation, width, height)
+        yield from _rle_fault(segmentation, width, height)
     elif not (isinstance(segmentation, np.ndarray) and segmentation.shape == (height, width)):
         yield "mask-format", f"segmentation is {shown(segmentation)}, must be polygons or RLE"
     yield from _keypoints_fault(annotation.get("keypoints"), num_keypoints)
@@ -80,23 +79,21 @@ def category_error(category: object) -> str | None:
     if len(set(keypoints)) < len(keypoints):
         return f"keypoints are {shown(keypoints)}, must be different names"
     for what, allowed in (
-        ("skeleton", range(1, len(keypoints) + 1)),
+        ("skeleton", list(range(1, len(keypoints) + 1))),
         ("keypoint_flip_map", keypoints),
     ):
         pairs = category.get(what, [])
-        if not isinstance(pairs, list) or not all(
-            isinstance(p, list) and len(p) == 2 and all(_is_in(one, allowed) for one in p)
-            for p in pairs
-        ):
+        if not isinstance(pairs, list) or not all(_is_pair(pair, allowed) for pair in pairs):
             return f"{what} is {shown(pairs)}, must be a list of pairs of keypoints"
     sigmas = category.get("keypoint_sigmas")
-    if sigmas is not None:
-        if not isinstance(sigmas, list) or not are_numbers(sigmas) or not are_finite(sigmas):
-            return f"keypoint_sigmas are {shown(sigmas)}, must be a list of numbers"
-        if len(sigmas) != len(keypoints):
-            return f"it has {len(sigmas)} keypoint_sigmas for {len(keypoints)} keypoints"
-        if not all(0 < sigma <= 1 for sigma in sigmas):
-            return f"keypoint_sigmas are {shown(sigmas)}, must be above 0 and at most 1"
+    if sigmas is not None and not (
+        isinstance(sigmas, list)
+        and len(sigmas) == len(keypoints)
+        and are_numbers(sigmas)
+        and all(0 < sigma <= 1 for sigma in sigmas)
+    ):
+        expected = f"{len(keypoints)} numbers above 0 and at most 1"
+        return f"keypoint_sigmas are {shown(sigmas)}, must be {expected}"
     return None
 
 
@@ -115,8 +112,7 @@ def image_error(image: object) -> str | None:
     return None
 
 
-def polygon_fault(polygon: object) -> Fault | None:
-    """What is wrong with one polygon, wherever it lies; None if it has 3 finite points or more."""
+def _polygon_fault(polygon: object) -> Fault | None:
     polygon = _as_list(polygon)
     if not isinstance(polygon, list) or not are_numbers(polygon):
         return "polygon-format", f"polygon is {shown(polygon)}, must be a list of numbers"
@@ -129,8 +125,7 @@ def polygon_fault(polygon: object) -> Fault | None:
     return None
 
 
-def rle_fault(rle: dict[str, Any], width: int, height: int) -> Iterator[Fault]:
-    """What is wrong with a run-length encoding, emptiness included; at most one fault."""
+def _rle_fault(rle: dict[str, Any], width: int, height: int) -> Iterator[Fault]:
     size = _as_list(rle.get("size"))
     if not (isinstance(size, list) and len(size) == 2 and all(is_integer(s) for s in size)):
         yield "rle-format", f"RLE size is {shown(size)}, must be [height, width]"
@@ -204,8 +199,12 @@ def are_finite(values: list[Any]) -> bool:
         return False
 
 
-def _is_in(value: object, allowed: range | list[str]) -> bool:
-    return (is_integer(value) if isinstance(allowed, range) else True) and value in allowed
+def _is_pair(pair: object, allowed: list[Any]) -> bool:
+    return (
+        isinstance(pair, list)
+        and len(pair) == 2
+        and all(type(one) in (int, str) and one in allowed for one in pair)
+    )
 
 
 def _box_fault(box: object, width: int, height: int) -> Iterator[Fault]:
@@ -234,7 +233,7 @@ def _polygons_fault(polygons: list[Any], width: int, height: int) -> Iterator[Fa
         return
     outside = True
     for polygon in polygons:
-        fault = polygon_fault(polygon)
+        fault = _polygon_fault(polygon)
         if fault is not None:
             yield fault
             return

@@ -12,27 +12,22 @@ from typing import Any
 import msgspec
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
-from detectron2.data.datasets.builtin_meta import COCO_PERSON_KEYPOINT_NAMES
 
 from mask_rcnn_plugin.data.annotation_rules import category_error, image_error, shown
 from mask_rcnn_plugin.errors import UserError
 
-# Sec. 4: the 80k training images and 35k of validation (2014), the remaining 5k to validate. The
-# 2017 release is the same split under other names and in two annotation files instead of four.
+# Sec. 4: the 80k training images and 35k of validation (2014), the remaining 5k to validate; the
+# 2017 release has the same split as coco_2017_train and coco_2017_val.
 TRAINVAL35K = ("coco_2014_train", "coco_2014_valminusminival")
 MINIVAL = ("coco_2014_minival",)
-TRAIN2017 = ("coco_2017_train",)
-VAL2017 = ("coco_2017_val",)
 TEST_DEV = ("coco_2017_test-dev",)
 
 # Sec. 5: the same images with the person category and its keypoints.
 KEYPOINT_TRAINVAL35K = tuple(f"keypoints_{name}" for name in TRAINVAL35K)
 KEYPOINT_MINIVAL = tuple(f"keypoints_{name}" for name in MINIVAL)
-KEYPOINT_TRAIN2017 = ("keypoints_coco_2017_train",)
-KEYPOINT_VAL2017 = ("keypoints_coco_2017_val",)
 KEYPOINT_TEST_DEV = ("keypoints_coco_2017_test-dev",)
 
-# COCO's, in the order of COCO_PERSON_KEYPOINT_NAMES; what pycocotools uses by default.
+# In the order of detectron2's COCO_PERSON_KEYPOINT_NAMES; what pycocotools uses by default.
 COCO_KEYPOINT_OKS_SIGMAS = (
     *(0.026, 0.025, 0.025, 0.035, 0.035, 0.079, 0.079, 0.072, 0.072),
     *(0.062, 0.062, 0.107, 0.107, 0.087, 0.087, 0.089, 0.089),
@@ -43,12 +38,10 @@ class DatasetError(UserError):
     """An annotation file or image folder that cannot be used; the message names it."""
 
 
-def register_keypoint_test_dev() -> None:
-    """Register `KEYPOINT_TEST_DEV`, which detectron2 lacks: test-dev's images, person metadata."""
+def _register_keypoint_test_dev() -> None:
+    """`KEYPOINT_TEST_DEV`, which detectron2 lacks: test-dev's images, person metadata."""
     (name,), (images,) = KEYPOINT_TEST_DEV, TEST_DEV
-    if name in DatasetCatalog.list():
-        return
-    source, person = MetadataCatalog.get(images), MetadataCatalog.get(KEYPOINT_VAL2017[0])
+    source, person = MetadataCatalog.get(images), MetadataCatalog.get("keypoints_coco_2017_val")
     # Without a dataset name, so that the file's 80 categories do not replace the one.
     DatasetCatalog.register(name, partial(load_coco_json, source.json_file, source.image_root))
     MetadataCatalog.get(name).set(
@@ -69,7 +62,7 @@ def register_coco_dataset(json_file: str, image_root: str) -> str:
     Classes are the file's categories in the order of their ids. Keypoint names and skeleton come
     from the categories' "keypoints" and "skeleton" as in COCO; left-right pairs from the names
     ("left_eye" and "right_eye", "l_eye" and "r_eye") unless a category has a "keypoint_flip_map",
-    a list of pairs of names; OKS sigmas from "keypoint_sigmas", or COCO's for COCO's keypoints.
+    a list of pairs of names; OKS sigmas from "keypoint_sigmas".
 
     Args:
         json_file: path of the annotations.
@@ -105,11 +98,7 @@ def register_coco_dataset(json_file: str, image_root: str) -> str:
 
 
 def _load(json_file: str, image_root: str) -> list[dict[str, Any]]:
-    """detectron2's `load_coco_json`, which on a broken file fails in many ways, with one error.
-
-    Raises:
-        DatasetError: naming the file, whatever is wrong with it.
-    """
+    """detectron2's `load_coco_json`, which fails in many ways on a broken file, with one error."""
     try:
         return load_coco_json(json_file, image_root, json_file, extra_annotation_keys=["id"])
     except Exception as error:
@@ -124,40 +113,39 @@ def _read_categories(json_file: str) -> list[dict[str, Any]]:
     """The categories of a COCO-format file, by id."""
     path = Path(json_file)
     if not path.is_file():
-        beside = sorted(f.name for f in path.parent.glob("*.json")) if path.parent.is_dir() else []
+        beside = sorted(file.name for file in path.parent.glob("*.json")) or "no .json"
         raise DatasetError(
-            f"annotation file {json_file!r} does not exist; "
-            + (f"{path.parent} has {beside}" if path.parent.is_dir() else f"nor does {path.parent}")
+            f"annotation file {json_file!r} does not exist; {path.parent} has {beside}"
         )
     content = path.read_bytes()
     try:  # without the annotations, a twentieth of the time
         file = msgspec.json.decode(content, type=_File)
     except (msgspec.DecodeError, RecursionError):  # NaN, which Python's reader takes
         file = _read_slowly(json_file, content)
-    images, categories = file.images, file.categories
-    if not isinstance(images, list):
+    categories = file.categories
+    if not isinstance(file.images, list):
         raise DatasetError(f"annotation file {json_file!r} is not COCO-format: no list 'images'")
     if not isinstance(categories, list) or not categories:
         raise DatasetError(
             f"annotation file {json_file!r} is not COCO-format: 'categories' must be a list of "
             "objects with 'id' and 'name', and not empty"
         )
-    for entries, entry_error in ((categories, category_error), (images, image_error)):
+    for what, entries, entry_error in (
+        ("categories", categories, category_error),
+        ("images", file.images, image_error),
+    ):
         for entry in entries:
             wrong = entry_error(entry)
             if wrong:
                 raise DatasetError(f"annotation file {json_file!r}, {shown(entry)}: {wrong}")
         if len({entry["id"] for entry in entries}) < len(entries):
             raise DatasetError(
-                f"annotation file {json_file!r}: of its "
-                f"{'categories' if entries is categories else 'images'} some have the same id"
+                f"annotation file {json_file!r}: of its {what} some have the same id"
             )
     return sorted(categories, key=lambda c: c["id"])
 
 
 class _File(msgspec.Struct):
-    """What is read of a COCO-format file to register it."""
-
     images: Any = None
     categories: Any = None
 
@@ -167,9 +155,9 @@ def _read_slowly(json_file: str, content: bytes) -> _File:
         whole = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise DatasetError(f"annotation file {json_file!r} is not JSON: {error}") from error
-    if not isinstance(whole, dict):
-        raise DatasetError(f"annotation file {json_file!r} is not COCO-format: no list 'images'")
-    return _File(whole.get("images"), whole.get("categories"))
+    return (
+        _File(whole.get("images"), whole.get("categories")) if isinstance(whole, dict) else _File()
+    )
 
 
 def _keypoints(name: str, categories: list[dict[str, Any]]) -> dict[str, Any]:
@@ -196,11 +184,8 @@ def _keypoints(name: str, categories: list[dict[str, Any]]) -> dict[str, Any]:
             (names[a - 1], names[b - 1], (102, 204, 255)) for a, b in category.get("skeleton", [])
         ],
     }
-    sigmas = category.get("keypoint_sigmas")
-    if sigmas is None and names == list(COCO_PERSON_KEYPOINT_NAMES):
-        sigmas = COCO_KEYPOINT_OKS_SIGMAS
-    if sigmas is not None:
-        metadata["keypoint_oks_sigmas"] = [float(s) for s in sigmas]
+    if category.get("keypoint_sigmas") is not None:
+        metadata["keypoint_oks_sigmas"] = [float(s) for s in category["keypoint_sigmas"]]
     return metadata
 
 
@@ -218,4 +203,4 @@ def _left_right_pairs(names: list[str]) -> list[tuple[str, str]]:
 
 
 # As detectron2 registers COCO's other sets: on import, for its own scripts too.
-register_keypoint_test_dev()
+_register_keypoint_test_dev()

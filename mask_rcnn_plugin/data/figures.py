@@ -1,4 +1,4 @@
-"""What the synthetic data set draws: people seen from the front, shapes, textures, backgrounds.
+"""What the synthetic dataset draws: people seen from the front, shapes, textures, backgrounds.
 
 Every function draws onto a square canvas of ``size`` pixels and is pure: numbers in, arrays out.
 Points are ``(x, y)`` float64 in *pixel indices*, the frame of OpenCV and of COCO's keypoints: the
@@ -73,12 +73,7 @@ def draw_shape(
         angle: radians, clockwise as seen.
         fill: (size, size, 3) uint8, the texture that shows through the shape.
         hole: a ring's inner radius over its outer one, in (0, 1).
-
-    Raises:
-        ValueError: for a category that is not in `SHAPES`.
     """
-    if category not in SHAPES:
-        raise ValueError(f"category must be one of {SHAPES}, got {category!r}")
     corners = {"square": 4, "star": 10}.get(category, 64)
     turn = angle + np.arange(corners) * (2 * np.pi / corners)
     reach = np.where(np.arange(corners) % 2, 0.45, 1.0) if category == "star" else np.ones(corners)
@@ -88,7 +83,8 @@ def draw_shape(
         outlines.append(centre + hole * (outline - centre))
     alpha = np.zeros(fill.shape[:2], np.uint8)
     _fill(alpha, outlines, 255)
-    return Figure(category, _scaled(fill, alpha), alpha)
+    paint = (fill * (alpha.astype(np.float32) / 255)[..., None]).astype(np.uint8)
+    return Figure(category, paint, alpha)
 
 
 class Outfit(NamedTuple):
@@ -332,7 +328,3 @@ def _fill(
     fixed = [np.rint(o * (1 << _SUBPIXEL_BITS)).astype(np.int32) for o in outlines]
     value = np.atleast_1d(np.asarray(colour, np.float64)).tolist()
     cv2.fillPoly(canvas, fixed, value, cv2.LINE_AA if smooth else cv2.LINE_8, _SUBPIXEL_BITS)
-
-
-def _scaled(fill: Array, alpha: Array) -> Array:
-    return (fill * (alpha.astype(np.float32) / 255)[..., None]).astype(np.uint8)

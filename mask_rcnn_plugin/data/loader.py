@@ -48,8 +48,8 @@ def build_train_loader(
         aspect_ratio_grouping: batches of landscape or of other images, which need less padding.
         num_workers: processes that load; 0 loads in this one.
         seed: of the shuffle, one for all processes; None draws one from NumPy's random state.
-        max_unreadable: images that each process may leave out, counted anew from a resume on,
-            before it is an error.
+        max_unreadable: images that each process may leave out before it is an error; a resume
+            counts anew.
 
     Raises:
         ConfigError: if `total_batch_size` is no multiple of the number of processes.
@@ -74,14 +74,9 @@ def build_train_loader(
 
 
 class TrainLoader:
-    """Batches without end, for one of the processes of a training.
+    """Batches without end, for one of the processes of a training; see `build_train_loader`.
 
     Its state is the sampler's position after the last batch handed over, the same in all processes.
-
-    Args:
-        dataset: gives the samples of a group.
-        sampler: which images, in which order.
-        num_workers, max_unreadable: see `build_train_loader`.
     """
 
     def __init__(
@@ -169,9 +164,8 @@ class _Mapped(Dataset[tuple[Group, list[Any]]]):
 def _init_worker(worker: int) -> None:
     """Seed a worker, and let it outlive the signals that the main process saves at.
 
-    A cluster sends SIGTERM or SIGUSR1 to all processes. A worker that ends takes the training with
-    it, before it has saved; so SIGTERM is heeded only from the main process, which ends its workers
-    by it.
+    A cluster sends them to all processes, and a worker that ends takes the training with it before
+    it has saved. The main process ends its workers by SIGTERM, which is heeded from it alone.
     """
     worker_init_reset_seed(worker)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)

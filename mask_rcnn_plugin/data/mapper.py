@@ -28,12 +28,12 @@ class ImageError(DatasetError):
 
     Args:
         file_name: of the image; an attribute too.
-        reason: None as torch's DataLoader calls it, which rebuilds what a worker raised from its
-            traceback as one text: `file_name` is then that text.
+        reason: what is wrong. Empty where torch's DataLoader rebuilds the error of a worker, with
+            the traceback as `file_name`.
     """
 
-    def __init__(self, file_name: str, reason: str | None = None) -> None:
-        if reason is None:
+    def __init__(self, file_name: str, reason: str = "") -> None:
+        if not reason:
             message = file_name.rpartition("ImageError: image ")[2].strip()
             file_name, _, reason = message.partition(": ")
         super().__init__(file_name, reason)
@@ -48,13 +48,10 @@ class MaskRCNNDatasetMapper(DatasetMapper):
 
     detectron2 decides from the first instance what all of an image's instances have. Here
 
-    * an instance without keypoints among others with keypoints has none labelled (visibility 0),
-      e.g. a ball beside a person;
-    * polygons and run-length encodings may stand side by side: the masks of an image are kept as
-      polygons if all are, else as bitmaps;
-    * an instance that cannot be trained on (`annotation_error`) is left out. A warning names the
-      first 10 in each process, then one at each doubling of their number. An image that loses all
-      its instances is background.
+    * an instance without keypoints has none labelled (visibility 0), e.g. a ball beside a person;
+    * the masks of an image are kept as polygons if all are polygons, else as bitmaps;
+    * an instance that cannot be trained on (`annotation_error`) is left out, with a warning for the
+      first 10 in each process. An image that loses all is background.
 
     Images of 16 bits a channel are read as the upper 8 of them. Semantic segmentation is not read.
 
@@ -66,7 +63,7 @@ class MaskRCNNDatasetMapper(DatasetMapper):
     @functools.wraps(DatasetMapper.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._dropped: set[tuple[str, int]] = set()
+        self._warned: set[tuple[str, str]] = set()
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
         """
@@ -109,8 +106,14 @@ class MaskRCNNDatasetMapper(DatasetMapper):
             reason = self._prepare(annotation, dataset_dict["width"], dataset_dict["height"])
             if reason is None:
                 annotations.append(annotation)
-            else:
-                self._warn(dataset_dict, index, reason)
+                continue
+            file_name = dataset_dict["file_name"]
+            which = f"id {annotation['id']}" if "id" in annotation else f"index {index}"
+            if len(self._warned) < _WARNINGS and (file_name, which) not in self._warned:
+                self._warned.add((file_name, which))
+                logger.warning(
+                    "image %s: left out the annotation with %s: %s", file_name, which, reason
+                )
         dataset_dict["annotations"] = annotations
         if not annotations:  # detectron2's recompute_boxes would look for their masks
             del dataset_dict["annotations"]
@@ -146,19 +149,6 @@ class MaskRCNNDatasetMapper(DatasetMapper):
         if isinstance(rle, dict) and isinstance(rle["counts"], list):
             annotation["segmentation"] = coco_mask.frPyObjects(rle, height, width)
         return None
-
-    def _warn(self, dataset_dict: dict[str, Any], index: int, reason: str) -> None:
-        file_name, annotation = dataset_dict["file_name"], dataset_dict["annotations"][index]
-        if (file_name, index) in self._dropped:
-            return
-        self._dropped.add((file_name, index))
-        count = len(self._dropped)
-        if count <= _WARNINGS or count & (count - 1) == 0:
-            which = f"id {annotation['id']}" if "id" in annotation else f"index {index}"
-            logger.warning(
-                "image %s: left out the annotation with %s: %s (%d left out so far)",
-                *(file_name, which, reason, count),
-            )
 
 
 def _xywh(box: Any, mode: BoxMode) -> Any:

@@ -30,9 +30,9 @@ class GroupSampler(Sampler[Group]):
     if need be into the next epoch. The first process takes the first group, the second process the
     second one, and so on.
 
-    The position is therefore the same for all processes: how many images were drawn, and which of
-    them still wait. A run with any number of processes and any batch size can continue from it, and
-    no image of the epoch is seen twice or left out.
+    The position is the same for all processes: how many images were drawn, and which of them still
+    wait. Any number of processes and any batch size can continue from it, and no image of the epoch
+    is seen twice or left out.
 
     Args:
         landscape: for each image, whether it is wider than high; all False: no grouping.

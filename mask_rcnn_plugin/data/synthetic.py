@@ -1,4 +1,4 @@
-"""A data set drawn on demand: COCO's format, both tasks, nothing to download.
+"""A dataset drawn on demand: COCO's format, both tasks, nothing to download.
 
 ``python -m mask_rcnn_plugin.data.synthetic --out DIR --train 1000 --val 200 --size 128 --seed 0``
 writes ``DIR/train/*.jpg``, ``DIR/val/*.jpg``, ``DIR/train.json`` and ``DIR/val.json``, and beside
@@ -44,6 +44,10 @@ SKELETON = (  # COCO's: pairs of 1-based indices into KEYPOINTS
     *([7, 9], [8, 10], [9, 11], [2, 3], [1, 2], [1, 3], [2, 4], [3, 5], [4, 6], [5, 7]),
 )
 
+_CATEGORIES: list[dict[str, Any]] = [
+    {"id": i, "name": name, "supercategory": "synthetic"} for i, name in enumerate(CATEGORIES, 1)
+]
+_CATEGORIES[0] |= {"keypoints": KEYPOINTS, "skeleton": SKELETON}
 _SPLITS = ("train", "val")
 VERSION = 2  # of the drawing: raise it when the same arguments give other pictures
 _MARKER = "synthetic.json"
@@ -53,21 +57,17 @@ _MIN_AREA = 16  # pixels
 Annotation = dict[str, Any]
 
 
-def write_dataset(
-    root: str | Path, *, train: int, val: int, size: int, seed: int, progress: bool = True
-) -> None:
-    """Write the data set below `root`, or return at once if it is there already.
+def write_dataset(root: str | Path, *, train: int, val: int, size: int, seed: int) -> None:
+    """Write the dataset below `root`, or return at once if it is there already.
 
     Args:
         root: a folder that does not exist, is empty, or was made by this function.
         train, val: images in each split.
         size: side of the square images, in pixels.
-        seed: of all randomness.
-        progress: whether to show a progress bar.
 
     Raises:
-        ValueError: for an argument out of range, or if `root` holds anything else than this very
-            data set, finished or interrupted.
+        ValueError: for an argument out of range, or if `root` holds anything other than this very
+            dataset, finished or interrupted.
     """
     wanted = {"train": train, "val": val, "size": size, "seed": seed, "version": VERSION}
     for name, lowest in (("train", 0), ("val", 0), ("size", 64), ("seed", 0)):
@@ -77,21 +77,39 @@ def write_dataset(
     root = Path(root)
     if _claim(root, wanted):
         return
-    documents = {}
-    with tqdm(total=train + val, unit="image", disable=not progress) as bar:
-        for split in _SPLITS:
-            (root / split).mkdir(exist_ok=True)
-            document = documents[split] = _empty_document({**wanted, "split": split})
-            for index in range(wanted[split]):
-                rng = np.random.default_rng([seed, _SPLITS.index(split), index])
-                image, annotations = draw_sample(rng, size)
-                _add_image(document, f"{index:06d}.jpg", size, annotations)
-                jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 95])[1]
-                _write(root / split / f"{index:06d}.jpg", jpeg.tobytes())
-                bar.update()
+    with tqdm(total=train + val, unit="image", disable=None) as bar:
+        documents = {split: _draw_split(root, split, wanted, bar) for split in _SPLITS}
     for split, document in documents.items():  # last: no half-written set looks finished
-        _write(root / f"person_keypoints_{split}.json", json.dumps(_people(document)).encode())
+        annotations = [a for a in document["annotations"] if a["category_id"] == 1]
+        people = {**document, "annotations": annotations, "categories": _CATEGORIES[:1]}
+        _write(root / f"person_keypoints_{split}.json", json.dumps(people).encode())
         _write(root / f"{split}.json", json.dumps(document).encode())
+
+
+def _draw_split(root: Path, split: str, wanted: dict[str, int], bar: tqdm) -> dict[str, Any]:
+    """Write the images of a split; its annotation file's content."""
+    images: list[dict[str, Any]] = []
+    annotations: list[Annotation] = []
+    size = wanted["size"]
+    (root / split).mkdir(exist_ok=True)
+    for index in range(wanted[split]):
+        rng = np.random.default_rng([wanted["seed"], _SPLITS.index(split), index])
+        image, found = draw_sample(rng, size)
+        name = f"{index:06d}.jpg"
+        jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 95])[1]
+        _write(root / split / name, jpeg.tobytes())
+        # Ids count from 1: COCOeval takes 0 for no match.
+        images.append({"id": index + 1, "file_name": name, "height": size, "width": size})
+        for annotation in found:
+            annotations.append({"id": len(annotations) + 1, "image_id": index + 1, **annotation})
+        bar.update()
+    info = {"description": "drawn by mask_rcnn_plugin.data.synthetic", **wanted, "split": split}
+    return {
+        "info": info,
+        "images": images,
+        "annotations": annotations,
+        "categories": _CATEGORIES,
+    }
 
 
 def draw_sample(rng: np.random.Generator, size: int) -> tuple[Array, list[Annotation]]:
@@ -124,12 +142,11 @@ def draw_sample(rng: np.random.Generator, size: int) -> tuple[Array, list[Annota
 def annotate(figures: Sequence[Figure]) -> list[Annotation]:
     """COCO annotations, without ids, of figures painted in the order given.
 
-    Each has ``category_id``, ``bbox`` (XYWH), ``area``, ``iscrowd`` and ``segmentation`` of the
-    figure's visible pixels, in pixels; a figure of which nothing is visible has none. Crowds have
-    an uncompressed RLE, rings and visible regions with holes a compressed one, all others polygons.
-    People also have ``keypoints`` [x, y, v] x 17 and ``num_keypoints``: v is 2 where the keypoint
-    is visible, 1 where a later figure or the own body hides it and 0, with x = y = 0, outside the
-    image (and throughout a crowd).
+    Boxes (XYWH), areas and masks are of the figure's visible pixels; a hidden figure has no
+    annotation. Crowds have an uncompressed RLE, rings and visible regions with holes a compressed
+    one, all others polygons. People also have ``keypoints`` [x, y, v] x 17: v is 2 where the
+    keypoint is visible, 1 where a later figure or the own body hides it and 0, with x = y = 0,
+    outside the image (and throughout a crowd).
     """
     annotations = []
     hidden: Array = np.zeros((), bool)
@@ -150,7 +167,9 @@ def annotate(figures: Sequence[Figure]) -> list[Annotation]:
             annotation["segmentation"] = _uncompressed_rle(mask)
         else:
             polygons = None if figure.category == "ring" else mask_to_polygons(mask)
-            annotation["segmentation"] = polygons or _rle(mask)
+            rle = mask_util.encode(np.asfortranarray(mask, np.uint8))
+            compressed = {"size": list(mask.shape), "counts": rle["counts"].decode("ascii")}
+            annotation["segmentation"] = polygons or compressed
         if figure.category == "person":
             keypoints = _keypoints(figure, mask)
             annotation["keypoints"] = keypoints
@@ -190,11 +209,6 @@ def _keypoints(figure: Figure, mask: Array) -> list[float]:
     return flat
 
 
-def _rle(mask: Array) -> dict[str, Any]:
-    rle = mask_util.encode(np.asfortranarray(mask, np.uint8))
-    return {"size": list(mask.shape), "counts": rle["counts"].decode("ascii")}
-
-
 def _uncompressed_rle(mask: Array) -> dict[str, Any]:
     flat = np.concatenate([[False], mask.ravel(order="F")])  # runs are of 0, 1, 0, ... by column
     starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]), [mask.size]])
@@ -205,8 +219,8 @@ def _figure(rng: np.random.Generator, image: Array) -> Figure:
     """A random figure that stands out from the part of the image that it is to cover."""
     size = image.shape[0]
     if rng.random() < 0.4:
-        return _person(rng, image, size * rng.uniform(0.35, 0.9), None)
-    return _shape(rng, image, str(rng.choice(SHAPES)), size * rng.uniform(0.09, 0.3), None)
+        return _person(rng, image, size * rng.uniform(0.35, 0.9))
+    return _shape(rng, image, str(rng.choice(SHAPES)), size * rng.uniform(0.09, 0.3))
 
 
 def _crowd(rng: np.random.Generator, image: Array) -> Figure:
@@ -227,7 +241,7 @@ def _crowd(rng: np.random.Generator, image: Array) -> Figure:
 
 
 def _shape(
-    rng: np.random.Generator, image: Array, category: str, radius: float, at: Array | None
+    rng: np.random.Generator, image: Array, category: str, radius: float, at: Array | None = None
 ) -> Figure:
     low, high = np.full(2, -radius), np.full(2, radius)
     centre = _place(rng, image.shape[0], low, high) if at is None else at
@@ -237,7 +251,9 @@ def _shape(
     return draw_shape(category, centre, radius, turn, fill, hole)
 
 
-def _person(rng: np.random.Generator, image: Array, height: float, at: Array | None) -> Figure:
+def _person(
+    rng: np.random.Generator, image: Array, height: float, at: Array | None = None
+) -> Figure:
     pose = height * sample_pose(rng)
     low, high = pose.min(0) - 0.08 * height, pose.max(0) + 0.06 * height
     centre = _place(rng, image.shape[0], low, high) if at is None else at
@@ -280,7 +296,7 @@ def _colour(rng: np.random.Generator, behind: Colour) -> Colour:
 
 
 def _claim(root: Path, wanted: dict[str, int]) -> bool:
-    """Mark `root` as holding the wanted data set; True if it is finished already."""
+    """Mark `root` as holding the wanted dataset; True if it is finished already."""
     # Listed before the marker is looked for, so that two processes may start at once.
     present = [path.name for path in root.iterdir()] if root.exists() else []
     marker = root / _MARKER
@@ -288,15 +304,13 @@ def _claim(root: Path, wanted: dict[str, int]) -> bool:
         found = json.loads(marker.read_bytes())
         if found != wanted:
             raise ValueError(
-                f"root {str(root)!r} holds the data set of other arguments, {found}, not {wanted}: "
+                f"root {str(root)!r} holds the dataset of other arguments, {found}, not {wanted}: "
                 "choose another folder or delete this one"
             )
-        files = (f"{prefix}{s}.json" for s in _SPLITS for prefix in ("", "person_keypoints_"))
-        return all((root / file).exists() for file in files)
+        return (root / f"{_SPLITS[-1]}.json").exists()  # written last
     if not all(name.startswith(f".{_MARKER}") for name in present):
         raise ValueError(
-            f"root {str(root)!r} holds files that are not a synthetic data set: choose a new or "
-            "empty folder"
+            f"root {str(root)!r} is not a synthetic dataset: choose a new or empty folder"
         )
     root.mkdir(parents=True, exist_ok=True)
     _write(marker, json.dumps(wanted).encode())
@@ -310,40 +324,10 @@ def _write(path: Path, content: bytes) -> None:
     partial.replace(path)
 
 
-def _empty_document(arguments: dict[str, Any]) -> dict[str, Any]:
-    person = {"keypoints": list(KEYPOINTS), "skeleton": [list(pair) for pair in SKELETON]}
-    categories = [
-        {"id": i, "name": name, "supercategory": "synthetic", **(person if i == 1 else {})}
-        for i, name in enumerate(CATEGORIES, 1)
-    ]
-    info = {"description": "drawn by mask_rcnn_plugin.data.synthetic", **arguments}
-    return {"info": info, "images": [], "annotations": [], "categories": categories}
-
-
-def _people(document: dict[str, Any]) -> dict[str, Any]:
-    """The same images with the category "person", the first one, and its annotations alone."""
-    person = document["categories"][0]
-    annotations = [a for a in document["annotations"] if a["category_id"] == person["id"]]
-    return {**document, "annotations": annotations, "categories": [person]}
-
-
-def _add_image(
-    document: dict[str, Any], file_name: str, size: int, annotations: list[Annotation]
-) -> None:
-    image_id = len(document["images"]) + 1  # ids count from 1: COCOeval takes 0 for no match
-    document["images"].append(
-        {"id": image_id, "file_name": file_name, "height": size, "width": size}
-    )
-    for annotation in annotations:
-        new_id = len(document["annotations"]) + 1
-        document["annotations"].append({"id": new_id, "image_id": image_id, **annotation})
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line; see the module's first lines."""
     parser = argparse.ArgumentParser(
         prog="python -m mask_rcnn_plugin.data.synthetic",
-        description="Draw a data set of people and shapes in COCO's format.",
+        description="Draw a dataset of people and shapes in COCO's format.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--out", type=Path, required=True, help="a new or empty folder")

@@ -108,8 +108,8 @@ def test_a_number_of_classes_in_the_arguments_must_be_the_datasets(
         (["--config-file", CONFIG, "--fix", "b.json"], "go with --json"),
         (["--config-file", "no"], "no config 'no'"),
         (["--json", "a.json", "--images", ".", "--fix", "b.json"], "cannot be repaired"),
-        (["--json", "a.json", "--images", ".", "--fix", "."], "'.', which is there already"),
-        (["--json", "a.json", "--images", ".", "--fix", ""], "--fix is empty"),
+        (["--json", "a.json", "--images", ".", "--fix", "."], "--fix is '.'"),
+        (["--json", "a.json", "--images", ".", "--fix", ""], "--fix is ''"),
         (["--config-file", "table2a_backbone/r50_fpn", "dataset.train.names=[x]"], "dataset 'x'"),
     ],
 )

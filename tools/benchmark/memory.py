@@ -37,7 +37,7 @@ def dataset_check(images: int, annotations: int) -> dict[str, float | None]:
         start = time.perf_counter()
         with PeakMemory("cpu") as peak:
             checked = check_file(
-                str(file), folder, training=True, needs_mask=True, open_images=False, progress=True
+                str(file), folder, training=True, needs_mask=True, open_images=False
             )
         seconds = time.perf_counter() - start
         if checked.findings.count("error"):

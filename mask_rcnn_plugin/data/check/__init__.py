@@ -1,4 +1,4 @@
-"""The check of data sets before a training: what is wrong, what it means, and a cleaned copy."""
+"""The check of datasets before a training: what is wrong, what it means, and a cleaned copy."""
 
 from mask_rcnn_plugin.data.check.cleaning import clean
 from mask_rcnn_plugin.data.check.dataset import Checked, check_file

@@ -1,11 +1,11 @@
 """What is wrong or doubtful in one annotation, and what of it can be repaired."""
 
-import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
+import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
@@ -24,6 +24,7 @@ _MAX_RASTER = 2**28  # pixels: polygons of a larger image are measured without r
 UNFIT_KEYPOINTS = {"keypoint-format", "keypoint-count", "keypoint-other"}
 _BOX_FAULTS = {"box-missing", "box-format", "box-negative", "box-empty", "box-outside"}
 _AREA_FAULTS = {"area-format", "area-missing"}
+NOT_TRAINED = {"crowd", "box-empty", "mask-empty"}  # left out, though no error
 # What `repair` may mend; with any other error the annotation is dropped.
 REPAIRABLE = {*_BOX_FAULTS, *_AREA_FAULTS, *UNFIT_KEYPOINTS}
 
@@ -108,10 +109,9 @@ def repair(annotation: Annotation, found: set[str], size: tuple[int, int]) -> An
 def measure(
     segmentation: Any, size: tuple[int, int], *, exactly: bool = False
 ) -> tuple[float, Box] | None:
-    """Area and box of a mask without faults, in pixels; None without a mask.
+    """Area and box of polygons or an RLE without faults, in pixels; None without a mask.
 
     Args:
-        segmentation: polygons or RLE.
         size: width and height of the image.
         exactly: rasterize polygons, as overlapping ones need, rather than add up their areas.
     """
@@ -130,14 +130,8 @@ def measure(
         polygons = [np.asarray(p, np.float64) for p in segmentation]
         rle = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
         return float(coco_mask.area(rle)), box
-    return sum(map(_polygon_area, segmentation)), box
-
-
-def _polygon_area(polygon: list[float]) -> float:
-    xs, ys = polygon[0::2], polygon[1::2]
-    forward = map(operator.mul, xs, [*ys[1:], ys[0]])
-    backward = map(operator.mul, ys, [*xs[1:], xs[0]])
-    return abs(sum(forward) - sum(backward)) / 2
+    rings = (np.array(p, np.float32).reshape(-1, 2) for p in segmentation)
+    return sum(map(cv2.contourArea, rings)), box
 
 
 def _flag_faults(annotation: Annotation, context: Context) -> Iterator[Fault]:

@@ -20,21 +20,17 @@ _KEYPOINT_KEYS = ("keypoints", "skeleton", "keypoint_flip_map", "keypoint_sigmas
 def clean(checked: Checked, out: str | Path) -> Counter[str]:
     """Write a copy of a file in which `check_file` finds no error.
 
-    Dropped is what cannot be repaired: an annotation; an image with a bad entry or file, and its
-    annotations, also where the file is of another size than stated, as these may be of either; a
-    category with a bad entry, and its annotations. Of an annotation with bad keypoints, and of a
-    category with others than an earlier one and its annotations, only the keypoints are dropped.
-    Repaired are boxes and areas that are missing or broken, from the mask; unusable polygons beside
-    usable ones, dropped; num_keypoints, counted; annotation ids that are 0 or taken, by unused
-    ones. All else stays, also a box or area that the mask contradicts: it may be of the whole
-    object behind others.
+    `annotations.repair` mends what it can; annotation ids that are 0 or taken become unused ones.
+    Other bad annotations are dropped, and so are images and categories with an error, together with
+    their annotations. Of a category whose keypoints differ from an earlier one's, and of its
+    annotations, only the keypoints are dropped. All else stays, also a box or area that the mask
+    contradicts: it may be of the whole object behind others.
 
     Args:
-        checked: what `check_file` says of the original.
         out: the copy, which appears whole or not at all.
 
     Returns:
-        How often each thing was done: "dropped annotation: box-outside", "repaired ...".
+        How often each thing was done: "dropped: annotation, box-outside", "repaired: ...".
 
     Raises:
         DatasetError: if the file could not be read, `out` is the file itself or cannot be written,
@@ -46,7 +42,9 @@ def clean(checked: Checked, out: str | Path) -> Counter[str]:
     if out.resolve() == Path(checked.json_file).resolve():
         raise DatasetError(f"{out} is the checked file itself, which is kept: give another name")
     done: Counter[str] = Counter()
-    images = _clean_images(checked, document["images"], done)
+    for kind in checked.bad_images.values():
+        done[f"dropped: image, {kind}"] += 1
+    images = [image for i, image in enumerate(document["images"]) if i not in checked.bad_images]
     categories = _clean_categories(checked, document["categories"], done)
     sizes = {image["id"]: (image["width"], image["height"]) for image in images}
     context = replace(checked.context, images=sizes)
@@ -59,11 +57,14 @@ def clean(checked: Checked, out: str | Path) -> Counter[str]:
                 done["repaired: annotation id"] += 1
                 annotation = {**annotation, "id": checked.new_ids[index]}
             kept.append(annotation)
-    left = {"image": images, "category": categories, "annotation": kept}
-    if "no-test-annotation" in checked.findings:
-        del left["annotation"]
-    for what, entries in left.items():
-        if not entries:
+    left = {
+        "image": images,
+        "category": categories,
+        "annotation": "no-test-annotation" in checked.findings
+        or any(not annotations.NOT_TRAINED & _kinds(entry, context) for entry in kept),
+    }
+    for what, is_left in left.items():
+        if not is_left:
             raise DatasetError(f"{out} was not written: no {what} of {checked.json_file} is sound")
     content = {**document, "images": images, "categories": categories, "annotations": kept}
     if "not-standard-json" in checked.findings or "non-finite" in checked.findings:
@@ -74,12 +75,6 @@ def clean(checked: Checked, out: str | Path) -> Counter[str]:
     except OSError as error:
         raise DatasetError(f"{out} cannot be written: {error}") from error
     return done
-
-
-def _clean_images(checked: Checked, entries: list[Any], done: Counter[str]) -> list[Any]:
-    for kind in checked.bad_images.values():
-        done[f"dropped: image, {kind}"] += 1
-    return [entry for index, entry in enumerate(entries) if index not in checked.bad_images]
 
 
 def _clean_categories(checked: Checked, entries: list[Any], done: Counter[str]) -> list[Any]:
@@ -97,12 +92,12 @@ def _clean_categories(checked: Checked, entries: list[Any], done: Counter[str]) 
 
 def _clean_annotation(annotation: Any, context: Context, done: Counter[str]) -> Annotation | None:
     """The annotation, repaired where it needs that; None to drop it."""
-    found = {kind for kind, _ in annotations.inspect(annotation, context)}
+    found = _kinds(annotation, context)
     fatal = _errors(found) - annotations.REPAIRABLE
     if not fatal:
         size = context.images[annotation["image_id"]]
         repaired = annotations.repair(annotation, found, size)
-        left = {kind for kind, _ in annotations.inspect(repaired, context)}
+        left = _kinds(repaired, context)
         fatal = _errors(left)
     if fatal:
         done[f"dropped: annotation, {min(fatal)}"] += 1
@@ -111,6 +106,10 @@ def _clean_annotation(annotation: Any, context: Context, done: Counter[str]) -> 
         unfit = kind in annotations.UNFIT_KEYPOINTS
         done[f"dropped: keypoints, {kind}" if unfit else f"repaired: {kind}"] += 1
     return repaired
+
+
+def _kinds(annotation: Any, context: Context) -> set[str]:
+    return {kind for kind, _ in annotations.inspect(annotation, context)}
 
 
 def _errors(kinds: set[str]) -> set[str]:

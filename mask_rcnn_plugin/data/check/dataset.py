@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from mask_rcnn_plugin.data.annotation_rules import category_error, image_error, shown
 from mask_rcnn_plugin.data.check import annotations, images
-from mask_rcnn_plugin.data.check.annotations import UNFIT_KEYPOINTS, Context
+from mask_rcnn_plugin.data.check.annotations import NOT_TRAINED, UNFIT_KEYPOINTS, Context
 from mask_rcnn_plugin.data.check.findings import Findings
 
 _LISTS = ("images", "annotations", "categories")
@@ -61,7 +61,6 @@ def check_file(
     training: bool = True,
     needs_mask: bool = False,
     open_images: bool = True,
-    progress: bool = True,
 ) -> Checked:
     """Check a COCO-format file, and that its image files are there.
 
@@ -72,7 +71,6 @@ def check_file(
             is evaluated on, and so must have areas.
         needs_mask: whether the model has a mask branch.
         open_images: whether to open and decode each image.
-        progress: whether to show progress bars on standard error.
     """
     checked = Checked(json_file)
     checked.document = document = _read(json_file, checked.findings)
@@ -80,9 +78,9 @@ def check_file(
         return checked
     _check_categories(checked, document["categories"])
     _check_image_entries(checked, document["images"])
-    _check_image_files(checked, document["images"], image_root, open_images, progress)
+    _check_image_files(checked, document["images"], image_root, open_images)
     checked.context.needs_mask = needs_mask
-    _check_annotations(checked, document["annotations"], training, progress)
+    _check_annotations(checked, document["annotations"], training)
     return checked
 
 
@@ -172,42 +170,37 @@ def _check_image_entries(checked: Checked, entries: list[Any]) -> None:
         add("no-image")
 
 
-def _check_image_files(
-    checked: Checked, entries: list[Any], root: str, open_images: bool, progress: bool
-) -> None:
-    sound = [index for index in range(len(entries)) if index not in checked.bad_images]
+def _check_image_files(checked: Checked, entries: list[Any], root: str, open_images: bool) -> None:
     checked.paths = {key: os.path.join(root, name) for key, name in checked.paths.items()}
     absent = images.missing(checked.paths.values())
-    to_open = [] if not open_images else [i for i in sound if _path(checked, i) not in absent]
-    sizes = [checked.context.images[entries[index]["id"]] for index in to_open]
-    opened = images.inspect_all([_path(checked, i) for i in to_open], sizes, progress)
-    faults = dict(zip(to_open, opened))
-    for index in sound:
-        path = _path(checked, index)
-        for kind, text in [("image-missing", path)] if path in absent else faults.get(index, []):
-            checked.findings.add(kind, entries[index]["id"], text)
+    faults = {
+        key: [("image-missing", path)] for key, path in checked.paths.items() if path in absent
+    }
+    if open_images:
+        there = {key: path for key, path in checked.paths.items() if key not in faults}
+        sizes = [checked.context.images[key] for key in there]
+        faults |= zip(there, images.inspect_all(list(there.values()), sizes))
+    for index, image in enumerate(entries):
+        if index in checked.bad_images:
+            continue
+        for kind, text in faults.get(image["id"], []):
+            checked.findings.add(kind, image["id"], text)
             if kind in images.ERRORS:
                 checked.bad_images[index] = kind
 
 
-def _path(checked: Checked, index: int) -> str:
-    assert checked.document is not None
-    return checked.paths[checked.document["images"][index]["id"]]
-
-
-def _check_annotations(
-    checked: Checked, entries: list[Any], training: bool, progress: bool
-) -> None:
+def _check_annotations(checked: Checked, entries: list[Any], training: bool) -> None:
     add, context = checked.findings.add, checked.context
     ids: dict[int, int] = {}  # by the index of the annotation
     per_image, per_category = Counter[int](), Counter[int]()
     without_mask: list[int] = []
-    has_masks = labelled = False
-    silent = None if progress else True  # None: unless it is a terminal
-    bar = tqdm(entries, "annotations", unit="", mininterval=1, disable=silent, leave=False)
+    unused = NOT_TRAINED if training else {"crowd"}
+    has_masks = labelled = used = False
+    bar = tqdm(entries, "annotations", unit="", mininterval=1, disable=None, leave=False)
     for index, annotation in enumerate(bar):
         found = annotations.inspect(annotation, context)
         kinds = {kind for kind, _ in found}
+        used |= not kinds & unused
         if found:
             checked.flagged.add(index)
             where = f"#{index}" if "annotation-format" in kinds else annotation["id"]
@@ -226,8 +219,9 @@ def _check_annotations(
             labelled = any((annotation.get("keypoints") or [])[2::3])
 
     _check_ids(checked, ids)
-    if not entries:
+    if not used:
         add("no-annotation" if training else "no-test-annotation")
+    if not entries:
         return
     if has_masks and not context.needs_mask:
         for key in without_mask:

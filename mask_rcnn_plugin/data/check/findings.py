@@ -33,7 +33,7 @@ KINDS = {
         not_json="not JSON, or it ends early; nothing else was checked",
         not_coco="not in COCO's format; nothing else was checked",
         no_image="there is no image",
-        no_annotation="there is no annotation to train on",
+        no_annotation="no annotation to train on; crowds and empty ones are left out",
         num_classes="the model's num_classes is not the dataset's",
         no_keypoints="the model has a keypoint branch, the dataset no keypoints",
     ),
@@ -44,7 +44,7 @@ KINDS = {
         keypoint_none="no keypoint is labelled: the loss will stay 0",
         leak="in both training and test set: the score is too good",
     ),
-    **_kinds("file", "note", no_test_annotation="no annotations: predictions are not scored"),
+    **_kinds("file", "note", no_test_annotation="no annotations but crowds: nothing to score"),
     **_kinds(
         "category",
         "error",
@@ -152,14 +152,7 @@ class Findings(dict[str, Finding]):
     """Findings of one file by their kind."""
 
     def add(self, kind: str, where: object = "", text: str = "", severity: str = "") -> None:
-        """Count one.
-
-        Args:
-            kind: a key of `KINDS`.
-            where: the id of what it is about.
-            text: what is there.
-            severity: another than the kind's.
-        """
+        """Count one of a kind of `KINDS`: the id of what it is about, and what is there."""
         if kind not in self:
             self[kind] = Finding(severity or KINDS[kind].severity, example=text)
         finding = self[kind]

@@ -2,16 +2,14 @@
 
 import os
 from collections.abc import Iterable, Sequence
-from multiprocessing.pool import ThreadPool
+from concurrent.futures import ThreadPoolExecutor
 
 from PIL import ExifTags, Image
 from tqdm import tqdm
 
 from mask_rcnn_plugin.data.annotation_rules import Fault
 
-ERRORS = {
-    *("image-missing", "image-unreadable", "image-size", "image-rotated-size", "image-depth"),
-}
+ERRORS = {"image-missing", "image-unreadable", "image-size", "image-rotated-size", "image-depth"}
 _QUARTER_TURNS = (5, 6, 7, 8)  # values of EXIF's orientation that swap the sides
 
 
@@ -40,23 +38,15 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def inspect_all(
-    paths: Sequence[str], sizes: Sequence[tuple[int, int]], progress: bool
-) -> list[list[Fault]]:
+def inspect_all(paths: Sequence[str], sizes: Sequence[tuple[int, int]]) -> list[list[Fault]]:
     """`inspect` of all, with as many threads as processors: Pillow decodes without the lock."""
-    with ThreadPool(os.cpu_count()) as pool:
-        found = pool.imap(lambda one: inspect(*one), zip(paths, sizes), chunksize=8)
-        silent = None if progress else True  # None: unless it is a terminal
-        return list(tqdm(found, "images", len(paths), unit="", disable=silent, leave=False))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = pool.map(inspect, paths, sizes)
+        return list(tqdm(found, "images", len(paths), unit="", disable=None, leave=False))
 
 
 def inspect(path: str, size: tuple[int, int]) -> list[Fault]:
-    """Open and decode an image; (kind, text) of all that is found.
-
-    Args:
-        path: of the file.
-        size: width and height that the dataset states.
-    """
+    """Open and decode an image, whose dataset says that its width and height are `size`."""
     try:
         with Image.open(path) as image:
             stored, mode, file_format = image.size, image.mode, image.format

@@ -76,7 +76,7 @@ def write(folder: Path, document: object) -> Path:
 
 
 def check(file: Path, **options: Any) -> Checked:
-    return check_file(str(file), str(file.parent / "images"), progress=False, **options)
+    return check_file(str(file), str(file.parent / "images"), **options)
 
 
 def annotation(index: int = 0, **changes: Any) -> Break:
@@ -337,6 +337,21 @@ def test_crowds_and_persons_without_keypoints(tmp_path: Path) -> None:
     assert check(file).findings.keys() == {"crowd", "crowd-polygon"}
     file = broken(tmp_path, without("annotations", 0, "keypoints"))
     assert check(file).findings.keys() == {"keypoint-missing"}
+
+
+@pytest.mark.parametrize("change", [{"iscrowd": 1}, {"bbox": [5, 5, 0, 5], "segmentation": None}])
+def test_nothing_to_train_on(tmp_path: Path, change: dict[str, Any]) -> None:
+    document = clean_document()
+    for entry in document["annotations"]:
+        entry |= change
+    checked = check(write(tmp_path, document))
+    assert checked.findings["no-annotation"].count == checked.findings.count("error") == 1
+    with pytest.raises(DatasetError, match="no annotation"):
+        clean(checked, tmp_path / "out.json")
+    scored = check(tmp_path / "a.json", training=False).findings
+    assert ("no-test-annotation" in scored) == ("iscrowd" in change)
+    document["annotations"][3] = clean_document()["annotations"][3]
+    assert "no-annotation" not in check(write(tmp_path, document)).findings
 
 
 def test_repeated_ids_in_a_minival_file_are_cocos_own(tmp_path: Path) -> None:
@@ -610,6 +625,19 @@ def test_the_model_is_compared(tmp_path: Path) -> None:
     for checked in (train, test):
         checked.keypoints = []
     assert compare([train], test, needs_keypoints=True).keys() == {"no-keypoints"}
+
+
+def test_a_test_set_without_annotations_is_not_compared(tmp_path: Path) -> None:
+    """COCO's test-dev lists all 80 categories, without keypoints, also for the person's task."""
+    document = clean_document()
+    document["categories"] = [{"id": i, "name": f"class {i}"} for i in range(1, 81)]
+    del document["annotations"]
+    (tmp_path / "train").mkdir()
+    train = check(write(tmp_path / "train", clean_document()))
+    test = check(write(tmp_path, document), training=False)
+    options = {"needs_keypoints": True, "open_images": False}
+    assert compare([train], test, num_classes=2, **options) == {}
+    assert compare([train], test, num_classes=80, **options).keys() == {"num-classes"}
 
 
 def test_an_image_in_both_sets_is_a_leak(tmp_path: Path) -> None:
