@@ -20,13 +20,12 @@ from mask_rcnn_plugin.config import ConfigError
 from mask_rcnn_plugin.errors import UserError
 from mask_rcnn_plugin.training.checkpoint import SaveError
 from mask_rcnn_plugin.training.machine import precision
-from mask_rcnn_plugin.training.nonfinite import NonFiniteLossError, write_batch
+from mask_rcnn_plugin.training.nonfinite import NonFiniteLossError, advice, write_batch
 from mask_rcnn_plugin.training.random_states import random_state
 
 logger = logging.getLogger(__name__)
 
 Batch = list[dict[str, Any]]
-DrawnBatch = tuple[Batch, dict[str, Tensor]]  # with the random state before it
 
 _SYNCHRONIZED = (nn.SyncBatchNorm, NaiveSyncBatchNorm)
 
@@ -36,25 +35,32 @@ class GuardedTrainer(SimpleTrainer):
 
     * gradients over several batches a step, of which the processes exchange the sum once;
     * mixed precision in bfloat16, on CUDA or a CPU, or in float16 with loss scaling, on CUDA;
-    * no step on a loss or gradient that is not finite: all processes stop, or skip it, together,
-      and write what is needed to repeat it (`write_batch`).
+    * no step is taken on a loss or gradient that is not finite. All processes learn in the one
+      exchange of the metrics whether any of them has such, so they stop, or skip, together; those
+      that have write what is needed to repeat the step (`write_batch`).
 
-    A hook may set `signalled`; after the step `any_signalled` says whether any process has it set.
-    The metric `grad_norm` is the L2 norm of all gradients together (none in float16, where they are
+    A hook may set `signalled`; in the same exchange all learn whether any process has it set, which
+    is `any_signalled` after the step.
+
+    Hooks are called once a step of the optimizer. Losses and rates in the metrics are those of the
+    step; `grad_norm` is the L2 norm of all gradients together (not in float16, where they are
     scaled).
 
     Args:
         model: takes a batch, returns a dict of scalar losses; may be wrapped for DDP.
         data_loader: iterable of batches, lists of detectron2's dicts.
+        optimizer: of the model's parameters.
+        device: where the model is.
         dtype: None, torch.bfloat16 or torch.float16.
         accumulate_steps: batches a step. Their losses are averaged: where a loss is a mean over
             images the gradient is that of one batch of all of them.
         max_skipped_steps: how many steps with a non-finite loss or gradient are left out before
             the training stops, resumes counted together.
-        output_dir: below it such steps are written.
+        output_dir: where such steps are written.
+        advice: what may help, for the message of the error.
         images_per_step: of all processes together.
-        scale_iterations: after a resume with another `images_per_step`, count what is done in the
-            new steps.
+        scale_iterations: after a resume with another `images_per_step`, count the iterations that
+            are done in the new steps, as the schedule is scaled to them.
 
     Raises:
         NonFiniteLossError: from `run_step`.
@@ -76,6 +82,7 @@ class GuardedTrainer(SimpleTrainer):
         accumulate_steps: int = 1,
         max_skipped_steps: int = 0,
         output_dir: str = ".",
+        advice: str = "",
         images_per_step: int = 1,
         scale_iterations: bool = False,
     ) -> None:
@@ -88,6 +95,7 @@ class GuardedTrainer(SimpleTrainer):
         self._skipped_steps = 0
         self.signalled = self.any_signalled = False
         self._output_dir = output_dir
+        self._advice = advice
         self._images_per_step = images_per_step
         self._scale_iterations = scale_iterations
         self._shares_statistics = comm.get_world_size() > 1 and any(
@@ -96,7 +104,7 @@ class GuardedTrainer(SimpleTrainer):
 
     def run_step(self) -> None:
         self.optimizer.zero_grad()
-        batches: list[DrawnBatch] = []
+        batches: list[tuple[Batch, dict[str, Tensor]]] = []
         losses: list[dict[str, Tensor]] = []
         data_time = 0.0
         for remaining in reversed(range(self._accumulate_steps)):
@@ -147,12 +155,12 @@ class GuardedTrainer(SimpleTrainer):
         """Add a batch's share to the gradients.
 
         Returns:
-            The model's losses, detached scalars; {"forward pass": NaN} where detectron2's RPN
-            raises an error, as its boxes are not finite.
+            The model's losses, detached scalars; {"forward pass": NaN} where detectron2's RPN ends
+            the forward pass with an error, as its boxes are not finite.
 
         Raises:
-            FloatingPointError: that error, if the model has synchronised batch norms, in which the
-                other processes may wait.
+            FloatingPointError: that error, if the model has synchronised batch norms: the other
+                processes may wait for this one in any of them.
         """
         try:
             with self.autocast():
@@ -166,8 +174,9 @@ class GuardedTrainer(SimpleTrainer):
         return {name: loss.detach().float() for name, loss in losses.items()}
 
     def _nan_losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Losses in place of a failed forward pass, with a gradient for each parameter: the other
-        processes wait for them in DDP.
+        """Losses in place of a failed forward pass, from which each parameter has a gradient.
+
+        The other processes wait for them, so DDP must see a forward pass.
         """
         ddp = self.model
         if not isinstance(ddp, DistributedDataParallel):
@@ -205,14 +214,17 @@ class GuardedTrainer(SimpleTrainer):
             self.storage.put_scalar("grad_norm", every[0]["grad_norm"])
 
     def _skip(
-        self, every: list[dict[str, Any]], broken: list[DrawnBatch], batches: list[DrawnBatch]
+        self,
+        every: list[dict[str, Any]],
+        broken: list[tuple[Batch, dict[str, Tensor]]],
+        batches: list[tuple[Batch, dict[str, Tensor]]],
     ) -> None:
         """Leave a step out or stop, all ranks the same: they have the same `every`."""
         # Of a gradient alone it is not known whose share broke it.
         suspects = broken if any(rank["broken"] for rank in every) else batches
         mine = {
             "images": [image["file_name"] for batch, _ in suspects for image in batch],
-            "files": self._write(suspects, every[comm.get_rank()]["losses"]),
+            "files": self._write(suspects, every[comm.get_rank()]),
         }
         where = "; ".join(
             f"rank {rank}: {', '.join(metrics['broken']) or 'gradient'} of {who['images']}"
@@ -234,12 +246,18 @@ class GuardedTrainer(SimpleTrainer):
                 f"{what}. The step cannot be left out, as it has changed running statistics, "
                 f"which are not finite now: {buffers[:3]} of {len(buffers)}"
             )
-        budget = f"{self._skipped_steps} of at most {self._max_skipped_steps}"
-        logger.warning("%s. Step left out, %s", what, budget)
+        logger.warning(
+            "%s. Step left out, %d of at most %d",
+            what,
+            self._skipped_steps,
+            self._max_skipped_steps,
+        )
 
-    def _end_alone(self, error: FloatingPointError, batch: DrawnBatch) -> NonFiniteLossError:
+    def _end_alone(
+        self, error: FloatingPointError, batch: tuple[Batch, dict[str, Tensor]]
+    ) -> NonFiniteLossError:
         """What to raise where the other processes wait for this one within the forward pass."""
-        files = self._write([batch], {})
+        files = self._write([batch], {"losses": {}})
         return NonFiniteLossError(
             f"{error} Iteration {self.iter}, rank {comm.get_rank()}: forward pass of "
             f"{[image['file_name'] for image in batch[0]]}, written to {files}. All processes end, "
@@ -247,23 +265,25 @@ class GuardedTrainer(SimpleTrainer):
         )
 
     def _help(self) -> str:
-        return (
-            f"The learning rate at this iteration is {self._lr():.3g}. A lower optimizer.lr, a "
-            "longer lr_multiplier.warmup_length or train.amp.enabled=False may help. "
-            "`python tools/replay.py FILE`, with this training's arguments, repeats the step."
+        rate = f"The learning rate at this iteration is {self._lr():.3g}."
+        replay = (
+            "`python tools/replay.py FILE --config-file ...`, with the config and the key=value "
+            "arguments of this training, repeats the step."
         )
+        return " ".join(part for part in (rate, self._advice, replay) if part)
 
-    def _write(self, batches: list[DrawnBatch], losses: dict[str, float]) -> list[str]:
+    def _write(
+        self, batches: list[tuple[Batch, dict[str, Tensor]]], metrics: dict[str, Any]
+    ) -> list[str]:
         if self._skipped_steps >= self._MAX_FILES:
             return []
         files = []
         for number, (batch, random) in enumerate(batches):
             name = f"iteration_{self.iter:07d}_rank{comm.get_rank()}_{number}.pth"
             path = Path(self._output_dir) / "nonfinite" / name
-            content: dict[str, Any] = {"batch": batch, "random": random, "losses": losses}
-            content |= {"iteration": self.iter, "lr": self._lr()}
+            content = {"batch": batch, "random": random, "iteration": self.iter, "lr": self._lr()}
             try:
-                write_batch(path, self.model, content)
+                write_batch(path, self.model, {**content, "losses": metrics["losses"]})
             except (SaveError, OSError) as error:  # the report without the file is worth more
                 logger.error("%s", error)
                 continue
@@ -285,11 +305,14 @@ class GuardedTrainer(SimpleTrainer):
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        configured = [{**group} for group in self.optimizer.param_groups]
         ours = type(self.optimizer).__name__
+        if (theirs := state_dict.get("optimizer_type", ours)) != ours:
+            raise ConfigError(
+                f"the checkpoint is of a training with {theirs}, and the config's optimizer is "
+                f"{ours}: give the one of the training to go on with it"
+            )
+        configured = [{**group} for group in self.optimizer.param_groups]
         try:
-            if (theirs := state_dict.get("optimizer_type", ours)) != ours:
-                raise ValueError(f"that is {theirs}, this is {ours}")
             super().load_state_dict(state_dict)
         except ValueError as error:
             raise ConfigError(
@@ -301,16 +324,22 @@ class GuardedTrainer(SimpleTrainer):
             group.update({k: v for k, v in now.items() if k not in ("params", "lr")})
             group["initial_lr"] = now["lr"]
         self._skipped_steps = state_dict.get("skipped_steps", 0)
+        self._count_in_own_steps(state_dict.get("images_per_step", self._images_per_step))
         if self._scaler.is_enabled() and "grad_scaler" in state_dict:
             self._scaler.load_state_dict(state_dict["grad_scaler"])
-        done, images = self.iter + 1, self._images_per_step
-        if (before := state_dict.get("images_per_step", images)) != images:
-            if self._scale_iterations:
-                self.iter = round(done * before / images) - 1
-            logger.warning(
-                f"A step was of {before} images before and is of {images} now: {done} iterations "
-                f"done count as {self.iter + 1} (train.reference_batch_size scales them)"
-            )
+
+    def _count_in_own_steps(self, before: int) -> None:
+        """After a resume whose steps were of `before` images."""
+        done, now = self.iter + 1, self._images_per_step
+        if before == now:
+            return
+        if self._scale_iterations:
+            self.iter = round(done * before / now) - 1
+        logger.warning(
+            "A step was of %d images before and is of %d now: %d iterations done count as %d "
+            "(train.reference_batch_size scales them)",
+            *(before, now, done, self.iter + 1),
+        )
 
 
 class _NaNLosses(nn.Module):
@@ -341,7 +370,7 @@ logging.getLogger("detectron2.engine.train_loop").addFilter(_InOneLine())
 def build_trainer(
     cfg: DictConfig, model: nn.Module, data_loader: Any, optimizer: torch.optim.Optimizer
 ) -> GuardedTrainer:
-    """The trainer of a config.
+    """The trainer for a config's `train`; see `GuardedTrainer` for the other arguments.
 
     Raises:
         ConfigError: see `machine.precision`.
@@ -355,6 +384,7 @@ def build_trainer(
         accumulate_steps=cfg.train.accumulate_steps,
         max_skipped_steps=cfg.train.max_skipped_steps,
         output_dir=cfg.train.output_dir,
+        advice=advice(cfg),
         images_per_step=cfg.dataloader.train.total_batch_size * cfg.train.accumulate_steps,
         scale_iterations=cfg.train.reference_batch_size is not None,
     )

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.structures import BitMasks, Boxes, Instances, Keypoints, PolygonMasks
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -18,12 +19,13 @@ class NonFiniteLossError(UserError, FloatingPointError):
 
 
 def write_batch(path: Path, model: nn.Module, content: dict[str, Any]) -> None:
-    """Write a batch, the weights it met and the random state before it, to a file whose folder is
-    made.
+    """Write a batch, the weights it met and the random state before it.
 
     Args:
+        path: of the file; its folder is made. It appears whole or not at all.
         model: may be wrapped for DDP.
-        content: "batch", the model's input; "random", from `random_state`; other plain values.
+        content: "batch", the model's input; "random", from `random_state`; anything else of plain
+            values that helps to understand it.
 
     Raises:
         SaveError: if it cannot be written.
@@ -32,6 +34,25 @@ def write_batch(path: Path, model: nn.Module, content: dict[str, Any]) -> None:
         model = model.module
     path.parent.mkdir(parents=True, exist_ok=True)
     write_checkpoint(path, {**content, "model": model.state_dict()})
+
+
+def advice(cfg: DictConfig) -> str:
+    """What may keep a loss finite, by the keys and values of the config."""
+    ways = []
+    if (lr := OmegaConf.select(cfg, "optimizer.lr")) is not None:
+        ways.append(f"a lower optimizer.lr (it is {lr:g})")
+    warmup = OmegaConf.select(cfg, "lr_multiplier.warmup_length")
+    if isinstance(warmup, DictConfig) and "iterations" in warmup:
+        key, iterations = "lr_multiplier.warmup_length.iterations", warmup.iterations
+        ways.append(f"a longer warm-up ({key} is {iterations})")
+    elif isinstance(warmup, (int, float)):
+        iterations = round(warmup * cfg.train.max_iter)
+        ways.append(
+            f"a longer warm-up (lr_multiplier.warmup_length is {warmup:g}, {iterations} iterations)"
+        )
+    if cfg.train.amp.enabled:
+        ways.append(f"train.amp.enabled=False (train.amp.dtype is {cfg.train.amp.dtype})")
+    return f"These may help: {'; '.join(ways)}." if ways else ""
 
 
 def read_batch(path: str) -> dict[str, Any]:
@@ -51,7 +72,7 @@ def read_batch(path: str) -> dict[str, Any]:
             raise KeyError("it has no batch")
     except Exception as error:  # whatever a file that is something else brings up
         raise UserError(
-            f"{path} is not the file of a step with a non-finite loss, from nonfinite/ of a "
-            f"training's output folder ({type(error).__name__})"
+            f"{path} is not the file of a step with a non-finite loss, as a training writes them "
+            f"to nonfinite/ of its output folder ({type(error).__name__})"
         ) from error
     return content

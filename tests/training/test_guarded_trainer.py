@@ -16,10 +16,11 @@ from fvcore.common.param_scheduler import ConstantParamScheduler
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from mask_rcnn_plugin import get_config
 from mask_rcnn_plugin.config import ConfigError
 from mask_rcnn_plugin.errors import UserError
 from mask_rcnn_plugin.training.guarded_trainer import GuardedTrainer, build_trainer
-from mask_rcnn_plugin.training.nonfinite import NonFiniteLossError, read_batch
+from mask_rcnn_plugin.training.nonfinite import NonFiniteLossError, advice, read_batch
 from mask_rcnn_plugin.training.random_states import set_random_state
 
 
@@ -207,7 +208,7 @@ class BrokenGradient(Model):
 def test_a_resume_with_an_optimizer_of_another_type_is_refused(tmp_path: Path) -> None:
     before, now = (trainer(tmp_path, []) for _ in range(2))
     now.optimizer = torch.optim.AdamW(now.model.parameters())
-    with pytest.raises(ConfigError, match="optimizer is not that of .* SGD, this is AdamW"):
+    with pytest.raises(ConfigError, match="training with SGD, and the config's optimizer is AdamW"):
         now.load_state_dict(before.state_dict())
 
 
@@ -350,3 +351,20 @@ def test_another_file_is_refused(tmp_path: Path) -> None:
     torch.save({"model": {}}, file)
     with pytest.raises(UserError, match=r"model_final\.pth is not the file of a step"):
         read_batch(str(file))
+
+
+@pytest.mark.parametrize(
+    ("config", "override", "named", "unnamed"),
+    [
+        ("r50_fpn", "train.amp.enabled=False", ["0.02", "warmup_length.iterations is 1000"], "amp"),
+        ("r50_fpn", "train.amp.enabled=True", ["train.amp.enabled=False", "bf16"], "fp16"),
+        ("r50_fpn+synthetic", "train.max_iter=200", ["warmup_length is 0.05, 10 it"], "0.02"),
+    ],
+)
+def test_the_advice_names_what_is_set(
+    config: str, override: str, named: list[str], unnamed: str
+) -> None:
+    text = advice(get_config(f"table2a_backbone/{config}", [override]))
+    assert "optimizer.lr" in text
+    assert all(part in text for part in named)
+    assert unnamed not in text
