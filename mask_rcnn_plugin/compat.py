@@ -32,7 +32,7 @@ _PILLOW_ALIASES = {"LINEAR": Image.Resampling.BILINEAR}
 
 # Aliases of the builtins, removed in NumPy 1.24. Without `int`, detectron2.data.build fails when it
 # counts the classes of a training set; without `bool` (back in NumPy 2), PolygonMasks and the
-# visualizer fail; `float`, `object` and `str` serve its other evaluators and data sets.
+# visualizer fail; `float`, `object` and `str` serve its other evaluators and datasets.
 _NUMPY_ALIASES = {"int": int, "float": float, "bool": bool, "object": object, "str": str}
 
 

@@ -2,7 +2,7 @@
 
 
 class UserError(ValueError):
-    """Something given cannot be used: a config, data set, image or weights file.
+    """Something given cannot be used: a config, dataset, image or weights file.
 
     The message names the thing, the value and what would be right. The scripts print it as one line
     and end with exit code 2.

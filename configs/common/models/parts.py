@@ -40,7 +40,7 @@ box_predictor = L(FastRCNNOutputLayers)(
     input_shape=None,
     test_score_thresh=0.05,
     test_nms_thresh=0.5,
-    # Those with the highest scores; 100 (Sec. 3.1) for a model without a data set.
+    # Those with the highest scores; 100 (Sec. 3.1) for a model without a dataset.
     test_topk_per_image="${oc.select:dataset.test.max_detections,100}",
     box2box_transform=L(Box2BoxTransform)(weights=[10.0, 10.0, 5.0, 5.0]),
     smooth_l1_beta=1.0,
