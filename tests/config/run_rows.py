@@ -19,7 +19,9 @@ from omegaconf import OmegaConf
 # What all rows have, in hydra's grammar, which detectron2's script reads.
 _TOY = {
     "train.device": "cpu",
-    "train.init_checkpoint": "",
+    "train.init_checkpoint": "",  # so nothing may be frozen
+    "model.backbone.norm": "BN",
+    "model.backbone.freeze_at": 0,
     "train.max_iter": 2,
     "train.seed": 1,
     "train.log_period": 1,
