@@ -144,7 +144,7 @@ def test_a_right_value_is_taken(check: Any, override: str) -> None:
         ("train.checkpointer.peroid = 1", ["'train.checkpointer.period'"]),
         ("dataset.tets = {'json': 'a'}", ["'dataset.test'"]),
         ("dataloader.trian = 1", ["'dataloader.train'"]),
-        ("optimizer = {'lr': 3}", ["'optimizer'", "'optimizer'"]),
+        ("optimiser = {'lr': 3}", ["'optimiser'", "'optimizer'"]),
         ("optimizer.nestrov = True", ["'optimizer.nesterov'"]),
         ("model.roi_heads.num_clases = 3", ["'model.roi_heads.num_classes'"]),
         ("train.max_iter = 'abc'", ["train.max_iter", "'abc'", "int"]),
