@@ -40,6 +40,7 @@ from mask_rcnn_plugin.evaluation.pictures import draw_predictions
 from mask_rcnn_plugin.evaluation.testing import evaluate, score
 from mask_rcnn_plugin.training import SafeCheckpointer, resolve_weights, setup_datasets
 from mask_rcnn_plugin.training.launch import log_processes, parse_program_args, run_program
+from mask_rcnn_plugin.training.main_process import on_main_process
 from mask_rcnn_plugin.training.setup import make_output_dir
 
 
@@ -88,7 +89,7 @@ def prepare(args: argparse.Namespace, cfg: DictConfig) -> None:
         cfg.train.output_dir = args.output or str(args.predictions.parent)
     else:
         cfg.train.output_dir = args.output or cfg.train.output_dir
-        resolve_weights(args.weights)
+        on_main_process(lambda: resolve_weights(args.weights))
     if args.official:
         cfg.dataloader.evaluator.official = True
     setup_datasets(cfg, training=False)
@@ -98,7 +99,7 @@ def run(args: argparse.Namespace, cfg: DictConfig) -> None:
     """What each process does."""
     if args.weights:
         model = instantiate(cfg.model).to(cfg.train.device).eval()
-        SafeCheckpointer(model).load_strictly(resolve_weights(args.weights))
+        SafeCheckpointer(model).load_strictly(args.weights)
         if not args.no_optimize:
             model = optimize_for_inference(model)
 

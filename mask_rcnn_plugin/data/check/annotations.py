@@ -91,7 +91,7 @@ def repair(annotation: Annotation, found: set[str], size: tuple[int, int]) -> An
     mended = dict(_without_unusable_polygons(annotation))
     mask = measure(mended.get("segmentation"), size, exactly=True)
     if mask is not None and mask[0] > 0:
-        x0, y0, x1, y1 = mask[1]
+        x0, y0, x1, y1 = _clipped(mask[1], size)
         if found & _BOX_FAULTS:
             mended["bbox"] = [x0, y0, x1 - x0, y1 - y0]
         if found & _AREA_FAULTS:
@@ -111,6 +111,8 @@ def measure(
 ) -> tuple[float, Box] | None:
     """Area and box of polygons or an RLE without faults, in pixels; None without a mask.
 
+    The box is that of all points of the polygons, which may lie outside the image.
+
     Args:
         size: width and height of the image.
         exactly: rasterize polygons, as overlapping ones need, rather than add up their areas.
@@ -125,13 +127,18 @@ def measure(
         x, y, w, h = coco_mask.toBbox(rle).tolist()
         return float(coco_mask.area(rle)), (x, y, x + w, y + h)
     xs, ys = (list(chain(*(p[axis::2] for p in segmentation))) for axis in (0, 1))
-    box = (max(min(xs), 0), max(min(ys), 0), min(max(xs), width), min(max(ys), height))
+    box = min(xs), min(ys), max(xs), max(ys)
     if exactly and width * height <= _MAX_RASTER:
         polygons = [np.asarray(p, np.float64) for p in segmentation]
         rle = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
         return float(coco_mask.area(rle)), box
     rings = (np.array(p, np.float32).reshape(-1, 2) for p in segmentation)
     return sum(map(cv2.contourArea, rings)), box
+
+
+def _clipped(box: Box, size: tuple[int, int]) -> Box:
+    x0, y0, x1, y1 = box
+    return max(x0, 0), max(y0, 0), min(x1, size[0]), min(y1, size[1])
 
 
 def _flag_faults(annotation: Annotation, context: Context) -> Iterator[Fault]:
@@ -154,11 +161,11 @@ def _mask_box_area_doubts(
     segmentation, mask = annotation.get("segmentation"), None
     if not any(kind.startswith(("mask-", "polygon-", "rle-", "non-")) for kind in faults):
         mask = measure(segmentation, size)
-        if isinstance(segmentation, list) and segmentation:
-            if annotation.get("iscrowd"):
-                yield "crowd-polygon", f"{len(segmentation)} polygons"
-            xs, ys = (list(chain(*(p[axis::2] for p in segmentation))) for axis in (0, 1))
-            if min(*xs, *ys) < -1 or max(xs) > width + 1 or max(ys) > height + 1:
+        if annotation.get("iscrowd") and isinstance(segmentation, list) and segmentation:
+            yield "crowd-polygon", f"{len(segmentation)} polygons"
+        if mask is not None:
+            x0, y0, x1, y1 = mask[1]  # of an RLE always inside
+            if min(x0, y0) < -1 or x1 > width + 1 or y1 > height + 1:
                 yield "mask-partly-outside", ""
     if not faults & {*_BOX_FAULTS, "non-finite"}:
         x, y, w, h = annotation["bbox"]
@@ -167,7 +174,7 @@ def _mask_box_area_doubts(
         if w < 1 or h < 1:
             yield "box-small", f"bbox {shown(annotation['bbox'])}"
         if mask is not None and mask[0] > 0:
-            x0, y0, x1, y1 = mask[1]
+            x0, y0, x1, y1 = _clipped(mask[1], size)
             across = abs(max(x, 0) - x0), abs(min(x + w, width) - x1)
             along = abs(max(y, 0) - y0), abs(min(y + h, height) - y1)
             if max(across) > 2 + 0.05 * (x1 - x0) or max(along) > 2 + 0.05 * (y1 - y0):
