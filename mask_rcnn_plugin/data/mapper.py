@@ -50,8 +50,9 @@ class MaskRCNNDatasetMapper(DatasetMapper):
 
     * an instance without keypoints has none labelled (visibility 0), e.g. a ball beside a person;
     * the masks of an image are kept as polygons if all are polygons, else as bitmaps;
-    * an instance that cannot be trained on (`annotation_error`) is left out, with a warning for the
-      first 10 in each process. An image that loses all is background.
+    * an instance that cannot be trained on (`annotation_error`) is left out. A warning names the
+      first 10 in each process, then one at each doubling of their number. An image that loses all
+      its instances is background.
 
     Images of 16 bits a channel are read as the upper 8 of them. Semantic segmentation is not read.
 
@@ -63,7 +64,7 @@ class MaskRCNNDatasetMapper(DatasetMapper):
     @functools.wraps(DatasetMapper.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._warned: set[tuple[str, str]] = set()
+        self._dropped: set[tuple[str, int]] = set()
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
         """
@@ -106,14 +107,8 @@ class MaskRCNNDatasetMapper(DatasetMapper):
             reason = self._prepare(annotation, dataset_dict["width"], dataset_dict["height"])
             if reason is None:
                 annotations.append(annotation)
-                continue
-            file_name = dataset_dict["file_name"]
-            which = f"id {annotation['id']}" if "id" in annotation else f"index {index}"
-            if len(self._warned) < _WARNINGS and (file_name, which) not in self._warned:
-                self._warned.add((file_name, which))
-                logger.warning(
-                    "image %s: left out the annotation with %s: %s", file_name, which, reason
-                )
+            else:
+                self._warn(dataset_dict, index, reason)
         dataset_dict["annotations"] = annotations
         if not annotations:  # detectron2's recompute_boxes would look for their masks
             del dataset_dict["annotations"]
@@ -149,6 +144,19 @@ class MaskRCNNDatasetMapper(DatasetMapper):
         if isinstance(rle, dict) and isinstance(rle["counts"], list):
             annotation["segmentation"] = coco_mask.frPyObjects(rle, height, width)
         return None
+
+    def _warn(self, dataset_dict: dict[str, Any], index: int, reason: str) -> None:
+        file_name, annotation = dataset_dict["file_name"], dataset_dict["annotations"][index]
+        if (file_name, index) in self._dropped:
+            return
+        self._dropped.add((file_name, index))
+        count = len(self._dropped)
+        if count <= _WARNINGS or count & (count - 1) == 0:
+            which = f"id {annotation['id']}" if "id" in annotation else f"index {index}"
+            logger.warning(
+                "image %s: left out the annotation with %s: %s (%d left out so far)",
+                *(file_name, which, reason, count),
+            )
 
 
 def _xywh(box: Any, mode: BoxMode) -> Any:

@@ -228,10 +228,10 @@ def test_a_warning_is_given_once_and_seldom(
         is_train=True, augmentations=[], image_format="BGR", use_instance_mask=True
     )
     image = {"file_name": str(tmp_path / "image.png"), "height": 50, "width": 60}
-    for count, warnings in ((3, 3), (3, 3), (10, 10), (100, 10)):
+    for count, warnings in ((3, 3), (3, 3), (10, 10), (15, 10), (16, 11), (31, 11), (100, 13)):
         mapper(image | {"annotations": [annotation(10)] * count})
         assert len(caplog.records) == warnings
-    assert "index 9: no segmentation" in caplog.records[-1].message
+    assert "index 63: no segmentation (64 left out so far)" in caplog.records[-1].message
 
 
 @pytest.fixture
