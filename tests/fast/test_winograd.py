@@ -80,7 +80,7 @@ def test_rounding_at_full_width() -> None:
     conv, x = conv3x3(256, 256), draw(1, 256, 50, 68).relu()
     expected = definition(x, conv)
     error = (use_winograd(conv)(x) - expected).abs().max() / expected.abs().max()
-    assert error < 1e-5  # 1.5e-6 to 4e-6, by the processor's order of summation
+    assert error < 5e-6  # 1.5e-6 to 4e-6, by the processor's order of summation
 
 
 def test_input_of_any_layout() -> None:
