@@ -1,7 +1,9 @@
 """A config as plain values: on the screen (`--print-config`, `--diff`), and to compare runs by."""
 
 import argparse
+import os
 import re
+import sys
 from typing import Any
 
 from detectron2.utils.registry import locate
@@ -90,17 +92,21 @@ def print_config(args: argparse.Namespace) -> bool:
         ConfigError: see `get_config`.
     """
     if args.diff is not None:
-        for line in differences(args.diff, args.config, args.overrides):
-            print(line)
+        text = "".join(f"{line}\n" for line in differences(args.diff, args.config, args.overrides))
     elif args.print_config:
         content = plain(get_config(args.config, args.overrides), resolve=True)
-        print(
+        text = (
             f"# {' '.join([args.config, *args.overrides])}: as loaded, interpolations resolved. "
             "What a run takes\n# from its datasets, such as num_classes, it sets when it starts.\n"
-            + OmegaConf.to_yaml(OmegaConf.create(content)),
-            end="",
+            + OmegaConf.to_yaml(OmegaConf.create(content))
         )
-    return args.diff is not None or args.print_config
+    else:
+        return False
+    try:
+        print(text, end="", flush=True)
+    except BrokenPipeError:  # | head; Python would complain again when it flushes at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def differences(base: str, name: str, overrides: list[str]) -> list[str]:

@@ -1,13 +1,16 @@
 """--print-config and --diff: what is on the screen, and that nothing else happens."""
 
 import argparse
+import os
 import runpy
+import sys
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
 from mask_rcnn_plugin.config import flatten, get_config
+from mask_rcnn_plugin.config.printing import print_config
 from mask_rcnn_plugin.training.launch import parse_program_args
 
 SIGMOID, SOFTMAX = "table2b_mask_loss/sigmoid", "table2b_mask_loss/softmax"
@@ -98,3 +101,12 @@ def test_a_base_that_is_empty_starts_no_training(screen: Screen) -> None:
     code, out, err = screen(SOFTMAX, "--diff", "")
     assert (code, out) == (2, "")
     assert err.startswith("train.py: no config ''; ")
+
+
+def test_a_reader_that_goes_away_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)  # as | head does
+    args = argparse.Namespace(config=SOFTMAX, overrides=[], print_config=True, diff=None)
+    with os.fdopen(writer, "w") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        assert print_config(args)
