@@ -4,6 +4,7 @@ import difflib
 import functools
 import inspect
 import re
+import sys
 import types
 import typing
 from collections import abc
@@ -255,7 +256,12 @@ def _check_call(value: dict[str, Any], key: str) -> None:
         try:
             target = locate(target)
         except Exception as error:
-            raise ConfigError(f"{key}._target_ is {target!r}, which cannot be imported") from error
+            module, _, name = target.rpartition(".")
+            close = difflib.get_close_matches(name, dir(sys.modules.get(module)), n=1)
+            hint = f"; did you mean '{module}.{close[0]}'?" if close else ""
+            raise ConfigError(
+                f"{key}._target_ is {target!r}, which cannot be imported{hint}"
+            ) from error
     if is_call(target):
         return
     if not callable(target):

@@ -88,7 +88,13 @@ ROWS = tuple(
 
 
 def rows_of(table: str) -> list[Row]:
-    """A table's rows, the baseline that its text compares with first."""
+    """A table's rows, the baseline that its text compares with first.
+
+    Raises:
+        KeyError: if there is no such table.
+    """
+    if table not in TABLES:
+        raise KeyError(f"no table {table!r} in the paper, there is {list(TABLES)}")
     *_, baseline, name = TABLES[table]
     compared = [replace(r, name=name) for r in ROWS if baseline and r.config == baseline]
     return compared + [r for r in ROWS if r.table == table]

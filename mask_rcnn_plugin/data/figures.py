@@ -73,7 +73,12 @@ def draw_shape(
         angle: radians, clockwise as seen.
         fill: (size, size, 3) uint8, the texture that shows through the shape.
         hole: a ring's inner radius over its outer one, in (0, 1).
+
+    Raises:
+        ValueError: for a category that is not in `SHAPES`.
     """
+    if category not in SHAPES:
+        raise ValueError(f"category must be one of {SHAPES}, got {category!r}")
     corners = {"square": 4, "star": 10}.get(category, 64)
     turn = angle + np.arange(corners) * (2 * np.pi / corners)
     reach = np.where(np.arange(corners) % 2, 0.45, 1.0) if category == "star" else np.ones(corners)

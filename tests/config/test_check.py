@@ -162,7 +162,7 @@ def test_a_right_value_is_taken(check: Any, override: str) -> None:
         ("model.backbone._target_ = 5", ["model.backbone._target_", "5"]),
         (
             "model.backbone._target_ = 'mask_rcnn_plugin.modeling.resnet_backbon'",
-            ["model.backbone._target_", "'mask_rcnn_plugin.modeling.resnet_backbon'"],
+            ["model.backbone._target_", "'mask_rcnn_plugin.modeling.resnet_backbone'"],
         ),
         ("train.max_iter = '${train.max_iters}'", ["'train.max_iters'"]),
         ("1 / 0", ["ZeroDivisionError", "{file}, line 5"]),

@@ -332,6 +332,11 @@ def test_shapes(category: str) -> None:
     assert isinstance(annotation["segmentation"], dict) == (category == "ring")
 
 
+def test_unknown_shape() -> None:
+    with pytest.raises(ValueError, match=r"category must be one of .*'heart'"):
+        draw_shape("heart", np.zeros(2), 5, 0, np.zeros((64, 64, 3), np.uint8))
+
+
 def test_an_object_split_by_another_has_two_polygons() -> None:
     bar, back = square(100, 45, 0, 55), square(100, 20, 2, 80)
     cover = Figure("square", np.repeat(bar.paint[5:6], 100, 0), np.repeat(bar.alpha[5:6], 100, 0))
