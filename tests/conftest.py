@@ -13,6 +13,7 @@ import mask_rcnn_plugin  # noqa: F401, I001  before anything of detectron2's, se
 
 import pytest
 import torch
+from detectron2.modeling import GeneralizedRCNN
 from detectron2.structures import Boxes, Instances, Keypoints, PolygonMasks
 from torch import Tensor, nn
 
@@ -198,3 +199,33 @@ def proposals(ground_truth: Callable[..., Instances]) -> Callable[..., Instances
         return instances
 
     return make
+
+
+@pytest.fixture
+def stock_meta_arch() -> Callable[[nn.Module], nn.Module]:
+    """Puts detectron2's meta-architecture around a model's parts."""
+
+    def build(model: nn.Module) -> nn.Module:
+        return GeneralizedRCNN(
+            backbone=model.backbone,
+            proposal_generator=model.proposal_generator,
+            roi_heads=model.roi_heads,
+            pixel_mean=model.pixel_mean.flatten().tolist(),
+            pixel_std=model.pixel_std.flatten().tolist(),
+        ).eval()
+
+    return build
+
+
+@pytest.fixture
+def scripted_fields() -> dict[str, type]:
+    """The fields of `Instances` that detectron2's scripting has to be told."""
+    return {
+        "proposal_boxes": Boxes,
+        "objectness_logits": Tensor,
+        "pred_boxes": Boxes,
+        "scores": Tensor,
+        "pred_classes": Tensor,
+        "pred_masks": Tensor,
+        "pred_keypoints": Tensor,
+    }

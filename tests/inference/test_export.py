@@ -8,7 +8,6 @@ import torch
 from detectron2.config import instantiate
 from detectron2.export import TracingAdapter, scripting_with_instances
 from detectron2.layers import Conv2d, ShapeSpec
-from detectron2.modeling import GeneralizedRCNN
 from detectron2.structures import Boxes, Instances
 from omegaconf import OmegaConf
 from torch import Tensor, nn
@@ -27,15 +26,6 @@ Check = Callable[..., None]
 
 pytestmark = pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 
-FIELDS = {
-    "proposal_boxes": Boxes,
-    "objectness_logits": Tensor,
-    "pred_boxes": Boxes,
-    "scores": Tensor,
-    "pred_classes": Tensor,
-    "pred_masks": Tensor,
-    "pred_keypoints": Tensor,
-}
 MODELS = {
     "FPN": ("table4_keypoints/keypoint_and_mask", {}),
     "C4": ("table2c_roi_layer/roiwarp_max", {}),
@@ -114,18 +104,17 @@ def test_a_trace_answers_on_other_images(model: nn.Module, assert_near: Check) -
     assert counts[-1] == 0
 
 
-def test_a_script_answers_on_a_batch(model: nn.Module, assert_near: Check) -> None:
+def test_a_script_answers_on_a_batch(
+    model: nn.Module,
+    stock_meta_arch: Callable[[nn.Module], Any],
+    scripted_fields: dict[str, type],
+    assert_near: Check,
+) -> None:
     batch = [{"image": image} for image in images()[:2]]
-    stock = GeneralizedRCNN(
-        backbone=model.backbone,
-        proposal_generator=model.proposal_generator,
-        roi_heads=model.roi_heads,
-        pixel_mean=model.pixel_mean.flatten().tolist(),
-        pixel_std=model.pixel_std.flatten().tolist(),
-    ).eval()
+    stock = stock_meta_arch(model)
     with torch.no_grad():
         expected = stock.inference(batch, do_postprocess=False)
-        scripted = scripting_with_instances(stock, FIELDS)
+        scripted = scripting_with_instances(stock, scripted_fields)
         results = scripted.inference(batch, do_postprocess=False)
     fields = expected[0].get_fields()
     for got, i in zip(results, expected, strict=True):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from detectron2.config import CfgNode, get_cfg, instantiate
 from detectron2.export import TracingAdapter, scripting_with_instances
-from detectron2.modeling import GeneralizedRCNN, build_model
+from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.analysis import FlopCountAnalysis
 from detectron2.utils.events import EventStorage
@@ -336,7 +336,11 @@ def test_models_without_masks(branch: str, mask_format: str, redraw: Check) -> N
 
 
 @pytest.mark.parametrize("mask_format", ["rle", "bitmap"])
-def test_flops_are_counted(pair: tuple[nn.Module, nn.Module], mask_format: str) -> None:
+def test_flops_are_counted(
+    pair: tuple[nn.Module, nn.Module],
+    mask_format: str,
+    stock_meta_arch: Callable[[nn.Module], nn.Module],
+) -> None:
     plugin, _ = pair
     plugin.mask_format = mask_format
     counts = []
@@ -363,7 +367,7 @@ def test_a_trace_gives_bitmaps(pair: tuple[nn.Module, nn.Module]) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
-def test_scripts_where_detectron2_does() -> None:
+def test_scripts_where_detectron2_does(scripted_fields: dict[str, type]) -> None:
     """Over stock parts, so that only the meta-architecture is in question."""
     cfg = small(zoo_config("FPN", mask=True))
     add_mask_rcnn_config(cfg)
@@ -375,7 +379,7 @@ def test_scripts_where_detectron2_does() -> None:
         batch = [{"image": image((96, 128))["image"].float()}]
         with torch.no_grad():
             (expected,) = model.inference(batch, do_postprocess=False)
-            scripted = scripting_with_instances(SoftMasks(model).eval(), SCRIPTED_FIELDS)
+            scripted = scripting_with_instances(SoftMasks(model).eval(), scripted_fields)
             (result,) = scripted(batch)
         assert len(expected) > 2
         assert torch.equal(result.pred_masks, expected.pred_masks)
@@ -390,27 +394,6 @@ class SoftMasks(nn.Module):
 
     def forward(self, batch: list[dict[str, Tensor]]) -> list[Instances]:
         return self.model.inference(batch, do_postprocess=False)
-
-
-SCRIPTED_FIELDS = {
-    "proposal_boxes": Boxes,
-    "objectness_logits": Tensor,
-    "pred_boxes": Boxes,
-    "scores": Tensor,
-    "pred_classes": Tensor,
-    "pred_masks": Tensor,
-}
-
-
-def stock_meta_arch(model: nn.Module) -> GeneralizedRCNN:
-    """detectron2's meta-architecture around a model's parts."""
-    return GeneralizedRCNN(
-        backbone=model.backbone,
-        proposal_generator=model.proposal_generator,
-        roi_heads=model.roi_heads,
-        pixel_mean=model.pixel_mean.flatten().tolist(),
-        pixel_std=model.pixel_std.flatten().tolist(),
-    ).eval()
 
 
 def test_masks_are_detectron2s_unless_asked_for() -> None:
