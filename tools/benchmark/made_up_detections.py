@@ -39,7 +39,7 @@ def made_up_ground_truth(
         segmentation: Any = [polygons[i].tolist()]
         (rle,) = coco_mask.frPyObjects(segmentation, _HEIGHT, _WIDTH)
         if crowds[i]:
-            segmentation = _as_text(rle)
+            segmentation = as_text(rle)
         annotations.append(
             {
                 "id": i + 1,
@@ -96,7 +96,7 @@ def made_up_predictions(
         instances.pred_boxes = Boxes(torch.from_numpy(boxes).float())
         instances.scores = torch.from_numpy(scores).float()
         instances.pred_classes = torch.from_numpy(kinds)
-        instances.pred_masks = RLEMasks([_as_text(rle) for rle in rles])
+        instances.pred_masks = RLEMasks([as_text(rle) for rle in rles])
         inputs = {"image_id": image["id"], "height": _HEIGHT, "width": _WIDTH}
         yield inputs, {"instances": instances}
 
@@ -130,6 +130,6 @@ def _outlines(boxes: np.ndarray, kinds: np.ndarray) -> np.ndarray:
     return boxes[:, None, :2] + (unit + 1) / 2 * boxes[:, None, 2:]
 
 
-def _as_text(rle: dict[str, Any]) -> dict[str, Any]:
+def as_text(rle: dict[str, Any]) -> dict[str, Any]:
     """pycocotools' RLE as JSON can hold it."""
     return {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")}
