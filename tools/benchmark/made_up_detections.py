@@ -83,8 +83,11 @@ def made_up_predictions(
         if n:
             chosen = [found[i] for i in rng.integers(len(found), size=n)]
             true = np.array([a["bbox"] for a in chosen])
-            noise = rng.normal(0, 0.08, size=(n, 4)) * true[:, [2, 3, 2, 3]]
-            boxes[:n] = _inside(true + noise)
+            jittered = true + rng.normal(0, 0.08, size=(n, 4)) * true[:, [2, 3, 2, 3]]
+            # In the image, and at least a pixel wide and high.
+            low = np.clip(jittered[:, :2], 0, (_WIDTH - 1, _HEIGHT - 1))
+            high = np.clip(jittered[:, :2] + jittered[:, 2:], low + 1, (_WIDTH, _HEIGHT))
+            boxes[:n] = np.concatenate([low, high - low], axis=1)
             right = rng.random(n) < 0.9
             true_kinds = np.array([(a["category_id"] - 1) // 2 for a in chosen])
             kinds[:n] = np.where(right, true_kinds, kinds[:n])
@@ -107,13 +110,6 @@ def _draw_boxes(rng: np.random.Generator, n: int) -> np.ndarray:
     sides = np.minimum(sides, (_WIDTH, _HEIGHT))
     corners = rng.random((n, 2)) * ((_WIDTH, _HEIGHT) - sides)
     return np.concatenate([corners, sides], axis=1)
-
-
-def _inside(boxes: np.ndarray) -> np.ndarray:
-    """Boxes (n, 4), XYWH, clipped to the image and at least a pixel wide and high."""
-    low = np.clip(boxes[:, :2], 0, (_WIDTH - 1, _HEIGHT - 1))
-    high = np.clip(boxes[:, :2] + boxes[:, 2:], low + 1, (_WIDTH, _HEIGHT))
-    return np.concatenate([low, high - low], axis=1)
 
 
 def _draw_categories(rng: np.random.Generator, n: int, categories: int) -> np.ndarray:
