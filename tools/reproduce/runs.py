@@ -193,5 +193,6 @@ def _finish(run: Run, code: int) -> str:
     with atomic_write(run.folder / _DONE) as file:
         file.write(json.dumps(content).encode() + b"\n")
     results = run.results()
-    scores = [f"{TASKS[t]} AP {results[t]['AP'] or 0:.1f}" for t in TASKS if t in results]
+    aps = {name: results[task]["AP"] for task, name in TASKS.items() if task in results}
+    scores = [f"{n} AP n/a" if ap is None else f"{n} AP {ap:.1f}" for n, ap in aps.items()]
     return f"{', '.join(scores) or 'no annotations to score with'} in {run.seconds():.0f} s"
