@@ -77,7 +77,7 @@ def test_overrides_of_the_readme_exist() -> None:
     own = r"(?<![\w/-])((?:dataset|optimizer|dataloader|train)\.[\w.]+=[^\s'`]+)"
     for override in re.findall(own, text):
         get_config("table2a_backbone/r50_fpn", [override])
-    for override in re.findall(r"(model\.[\w.]+=[\w\[\],]+)", text):
+    for override in re.findall(r"(model\.[\w.]+=[\w\[\],.]*[\w\]])", text):
         row = "r50_fpn" if "box_pooler" in override or "mask_pooler" in override else "r50_c4"
         get_config(f"table2a_backbone/{row}", [override])
 

@@ -25,6 +25,7 @@ from mask_rcnn_plugin.training.weights import (
     WeightsError,
     check_backbone,
     check_complete,
+    check_weights,
     describe_fit,
     read_pkl,
     resolve_weights,
@@ -168,9 +169,12 @@ class SafeCheckpointer(DetectionCheckpointer):
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         try:
-            return read_pkl(filename) if filename.endswith(".pkl") else super()._load_file(filename)
+            pkl = filename.endswith(".pkl")
+            content = read_pkl(filename) if pkl else super()._load_file(filename)
         except Exception as error:  # whatever unpickling comes up with
             raise unreadable(filename, error) from error
+        check_weights(filename, content)
+        return content
 
     def _load_model(self, checkpoint: Any) -> Any:
         # fvcore calls it before it touches the optimizer.

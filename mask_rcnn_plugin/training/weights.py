@@ -15,6 +15,8 @@ from mask_rcnn_plugin.training import safe_pickle
 _SUFFIXES = (".pth", ".pkl", ".pyth")
 # ImageNet weights fill all but an FPN's layers; those of another library, next to none.
 _LEAST_OF_BACKBONE = 0.1
+# What batch norm takes for granted where a file lacks it.
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 class WeightsError(UserError):
@@ -78,7 +80,8 @@ def _frozen(node: Any, key: str) -> Iterator[tuple[str, str]]:
 
 
 def _in(folder: Path) -> str:
-    return ", ".join(sorted(f.name for f in folder.iterdir() if f.suffix in _SUFFIXES)) or "none"
+    files = sorted(f.name for f in folder.iterdir() if f.suffix in _SUFFIXES)
+    return ", ".join(files) or f"no file of {', '.join(_SUFFIXES)}"
 
 
 def read_pkl(filename: str) -> dict[str, Any]:
@@ -91,12 +94,30 @@ def read_pkl(filename: str) -> dict[str, Any]:
     return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
 
 
+def check_weights(path: str, content: dict[str, Any]) -> None:
+    """
+    Raises:
+        WeightsError: if a file's "model" is anything else than named weights.
+    """
+    weights = content["model"]
+    if isinstance(weights, dict):
+        if weights and not any(isinstance(value, dict) for value in weights.values()):
+            return
+        what = f"has {_some(map(repr, weights)) or 'nothing'}"
+    else:
+        what = f"is a {type(weights).__name__}"
+    raise WeightsError(
+        f"weights {path} cannot be loaded: the file {what}, must have weights by their names, as "
+        "such or under the key 'model'"
+    )
+
+
 def unreadable(path: str | Path, error: Exception) -> WeightsError:
     """What to raise where a file cannot be unpickled."""
     # torch's message is a page of advice to trust the file.
     reason = str(error).rpartition("WeightsUnpickler error:")[2].strip().partition("\n")[0]
     what = f"it is empty, damaged or no checkpoint ({type(error).__name__} {reason})"
-    if unsafe := re.search(r"GLOBAL (\S+)", str(error)):
+    if unsafe := re.search(r"(?:GLOBAL|it asks for) ([^\s,]+)", str(error)):
         what = f"it asks for {unsafe[1]}, which no weights need and which was not run"
     return WeightsError(f"weights {path} cannot be loaded: {what}")
 
@@ -115,7 +136,7 @@ def check_backbone(path: str, model: nn.Module, incompatible: Any) -> None:
     Raises:
         WeightsError: if the model has a backbone, and the file next to none of its weights.
     """
-    backbone = {key for key in model.state_dict() if key.startswith("backbone.")}
+    backbone = {key for key in _weights(model) if key.startswith("backbone.")}
     found = len(backbone - _lost(incompatible).keys())
     if backbone and found < _LEAST_OF_BACKBONE * len(backbone):
         raise WeightsError(
@@ -127,8 +148,8 @@ def check_backbone(path: str, model: nn.Module, incompatible: Any) -> None:
 
 def describe_fit(path: str, model: nn.Module, incompatible: Any) -> str:
     """Say in one line what of a model starts anew, as the file does not have it."""
-    lost, total = _lost(incompatible), len(model.state_dict())
-    line = f"{path}: {total - len(lost)} of {total} weights are taken"
+    lost, weights = _lost(incompatible), _weights(model)
+    line = f"{path}: {len(weights - lost.keys())} of {len(weights)} weights are taken"
     if lost:
         # Layers that the file lacks altogether are many: an FPN, all heads.
         shapes = {key for key, *_ in incompatible.incorrect_shapes}
@@ -138,6 +159,10 @@ def describe_fit(path: str, model: nn.Module, incompatible: Any) -> str:
     if unused:
         line += f"; in the file, but not in the model: {_some(unused)}"
     return line
+
+
+def _weights(model: nn.Module) -> set[str]:
+    return {key for key in model.state_dict() if not key.endswith(_STATISTICS)}
 
 
 def _lost(incompatible: Any) -> dict[str, str]:

@@ -1,13 +1,16 @@
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torchvision
+from detectron2.config import instantiate
 from torch import nn
 
 from mask_rcnn_plugin import get_config
 from mask_rcnn_plugin.training.checkpoint import SafeCheckpointer
-from mask_rcnn_plugin.training.weights import WeightsError, check_initialization
+from mask_rcnn_plugin.training.weights import WeightsError, check_initialization, resolve_weights
 
 ROW = "table2a_backbone/r50_fpn"
 
@@ -35,6 +38,40 @@ def test_a_file_without_the_backbone_is_refused_and_the_conversion_named(
         start(Detector(), weights, tmp_path)
     for part in ("weights.pth", "0 of the 6", names.format(0), "convert-torchvision-to-d2.py"):
         assert part in str(error.value)
+
+
+@pytest.mark.parametrize("norm", ["FrozenBN", "BN"])
+@pytest.mark.parametrize("row", [ROW, "table2a_backbone/r50_c4"])
+def test_torchvisions_resnet_is_refused_as_it_is(row: str, norm: str, tmp_path: Path) -> None:
+    """A few of its names fit, and batch norm takes its statistics for granted."""
+    cfg = get_config(row, [f"model.backbone.norm={norm}"])
+    torch.save(torchvision.models.resnet50().state_dict(), tmp_path / "resnet50.pth")
+    checkpointer = SafeCheckpointer(instantiate(cfg.model), str(tmp_path))
+    with pytest.raises(WeightsError, match=r"resnet50\.pth.*convert-torchvision-to-d2\.py"):
+        checkpointer.resume_or_load(str(tmp_path / "resnet50.pth"), resume=False)
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        ({}, "nothing"),
+        ([torch.zeros(1)], "is a list"),
+        ({"state_dict": {"w": torch.zeros(1)}, "epoch": 3}, "'state_dict', 'epoch'"),
+        ({"model": {"backbone": {"w": torch.zeros(1)}}}, "'backbone'"),
+    ],
+)
+def test_a_file_of_anything_else_is_told_by_what_it_holds(
+    content: Any, found: str, tmp_path: Path
+) -> None:
+    torch.save(content, tmp_path / "weights.pth")
+    with pytest.raises(WeightsError, match=f"weights.pth.*{found}.*'model'"):
+        SafeCheckpointer(Detector()).load_strictly(str(tmp_path / "weights.pth"))
+
+
+def test_a_folder_without_weights_says_so(tmp_path: Path) -> None:
+    for weights in (tmp_path, tmp_path / "no.pth"):
+        with pytest.raises(WeightsError, match="no file of .pth, .pkl, .pyth"):
+            resolve_weights(str(weights))
 
 
 def test_a_backbone_alone_is_a_start(tmp_path: Path) -> None:
