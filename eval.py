@@ -37,7 +37,7 @@ from mask_rcnn_plugin.config.paper import row_of
 from mask_rcnn_plugin.errors import UserError
 from mask_rcnn_plugin.evaluation import PREDICTIONS_FILE, results_table
 from mask_rcnn_plugin.evaluation.pictures import draw_predictions
-from mask_rcnn_plugin.evaluation.testing import evaluate, score
+from mask_rcnn_plugin.evaluation.testing import evaluate, evaluator_of, score
 from mask_rcnn_plugin.training import SafeCheckpointer, resolve_weights, setup_datasets
 from mask_rcnn_plugin.training.launch import log_processes, parse_program_args, run_program
 from mask_rcnn_plugin.training.main_process import on_main_process
@@ -102,6 +102,8 @@ def run(args: argparse.Namespace, cfg: DictConfig) -> None:
         SafeCheckpointer(model).load_strictly(args.weights)
         if not args.no_optimize:
             model = optimize_for_inference(model)
+    elif comm.is_main_process():
+        evaluator = evaluator_of(cfg, args.predictions)
 
     make_output_dir(cfg)
     output = Path(cfg.train.output_dir)
@@ -111,8 +113,8 @@ def run(args: argparse.Namespace, cfg: DictConfig) -> None:
     if args.weights:
         results = evaluate(cfg, model, [args.config, *args.overrides])
         args.predictions = output / PREDICTIONS_FILE
-    else:
-        results = score(cfg, args.predictions)
+    elif comm.is_main_process():
+        results = score(cfg, evaluator)
     if comm.is_main_process():
         report(args, cfg, results)
 

@@ -212,6 +212,17 @@ def test_predictions_are_scored_again_after_a_failure(
     assert results["bbox"]["AP50"] is not None
 
 
+def test_predictions_that_are_none_leave_nothing_behind(
+    run: Run, toy_dataset: Path, tmp_path: Path
+) -> None:
+    args = ["eval.py", "--config-file", "table2a_backbone/r50_fpn", *own_dataset(toy_dataset)]
+    wrong = ["--predictions", toy_dataset / "val.json", "--output", "out"]
+    done = run(*args, *wrong, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "val.json' cannot be read" in done.stderr.splitlines()[-1]
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_benchmark_compares_precisions_on_a_trained_model(run: Run, trained: Path) -> None:
     arguments = ("--stage", "bf16", "--trained", "out", "--json", "bf16.json")
     done = run("tools/benchmark.py", *arguments, cwd=trained)

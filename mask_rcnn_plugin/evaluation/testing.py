@@ -70,20 +70,26 @@ def evaluate(
     return results
 
 
-def score(cfg: DictConfig, predictions_file: Path) -> dict[str, dict[str, float]]:
-    """Compute COCO's metrics of predictions that `evaluate` wrote, otherwise as `evaluate`.
+def evaluator_of(cfg: DictConfig, predictions_file: Path) -> MaskRCNNCOCOEvaluator:
+    """An evaluator of the config's test set that has predictions which `evaluate` wrote.
 
     Raises:
         DatasetError: if the file does not fit the test set.
-        ScoringError: if AP cannot be computed.
     """
-    if not comm.is_main_process():
-        return {}
     DatasetCatalog.get(cfg.dataset.test.names[0])  # says what is wrong with a broken file
     evaluator: MaskRCNNCOCOEvaluator = instantiate(
         {**cfg.dataloader.evaluator, "distributed": False, "output_dir": None}
     )
     evaluator.read(predictions_file)
+    return evaluator
+
+
+def score(cfg: DictConfig, evaluator: MaskRCNNCOCOEvaluator) -> dict[str, dict[str, float]]:
+    """Compute COCO's metrics of an `evaluator_of` predictions; writes and returns as `evaluate`.
+
+    Raises:
+        ScoringError: if AP cannot be computed.
+    """
     results = evaluator.evaluate()
     write_results(Path(cfg.train.output_dir) / "results.json", results, evaluator)
     return results
