@@ -191,13 +191,9 @@ class GuardedTrainer(SimpleTrainer):
     def _gradient_norm(self) -> float | None:
         if self._scaler.is_enabled():  # which looks for itself, and skips what is not finite
             return None
-        norms = [
-            torch.linalg.vector_norm(parameter.grad)
-            for group in self.optimizer.param_groups
-            for parameter in group["params"]
-            if parameter.grad is not None
-        ]
-        return torch.linalg.vector_norm(torch.stack(norms)).item() if norms else 0.0
+        parameters = chain.from_iterable(g["params"] for g in self.optimizer.param_groups)
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        return nn.utils.get_total_norm(gradients).item()
 
     def _put_metrics(self, every: list[dict[str, Any]]) -> None:
         """As detectron2's: the mean of each loss over the processes, the longest wait for data."""
