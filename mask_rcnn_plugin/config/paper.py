@@ -74,13 +74,8 @@ def _row(table: str, split: str, content: dict[str, Any]) -> Row:
 
 _CONTENT: Any = OmegaConf.to_container(OmegaConf.load(CONFIG_DIR / "paper.yaml"))
 TABLES = {
-    key: Table(
-        table["place"],
-        table["title"],
-        table.get("baseline", {}).get("config", ""),
-        table.get("baseline", {}).get("name", ""),
-    )
-    for key, table in _CONTENT.items()
+    key: Table(t["place"], t["title"], t.get("baseline", ""), t.get("baseline_name", ""))
+    for key, t in _CONTENT.items()
 }
 ROWS = tuple(
     _row(key, table["split"], row) for key, table in _CONTENT.items() for row in table["rows"]
