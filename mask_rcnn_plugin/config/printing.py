@@ -68,25 +68,11 @@ def deciding(cfg: DictConfig) -> dict[str, Any]:
     }
 
 
-def add_print_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add `--print-config` and `--diff BASE`."""
-    parser.add_argument(
-        "--print-config",
-        action="store_true",
-        help="print the config, overlays and overrides applied, as YAML, and do nothing else",
-    )
-    parser.add_argument(
-        "--diff",
-        metavar="BASE",
-        help="print where the config differs from the config BASE, and do nothing else",
-    )
-
-
 def print_config(args: argparse.Namespace) -> bool:
     """Do what `--print-config` and `--diff` ask for, and return whether they ask for anything.
 
     Args:
-        args: also `config` and `overrides`, as `get_config` takes them.
+        args: `print_config`, `diff`, and `config` and `overrides`, as `get_config` takes them.
 
     Raises:
         ConfigError: see `get_config`.

@@ -28,7 +28,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.multiprocessing.spawn import ProcessExitedException, start_processes
 
 from mask_rcnn_plugin.config import ConfigError, get_config
-from mask_rcnn_plugin.config.printing import add_print_arguments, print_config
+from mask_rcnn_plugin.config.printing import print_config
 from mask_rcnn_plugin.errors import UserError
 from mask_rcnn_plugin.training.machine import fit_to_machine, precision
 from mask_rcnn_plugin.training.placement import ALONE, Placement, placement_from
@@ -66,7 +66,16 @@ def parse_program_args(parser: argparse.ArgumentParser) -> argparse.Namespace:
         help="processes to start on this machine, each with a GPU (1); not with torchrun or srun",
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
-    add_print_arguments(parser)
+    parser.add_argument(
+        "--print-config",
+        action="store_true",
+        help="print the config, overlays and overrides applied, as YAML, and do nothing else",
+    )
+    parser.add_argument(
+        "--diff",
+        metavar="BASE",
+        help="print where the config differs from the config BASE, and do nothing else",
+    )
     try:
         placement = placement_from(os.environ)
     except ConfigError as error:
