@@ -30,7 +30,7 @@ _CALLS = (
 _GIVEN_LATER = "optimizer.params.model"  # an argument that is missing until the training starts
 
 _AP = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-_METRICS = {
+METRICS = {  # of each task, in COCO's order
     "bbox": _AP,
     "segm": _AP,
     "keypoints": tuple(name for name in _AP if name != "APs"),
@@ -300,7 +300,7 @@ def _check_best_metric(values: dict[str, Any]) -> None:
     if not metric or not _is_known(at(values, "dataloader.evaluator")):
         return
     tasks = at(values, "dataloader.evaluator.tasks") or ()
-    names = [f"{task}/{name}" for task in tasks for name in _METRICS.get(task, ())]
+    names = [f"{task}/{name}" for task in tasks for name in METRICS.get(task, ())]
     if metric not in names and not metric.startswith(tuple(f"{task}/AP-" for task in tasks)):
         raise ConfigError(
             f"train.best_metric is {metric!r}, must be one of {names} or TASK/AP-CATEGORY"

@@ -6,13 +6,11 @@ from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
 
+from mask_rcnn_plugin.config.check import METRICS
 from mask_rcnn_plugin.config.loading import CONFIG_DIR
 
 TASKS = {"segm": "mask", "bbox": "box", "keypoints": "keypoint"}
 MINIVAL, TEST_DEV = "minival", "test-dev"
-
-_COCO_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-_KEYPOINT_METRICS = ("AP", "AP50", "AP75", "APm", "APl")
 
 
 class Table(NamedTuple):
@@ -65,8 +63,7 @@ class Row:
 def _row(table: str, split: str, content: dict[str, Any]) -> Row:
     scores = {}
     for task in [key for key in content if key in TASKS]:
-        metrics = _KEYPOINT_METRICS if task == "keypoints" else _COCO_METRICS
-        values = zip(metrics, content[task])
+        values = zip(METRICS[task], content[task])
         scores[task] = {metric: value for metric, value in values if value is not None}
     others = {key: value for key, value in content.items() if key not in TASKS}
     return Row(table=table, split=split, scores=scores, **others)
