@@ -8,7 +8,7 @@ import sys
 import types
 import typing
 from collections import abc
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -30,7 +30,7 @@ _CALLS = (
 _GIVEN_LATER = "optimizer.params.model"  # an argument that is missing until the training starts
 
 _AP = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-_METRICS = {
+METRICS = {  # of each task, in COCO's order
     "bbox": _AP,
     "segm": _AP,
     "keypoints": tuple(name for name in _AP if name != "APs"),
@@ -60,10 +60,13 @@ def check_config(cfg: DictConfig, added: Collection[str] = ()) -> None:
                 f"{no_such_key(name, NODES)}. A helper of the file begins with an underscore"
             )
     for name in NODES:
-        _check_bounds(values[name], name)
+        for key, value in walk(values[name], name):
+            _check_bounds(value, key)
         if name in SCHEMAS:
             _check_keys(values[name], name, SCHEMAS[name], added)
-        _check_calls(values[name], name)
+        for key, value in walk(values[name], name):
+            if is_call(value):
+                _check_call(value, key)
     for key in _CALLS:
         if not is_call(value := at(values, key)):
             raise ConfigError(
@@ -91,6 +94,14 @@ def no_such_key(key: str, siblings: Iterable[str], close: str | None = None) -> 
 
 def join(key: str, name: Any) -> str:
     return f"{key}.{name}" if key else str(name)
+
+
+def walk(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """Nested containers and values, each with its key, those that hold others first."""
+    yield key, value
+    if isinstance(value, (dict, list, tuple)):
+        for name, child in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from walk(child, join(key, name))
 
 
 def at(values: Any, key: str) -> Any:
@@ -241,16 +252,8 @@ def _shown(hint: Any) -> str:
     return re.sub(r"\b[\w.]+\.", "", name)  # without modules
 
 
-def _check_calls(value: Any, key: str) -> None:
-    """Check all calls in a node against the signatures of what they call."""
-    if is_call(value):
-        _check_call(value, key)
-    if isinstance(value, (dict, list, tuple)):
-        for name, child in value.items() if isinstance(value, dict) else enumerate(value):
-            _check_calls(child, join(key, name))
-
-
 def _check_call(value: dict[str, Any], key: str) -> None:
+    """Check a call against the signature of what it calls."""
     target = value["_target_"]
     if isinstance(target, str):
         try:
@@ -269,19 +272,15 @@ def _check_call(value: dict[str, Any], key: str) -> None:
     _check_keys(value, key, target)
 
 
-def _check_bounds(value: Any, key: str, bounds: tuple[float, float] | None = None) -> None:
-    if isinstance(value, dict):
-        for name, child in value.items():
-            _check_bounds(child, join(key, name), BOUNDS.get(name))
-    elif isinstance(value, (list, tuple)):
-        for i, child in enumerate(value):
-            _check_bounds(child, join(key, i), bounds)
-    elif bounds and isinstance(value, (int, float)) and not isinstance(value, bool):
-        least, most = bounds
-        number = "an integer" if bounds == COUNT else "a finite number"
-        if not least <= value <= most or (bounds == COUNT and not isinstance(value, int)):
-            limit = f" and at most {most:g}" if most < 2**63 else ""
-            raise ConfigError(f"{key} is {value!r}, must be {number}, at least {least:g}{limit}")
+def _check_bounds(value: Any, key: str) -> None:
+    bounds = BOUNDS.get(re.sub(r"(\.\d+)+$", "", key).rpartition(".")[2])  # of lists, all elements
+    if not bounds or not isinstance(value, (int, float)) or isinstance(value, bool):
+        return
+    least, most = bounds
+    number = "an integer" if bounds == COUNT else "a finite number"
+    if not least <= value <= most or (bounds == COUNT and not isinstance(value, int)):
+        limit = f" and at most {most:g}" if most < 2**63 else ""
+        raise ConfigError(f"{key} is {value!r}, must be {number}, at least {least:g}{limit}")
 
 
 def _check_branches(values: dict[str, Any]) -> None:
@@ -301,7 +300,7 @@ def _check_best_metric(values: dict[str, Any]) -> None:
     if not metric or not _is_known(at(values, "dataloader.evaluator")):
         return
     tasks = at(values, "dataloader.evaluator.tasks") or ()
-    names = [f"{task}/{name}" for task in tasks for name in _METRICS.get(task, ())]
+    names = [f"{task}/{name}" for task in tasks for name in METRICS.get(task, ())]
     if metric not in names and not metric.startswith(tuple(f"{task}/AP-" for task in tasks)):
         raise ConfigError(
             f"train.best_metric is {metric!r}, must be one of {names} or TASK/AP-CATEGORY"

@@ -49,7 +49,7 @@ def get_config(name: str, overrides: Iterable[str] = ()) -> DictConfig:
         ConfigError: if there is no such file, overlay or key, the file cannot be run, or the config
             does not fit; see `check_config`.
     """
-    base, *overlays = _split(name)
+    base, *overlays = [name] if Path(name).is_file() else name.split("+")
     path = _find(base)
     cfg = _load(path)
     is_dump = path.suffix != ".py"  # config.yaml, whose output folder is the run's
@@ -84,10 +84,6 @@ _YAML_HINT = (
     ". A YAML config of detectron2's is for detectron2's own tools, see the README on "
     "DETECTRON2_ENV_MODULE; of YAML files this takes the config.yaml of an output folder"
 )
-
-
-def _split(name: str) -> list[str]:
-    return [name] if Path(name).is_file() else name.split("+")
 
 
 def _find(name: str) -> Path:

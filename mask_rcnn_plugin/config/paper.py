@@ -6,13 +6,11 @@ from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
 
+from mask_rcnn_plugin.config.check import METRICS
 from mask_rcnn_plugin.config.loading import CONFIG_DIR
 
 TASKS = {"segm": "mask", "bbox": "box", "keypoints": "keypoint"}
 MINIVAL, TEST_DEV = "minival", "test-dev"
-
-_COCO_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-_KEYPOINT_METRICS = ("AP", "AP50", "AP75", "APm", "APl")
 
 
 class Table(NamedTuple):
@@ -65,8 +63,7 @@ class Row:
 def _row(table: str, split: str, content: dict[str, Any]) -> Row:
     scores = {}
     for task in [key for key in content if key in TASKS]:
-        metrics = _KEYPOINT_METRICS if task == "keypoints" else _COCO_METRICS
-        values = zip(metrics, content[task])
+        values = zip(METRICS[task], content[task])
         scores[task] = {metric: value for metric, value in values if value is not None}
     others = {key: value for key, value in content.items() if key not in TASKS}
     return Row(table=table, split=split, scores=scores, **others)
@@ -74,13 +71,8 @@ def _row(table: str, split: str, content: dict[str, Any]) -> Row:
 
 _CONTENT: Any = OmegaConf.to_container(OmegaConf.load(CONFIG_DIR / "paper.yaml"))
 TABLES = {
-    key: Table(
-        table["place"],
-        table["title"],
-        table.get("baseline", {}).get("config", ""),
-        table.get("baseline", {}).get("name", ""),
-    )
-    for key, table in _CONTENT.items()
+    key: Table(t["place"], t["title"], t.get("baseline", ""), t.get("baseline_name", ""))
+    for key, t in _CONTENT.items()
 }
 ROWS = tuple(
     _row(key, table["split"], row) for key, table in _CONTENT.items() for row in table["rows"]

@@ -9,7 +9,7 @@ from typing import Any
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig, OmegaConf
 
-from mask_rcnn_plugin.config.check import SOURCE
+from mask_rcnn_plugin.config.check import SOURCE, walk
 from mask_rcnn_plugin.config.loading import get_config
 
 
@@ -37,17 +37,8 @@ def plain(cfg: DictConfig, *, resolve: bool = False) -> Any:
 
 def flatten(cfg: DictConfig, *, resolve: bool = False) -> dict[str, Any]:
     """A config as {"train.max_iter": 160000, ...}, its values as `plain` has them."""
-    flat: dict[str, Any] = {}
-
-    def visit(node: Any, key: str) -> None:
-        if isinstance(node, (dict, list)) and node:
-            for k, v in node.items() if isinstance(node, dict) else enumerate(node):
-                visit(v, f"{key}.{k}" if key else str(k))
-        else:
-            flat[key] = node
-
-    visit(plain(cfg, resolve=resolve), "")
-    return flat
+    nodes = walk(plain(cfg, resolve=resolve), "")
+    return {key: node for key, node in nodes if not isinstance(node, (dict, list)) or not node}
 
 
 # No trained weight depends on these, so they may change between the runs of one training.
@@ -68,25 +59,11 @@ def deciding(cfg: DictConfig) -> dict[str, Any]:
     }
 
 
-def add_print_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add `--print-config` and `--diff BASE`."""
-    parser.add_argument(
-        "--print-config",
-        action="store_true",
-        help="print the config, overlays and overrides applied, as YAML, and do nothing else",
-    )
-    parser.add_argument(
-        "--diff",
-        metavar="BASE",
-        help="print where the config differs from the config BASE, and do nothing else",
-    )
-
-
 def print_config(args: argparse.Namespace) -> bool:
     """Do what `--print-config` and `--diff` ask for, and return whether they ask for anything.
 
     Args:
-        args: also `config` and `overrides`, as `get_config` takes them.
+        args: `print_config`, `diff`, and `config` and `overrides`, as `get_config` takes them.
 
     Raises:
         ConfigError: see `get_config`.

@@ -102,7 +102,7 @@ def evaluate_tasks(
         if annotation["image_id"] in numbers:  # else COCO skips it too
             objects_of[annotation["category_id"]].append(annotation)
     evaluated: dict[str, list[Any]] = {task: [] for task in tasks}
-    with _paused_gc():
+    with _paused_gc(), contextlib.redirect_stdout(io.StringIO()):  # COCO's code tells each step
         groups = _groups(categories, predictions, len(images))
         for group, packed in zip(groups, _split(predictions, groups)):
             objects = [annotation for category in group for annotation in objects_of[category]]
@@ -119,9 +119,8 @@ def evaluate_tasks(
                     coco_eval.params.kpt_oks_sigmas = np.array(oks_sigmas)
                 else:
                     coco_eval.params.maxDets = list(max_dets)
-                with contextlib.redirect_stdout(io.StringIO()):
-                    coco_eval.evaluate()
-                    coco_eval.accumulate()
+                coco_eval.evaluate()
+                coco_eval.accumulate()
                 # Not all of `coco_eval`, which holds the predictions.
                 kept = {key: coco_eval.eval[key] for key in ("precision", "recall")}
                 evaluated[task].append((coco_eval.params, kept))
@@ -213,8 +212,7 @@ def _coco(
         "categories": [{"id": n} for n in category_numbers.values()],
         "annotations": annotations,
     }
-    with contextlib.redirect_stdout(io.StringIO()):
-        coco.createIndex()
+    coco.createIndex()
     return coco
 
 

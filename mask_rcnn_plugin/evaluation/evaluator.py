@@ -92,13 +92,8 @@ class MaskRCNNCOCOEvaluator(COCOEvaluator):
             if not names:
                 raise ValueError(f"dataset {dataset_name!r} has no keypoints to evaluate")
             self._num_keypoints = len(names)
-            sigmas = kwargs.get("kpt_oks_sigmas") or keypoint_oks_sigmas(dataset_name)
-            if len(sigmas) != len(names):
-                raise ValueError(
-                    f"kpt_oks_sigmas has {len(sigmas)} values, but dataset {dataset_name!r} has "
-                    f"{len(names)} keypoints: give one for each"
-                )
-            kwargs["kpt_oks_sigmas"] = list(sigmas)
+            given = kwargs.get("kpt_oks_sigmas")
+            kwargs["kpt_oks_sigmas"] = keypoint_oks_sigmas(dataset_name, given)
         kwargs.setdefault("max_dets_per_image", max(COCO_LIMIT, max_detections))
         self._backend = find_backend(official or not kwargs.pop("use_fast_impl", True))
         with _in_coco_format(dataset_name) as name:
@@ -270,20 +265,26 @@ def _in_coco_format(dataset_name: str) -> Iterator[str]:
         MetadataCatalog.pop(name, None)
 
 
-def keypoint_oks_sigmas(dataset_name: str) -> list[float]:
-    """A dataset's OKS sigmas, one for each keypoint type.
+def keypoint_oks_sigmas(dataset_name: str, given: Sequence[float] | None = None) -> list[float]:
+    """OKS sigmas for a dataset, one for each keypoint type: the given ones, else its own.
 
     Raises:
-        ValueError: if its metadata has none and its keypoints are not COCO's.
+        ValueError: if there are none and its keypoints are not COCO's, or if their number is wrong.
     """
     metadata = MetadataCatalog.get(dataset_name)
-    sigmas = metadata.get("keypoint_oks_sigmas")
-    if sigmas is None and list(metadata.keypoint_names) == list(COCO_PERSON_KEYPOINT_NAMES):
+    names = list(metadata.keypoint_names)
+    sigmas = given or metadata.get("keypoint_oks_sigmas")
+    if sigmas is None and names == list(COCO_PERSON_KEYPOINT_NAMES):
         sigmas = COCO_KEYPOINT_OKS_SIGMAS
     if sigmas is None:
         raise ValueError(
-            f"dataset {dataset_name!r}: its keypoints {list(metadata.keypoint_names)} are not "
-            "COCO's, so their OKS sigmas must be given: 'keypoint_sigmas' in the category, or "
+            f"dataset {dataset_name!r}: its keypoints {names} are not COCO's, so their OKS sigmas "
+            "must be given: 'keypoint_sigmas' in the category, or "
             "dataloader.evaluator.kpt_oks_sigmas=[...]"
+        )
+    if len(sigmas) != len(names):
+        raise ValueError(
+            f"dataloader.evaluator.kpt_oks_sigmas has {len(sigmas)} values, but dataset "
+            f"{dataset_name!r} has {len(names)} keypoints: give one for each"
         )
     return list(sigmas)

@@ -349,10 +349,8 @@ def holds_a_training(folder: str) -> bool:
 
 def periodic_checkpoints(folder: Path) -> list[Path]:
     """Those named for an iteration, from the first one to the last one."""
-    return sorted(
-        (p for p in folder.glob("model_*.pth") if re.fullmatch(r"model_\d+", p.stem)),
-        key=lambda path: int(path.stem.removeprefix("model_")),
-    )
+    files = (p for p in folder.glob("model_*.pth") if re.fullmatch(r"model_\d+", p.stem))
+    return sorted(files, key=_iteration)
 
 
 def _iteration(path: Path) -> int:

@@ -26,6 +26,7 @@ from mask_rcnn_plugin.training.random_states import random_state
 logger = logging.getLogger(__name__)
 
 Batch = list[dict[str, Any]]
+Drawn = tuple[Batch, dict[str, Tensor]]  # with the random state before it
 
 _SYNCHRONIZED = (nn.SyncBatchNorm, NaiveSyncBatchNorm)
 
@@ -104,7 +105,7 @@ class GuardedTrainer(SimpleTrainer):
 
     def run_step(self) -> None:
         self.optimizer.zero_grad()
-        batches: list[tuple[Batch, dict[str, Tensor]]] = []
+        batches: list[Drawn] = []
         losses: list[dict[str, Tensor]] = []
         data_time = 0.0
         for remaining in reversed(range(self._accumulate_steps)):
@@ -191,13 +192,9 @@ class GuardedTrainer(SimpleTrainer):
     def _gradient_norm(self) -> float | None:
         if self._scaler.is_enabled():  # which looks for itself, and skips what is not finite
             return None
-        norms = [
-            torch.linalg.vector_norm(parameter.grad)
-            for group in self.optimizer.param_groups
-            for parameter in group["params"]
-            if parameter.grad is not None
-        ]
-        return torch.linalg.vector_norm(torch.stack(norms)).item() if norms else 0.0
+        parameters = chain.from_iterable(g["params"] for g in self.optimizer.param_groups)
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        return nn.utils.get_total_norm(gradients).item()
 
     def _put_metrics(self, every: list[dict[str, Any]]) -> None:
         """As detectron2's: the mean of each loss over the processes, the longest wait for data."""
@@ -213,18 +210,13 @@ class GuardedTrainer(SimpleTrainer):
         if every[0]["grad_norm"] is not None:
             self.storage.put_scalar("grad_norm", every[0]["grad_norm"])
 
-    def _skip(
-        self,
-        every: list[dict[str, Any]],
-        broken: list[tuple[Batch, dict[str, Tensor]]],
-        batches: list[tuple[Batch, dict[str, Tensor]]],
-    ) -> None:
+    def _skip(self, every: list[dict[str, Any]], broken: list[Drawn], batches: list[Drawn]) -> None:
         """Leave a step out or stop, all ranks the same: they have the same `every`."""
         # Of a gradient alone it is not known whose share broke it.
         suspects = broken if any(rank["broken"] for rank in every) else batches
         mine = {
             "images": [image["file_name"] for batch, _ in suspects for image in batch],
-            "files": self._write(suspects, every[comm.get_rank()]),
+            "files": self._write(suspects, every[comm.get_rank()]["losses"]),
         }
         where = "; ".join(
             f"rank {rank}: {', '.join(metrics['broken']) or 'gradient'} of {who['images']}"
@@ -253,11 +245,9 @@ class GuardedTrainer(SimpleTrainer):
             self._max_skipped_steps,
         )
 
-    def _end_alone(
-        self, error: FloatingPointError, batch: tuple[Batch, dict[str, Tensor]]
-    ) -> NonFiniteLossError:
+    def _end_alone(self, error: FloatingPointError, batch: Drawn) -> NonFiniteLossError:
         """What to raise where the other processes wait for this one within the forward pass."""
-        files = self._write([batch], {"losses": {}})
+        files = self._write([batch], {})
         return NonFiniteLossError(
             f"{error} Iteration {self.iter}, rank {comm.get_rank()}: forward pass of "
             f"{[image['file_name'] for image in batch[0]]}, written to {files}. All processes end, "
@@ -272,18 +262,16 @@ class GuardedTrainer(SimpleTrainer):
         )
         return " ".join(part for part in (rate, self._advice, replay) if part)
 
-    def _write(
-        self, batches: list[tuple[Batch, dict[str, Tensor]]], metrics: dict[str, Any]
-    ) -> list[str]:
+    def _write(self, batches: list[Drawn], losses: dict[str, float]) -> list[str]:
         if self._skipped_steps >= self._MAX_FILES:
             return []
         files = []
         for number, (batch, random) in enumerate(batches):
             name = f"iteration_{self.iter:07d}_rank{comm.get_rank()}_{number}.pth"
             path = Path(self._output_dir) / "nonfinite" / name
-            content = {"batch": batch, "random": random, "iteration": self.iter, "lr": self._lr()}
+            what = {"batch": batch, "random": random, "losses": losses}
             try:
-                write_batch(path, self.model, {**content, "losses": metrics["losses"]})
+                write_batch(path, self.model, what | {"iteration": self.iter, "lr": self._lr()})
             except (SaveError, OSError) as error:  # the report without the file is worth more
                 logger.error("%s", error)
                 continue

@@ -23,11 +23,12 @@ import torch
 import torch.distributed as dist
 from detectron2.utils import comm
 from omegaconf import DictConfig
+from torch.distributed.elastic.utils.store import synchronize
 from torch.distributed.rendezvous import rendezvous
 from torch.multiprocessing.spawn import ProcessExitedException, start_processes
 
 from mask_rcnn_plugin.config import ConfigError, get_config
-from mask_rcnn_plugin.config.printing import add_print_arguments, print_config
+from mask_rcnn_plugin.config.printing import print_config
 from mask_rcnn_plugin.errors import UserError
 from mask_rcnn_plugin.training.machine import fit_to_machine, precision
 from mask_rcnn_plugin.training.placement import ALONE, Placement, placement_from
@@ -65,7 +66,16 @@ def parse_program_args(parser: argparse.ArgumentParser) -> argparse.Namespace:
         help="processes to start on this machine, each with a GPU (1); not with torchrun or srun",
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
-    add_print_arguments(parser)
+    parser.add_argument(
+        "--print-config",
+        action="store_true",
+        help="print the config, overlays and overrides applied, as YAML, and do nothing else",
+    )
+    parser.add_argument(
+        "--diff",
+        metavar="BASE",
+        help="print where the config differs from the config BASE, and do nothing else",
+    )
     try:
         placement = placement_from(os.environ)
     except ConfigError as error:
@@ -235,11 +245,8 @@ def _load_together(
     try:
         store = meet(timedelta(minutes=minutes))
         store.set_timeout(timedelta(minutes=minutes))
-        store.set(f"mistake/{rank}", mistake)
-        mistakes = [store.get(f"mistake/{r}").decode() for r in range(world_size)]
-        store.set(f"seen/{rank}", "")
-        for other in range(world_size if rank == 0 else 0):  # the store may be this process's
-            store.get(f"seen/{other}")
+        # Rank 0 returns last, as the store may be in its process.
+        mistakes = synchronize(store, mistake.encode(), rank, world_size, "mistake/", 60 * minutes)
     except RuntimeError as error:
         _print(
             f"rank {rank} of {world_size} processes has not met the others at {url} within "
@@ -248,7 +255,7 @@ def _load_together(
         sys.exit(2)
     if any(mistakes):
         if rank == 0:
-            _print(next(filter(None, mistakes)))
+            _print(next(filter(None, mistakes)).decode())
         sys.exit(2)
     return cfg, store
 

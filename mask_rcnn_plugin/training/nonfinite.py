@@ -19,13 +19,13 @@ class NonFiniteLossError(UserError, FloatingPointError):
 
 
 def write_batch(path: Path, model: nn.Module, content: dict[str, Any]) -> None:
-    """Write a batch, the weights it met and the random state before it.
+    """Write a batch and the weights it met, whole or not at all.
 
     Args:
-        path: of the file; its folder is made. It appears whole or not at all.
+        path: its folder is made.
         model: may be wrapped for DDP.
-        content: "batch", the model's input; "random", from `random_state`; anything else of plain
-            values that helps to understand it.
+        content: "batch", the model's input; "random", from `random_state` before it; others of
+            plain values.
 
     Raises:
         SaveError: if it cannot be written.

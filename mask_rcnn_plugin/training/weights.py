@@ -1,7 +1,7 @@
 """Weights that a user names: where they are, what is in the file, and how it fits a model."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ from detectron2.utils.file_io import PathManager
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from mask_rcnn_plugin.config.check import walk
 from mask_rcnn_plugin.errors import UserError
 from mask_rcnn_plugin.training import safe_pickle
 
@@ -60,23 +61,17 @@ def check_initialization(cfg: DictConfig) -> None:
     """
     if cfg.train.init_checkpoint:
         return
-    frozen = dict(_frozen(OmegaConf.to_container(cfg.model, resolve=False), "model"))
+    frozen = {}  # what freezes layers, and what does not
+    for key, value in walk(OmegaConf.to_container(cfg.model, resolve=False), "model"):
+        if value == "FrozenBN":
+            frozen[f"{key}=FrozenBN"] = f"{key}=BN"
+        elif key.endswith(".freeze_at") and value:
+            frozen[f"{key}={value}"] = f"{key}=0"
     if frozen:
         raise WeightsError(
             f"train.init_checkpoint is empty, and {', '.join(frozen)} would freeze layers at "
             f"their initial values: give weights, or set {' '.join(frozen.values())}"
         )
-
-
-def _frozen(node: Any, key: str) -> Iterator[tuple[str, str]]:
-    """What freezes layers, and what does not."""
-    if isinstance(node, dict):
-        for name, value in node.items():
-            yield from _frozen(value, f"{key}.{name}")
-    elif node == "FrozenBN":
-        yield f"{key}=FrozenBN", f"{key}=BN"
-    elif key.endswith(".freeze_at") and node:
-        yield f"{key}={node}", f"{key}=0"
 
 
 def _in(folder: Path) -> str:

@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 from detectron2.config import LazyCall, instantiate
+from detectron2.data import MetadataCatalog
 from omegaconf import DictConfig
 
 from mask_rcnn_plugin import get_config
 from mask_rcnn_plugin.config import ConfigError
-from mask_rcnn_plugin.data.coco import DatasetError
+from mask_rcnn_plugin.data.coco import DatasetError, register_coco_dataset
 from mask_rcnn_plugin.training import setup_datasets
 from mask_rcnn_plugin.training.setup import make_output_dir
 
@@ -90,6 +91,18 @@ def test_given_sigmas_are_taken(tmp_path: Path) -> None:
     setup_datasets(cfg)
     assert cfg.dataloader.evaluator.kpt_oks_sigmas == [0.3, 0.3, 0.3]
     cfg.dataloader.evaluator.kpt_oks_sigmas = [0.3, 0.3]
+    with pytest.raises(DatasetError, match="kpt_oks_sigmas has 2 values, but .* has 3 keypoints"):
+        setup_datasets(cfg)
+
+
+def test_a_datasets_own_sigmas_of_a_wrong_number_are_an_error_before_the_training(
+    tmp_path: Path,
+) -> None:
+    cfg = config("table4_keypoints/keypoint_only", tmp_path, [FISH])
+    name = register_coco_dataset(cfg.dataset.test.json, cfg.dataset.test.images)
+    MetadataCatalog.get(name).keypoint_oks_sigmas = [0.3, 0.3]
+    cfg.dataset.test.json = cfg.dataset.test.images = None
+    cfg.dataset.test.names = [name]
     with pytest.raises(DatasetError, match="kpt_oks_sigmas has 2 values, but .* has 3 keypoints"):
         setup_datasets(cfg)
 

@@ -110,6 +110,13 @@ def test_frozen_layers_do_not_start_at_random(overrides: list[str], named: list[
     assert all(part in str(error.value) for part in ["train.init_checkpoint", *named])
 
 
+def test_frozen_layers_in_a_list_are_named_too() -> None:
+    cfg = get_config(ROW, ["train.init_checkpoint="])
+    cfg.model.backbone = {"stages": [{"norm": "BN"}, {"norm": "FrozenBN"}]}
+    with pytest.raises(WeightsError, match=r"model\.backbone\.stages\.1\.norm=BN$"):
+        check_initialization(cfg)
+
+
 def test_a_start_from_weights_or_with_nothing_frozen_is_fine() -> None:
     check_initialization(get_config(ROW))
     check_initialization(get_config(f"{ROW}+synthetic"))
