@@ -23,7 +23,6 @@ import torch
 import torch.distributed as dist
 from detectron2.utils import comm
 from omegaconf import DictConfig
-from torch.distributed.elastic.utils.store import synchronize
 from torch.distributed.rendezvous import rendezvous
 from torch.multiprocessing.spawn import ProcessExitedException, start_processes
 
@@ -245,8 +244,11 @@ def _load_together(
     try:
         store = meet(timedelta(minutes=minutes))
         store.set_timeout(timedelta(minutes=minutes))
-        # Rank 0 returns last, as the store may be in its process.
-        mistakes = synchronize(store, mistake.encode(), rank, world_size, "mistake/", 60 * minutes)
+        store.set(f"mistake/{rank}", mistake)
+        mistakes = [store.get(f"mistake/{r}").decode() for r in range(world_size)]
+        store.set(f"seen/{rank}", "")
+        for other in range(world_size if rank == 0 else 0):  # the store may be this process's
+            store.get(f"seen/{other}")
     except RuntimeError as error:
         _print(
             f"rank {rank} of {world_size} processes has not met the others at {url} within "
@@ -255,7 +257,7 @@ def _load_together(
         sys.exit(2)
     if any(mistakes):
         if rank == 0:
-            _print(next(filter(None, mistakes)).decode())
+            _print(next(filter(None, mistakes)))
         sys.exit(2)
     return cfg, store
 
