@@ -250,8 +250,8 @@ class GuardedTrainer(SimpleTrainer):
         files = self._write([batch], {})
         return NonFiniteLossError(
             f"{error} Iteration {self.iter}, rank {comm.get_rank()}: forward pass of "
-            f"{[image['file_name'] for image in batch[0]]}, written to {files}. All processes end, "
-            f"as the others may wait in a synchronised batch norm. {self._help()}"
+            f"{[image['file_name'] for image in batch[0]]}, written to {files or 'no file'}. All "
+            f"processes end, as the others may wait in a synchronised batch norm. {self._help()}"
         )
 
     def _help(self) -> str:
