@@ -10,7 +10,7 @@ from typing import Any
 from mask_rcnn_plugin.atomic_write import atomic_write
 from mask_rcnn_plugin.data.check import annotations
 from mask_rcnn_plugin.data.check.annotations import Annotation, Context
-from mask_rcnn_plugin.data.check.dataset import Checked
+from mask_rcnn_plugin.data.check.dataset import Checked, decoded
 from mask_rcnn_plugin.data.check.findings import KINDS
 from mask_rcnn_plugin.data.coco import DatasetError
 
@@ -49,7 +49,7 @@ def clean(checked: Checked, out: str | Path) -> Counter[str]:
     sizes = {image["id"]: (image["width"], image["height"]) for image in images}
     context = replace(checked.context, images=sizes)
     kept = []
-    for index, annotation in enumerate(document["annotations"]):
+    for index, annotation in enumerate(map(decoded, document["annotations"])):
         if index in checked.flagged or annotation["image_id"] not in sizes:
             annotation = _clean_annotation(annotation, context, done)
         if annotation is not None:
