@@ -120,7 +120,7 @@ def _read_categories(json_file: str) -> list[dict[str, Any]]:
     content = path.read_bytes()
     try:  # without the annotations, a twentieth of the time
         file = msgspec.json.decode(content, type=_File)
-    except (msgspec.DecodeError, RecursionError):  # NaN, which Python's reader takes
+    except (ValueError, RecursionError):  # NaN, which Python's reader takes
         file = _read_slowly(json_file, content)
     categories = file.categories
     if not isinstance(file.images, list):
