@@ -29,7 +29,7 @@ class Checked:
             read, and then nothing below is set.
         context: its sound images and categories.
         classes, keypoints: names, as detectron2 would number them.
-        paths: of the sound images, by image id.
+        paths: of the images that are there, by image id.
         bad_images: by the index of an entry of "images", the kind of error in it or in its file.
         bad_categories: indices of entries of "categories" with an error.
         other_keypoints: indices of those whose only error is to have others than an earlier one.
@@ -196,15 +196,13 @@ def _check_image_entries(checked: Checked, entries: list[Any]) -> None:
 
 
 def _check_image_files(checked: Checked, entries: list[Any], root: str, open_images: bool) -> None:
-    checked.paths = {key: os.path.join(root, name) for key, name in checked.paths.items()}
-    absent = images.missing(checked.paths.values())
-    faults = {
-        key: [("image-missing", path)] for key, path in checked.paths.items() if path in absent
-    }
+    paths = {key: os.path.join(root, name) for key, name in checked.paths.items()}
+    absent = images.missing(paths.values())
+    checked.paths = {key: path for key, path in paths.items() if path not in absent}
+    faults = {key: [("image-missing", path)] for key, path in paths.items() if path in absent}
     if open_images:
-        there = {key: path for key, path in checked.paths.items() if key not in faults}
-        sizes = [checked.context.images[key] for key in there]
-        faults |= zip(there, images.inspect_all(list(there.values()), sizes))
+        sizes = [checked.context.images[key] for key in checked.paths]
+        faults |= zip(checked.paths, images.inspect_all(list(checked.paths.values()), sizes))
     for index, image in enumerate(entries):
         if index in checked.bad_images:
             continue

@@ -697,6 +697,13 @@ def test_an_image_in_both_sets_is_a_leak(tmp_path: Path) -> None:
     assert compare([train], train, open_images=False)["leak"].count == 3
 
 
+@pytest.mark.parametrize("name", ["\0.png", "\ud800.png"])
+def test_a_name_that_no_file_can_have_is_not_compared(tmp_path: Path, name: str) -> None:
+    train, test = pair(tmp_path, image(file_name=name))
+    assert test.findings.keys() == {"image-missing"}
+    assert compare([train], test) == compare([test], train) == {}
+
+
 def test_a_set_that_was_not_read_is_not_compared(tmp_path: Path) -> None:
     train, _ = pair(tmp_path, image())
     assert compare([train], check(tmp_path / "no.json")) == {}
