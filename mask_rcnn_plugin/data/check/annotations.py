@@ -58,9 +58,7 @@ def inspect(annotation: Any, context: Context) -> list[Fault]:
     if size is None:
         return [("unknown-image", f"image_id {annotation['image_id']}")]
     usable = _without_unusable_polygons(annotation)
-    faults = list(
-        annotation_faults(usable, *size, context.num_keypoints, needs_mask=context.needs_mask)
-    )
+    faults = annotation_faults(usable, *size, context.num_keypoints, needs_mask=context.needs_mask)
     has_keypoints = context.categories.get(annotation["category_id"], False)
     if usable.get("keypoints") and has_keypoints is None:
         faults.append(("keypoint-other", ""))
