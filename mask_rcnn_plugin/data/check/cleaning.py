@@ -80,12 +80,13 @@ def clean(checked: Checked, out: str | Path) -> Counter[str]:
 def _clean_categories(checked: Checked, entries: list[Any], done: Counter[str]) -> list[Any]:
     kept = []
     for index, category in enumerate(entries):
-        if index in checked.bad_categories:
+        kind = checked.bad_categories.get(index)
+        if kind == "category-keypoints":
+            done[f"dropped: keypoints, {kind}"] += 1
+            category = {k: v for k, v in category.items() if k not in _KEYPOINT_KEYS}
+        elif kind:
             done["dropped: category"] += 1
             continue
-        if index in checked.other_keypoints:
-            done["dropped: keypoints, category-keypoints"] += 1
-            category = {k: v for k, v in category.items() if k not in _KEYPOINT_KEYS}
         kept.append(category)
     return kept
 

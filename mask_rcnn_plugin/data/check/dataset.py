@@ -14,7 +14,7 @@ from tqdm import tqdm
 from mask_rcnn_plugin.data.annotation_rules import category_error, image_error, shown
 from mask_rcnn_plugin.data.check import annotations, images
 from mask_rcnn_plugin.data.check.annotations import NOT_TRAINED, UNFIT_KEYPOINTS, Context
-from mask_rcnn_plugin.data.check.findings import Findings
+from mask_rcnn_plugin.data.check.findings import KINDS, Findings
 
 _LISTS = ("images", "annotations", "categories")
 _NOT_SCORED = ("area-missing", "polygon-dropped")  # warnings in training, refused by an evaluation
@@ -31,8 +31,7 @@ class Checked:
         classes, keypoints: names, as detectron2 would number them.
         paths: of the images that are there, by image id.
         bad_images: by the index of an entry of "images", the kind of error in it or in its file.
-        bad_categories: indices of entries of "categories" with an error.
-        other_keypoints: indices of those whose only error is to have others than an earlier one.
+        bad_categories: the same of "categories".
         flagged: indices of annotations with findings.
         new_ids: unused ids, by the index of an annotation whose own is 0 or taken.
     """
@@ -45,8 +44,7 @@ class Checked:
     keypoints: list[str] = field(default_factory=list)
     paths: dict[int, str] = field(default_factory=dict)
     bad_images: dict[int, str] = field(default_factory=dict)
-    bad_categories: set[int] = field(default_factory=set)
-    other_keypoints: set[int] = field(default_factory=set)
+    bad_categories: dict[int, str] = field(default_factory=dict)
     flagged: set[int] = field(default_factory=set)
     new_ids: dict[int, int] = field(default_factory=dict)
 
@@ -151,12 +149,12 @@ def _check_categories(checked: Checked, entries: list[Any]) -> None:
         text = category_error(category)
         if text:
             add("category-format", f"#{index}", text)
-            checked.bad_categories.add(index)
+            checked.bad_categories[index] = "category-format"
             continue
         key, name, keypoints = category["id"], category["name"], category.get("keypoints") or []
         if key in names:
             add("category-id-duplicate", key, f"{names[key]!r} and {name!r}")
-            checked.bad_categories.add(index)
+            checked.bad_categories[index] = "category-id-duplicate"
             continue
         if name in names.values():
             add("category-name-duplicate", key, repr(name))
@@ -165,7 +163,7 @@ def _check_categories(checked: Checked, entries: list[Any]) -> None:
         if keypoints and checked.keypoints not in ([], keypoints):
             text = f"{name!r} has {shown(keypoints)}, an earlier one {shown(checked.keypoints)}"
             add("category-keypoints", key, text)
-            checked.other_keypoints.add(index)
+            checked.bad_categories[index] = "category-keypoints"
             context.categories[key] = None
         elif keypoints:
             checked.keypoints = keypoints
@@ -208,7 +206,7 @@ def _check_image_files(checked: Checked, entries: list[Any], root: str, open_ima
             continue
         for kind, text in faults.get(image["id"], []):
             checked.findings.add(kind, image["id"], text)
-            if kind in images.ERRORS:
+            if KINDS[kind].severity == "error":
                 checked.bad_images[index] = kind
 
 
