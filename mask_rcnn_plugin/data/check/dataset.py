@@ -5,6 +5,7 @@ import os
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -213,7 +214,7 @@ def _check_image_files(checked: Checked, entries: list[Any], root: str, open_ima
 def _check_annotations(checked: Checked, entries: list[Any], training: bool) -> None:
     add, context = checked.findings.add, checked.context
     ids: dict[int, int] = {}  # by the index of the annotation
-    per_image, per_category = Counter[int](), Counter[int]()
+    used_images, used_categories = set[int](), set[int]()
     without_mask: list[int] = []
     unused = NOT_TRAINED if training else {"crowd"}
     has_masks = labelled = used = False
@@ -231,8 +232,8 @@ def _check_annotations(checked: Checked, entries: list[Any], training: bool) -> 
             if kinds & {"annotation-format", "unknown-image"}:
                 continue
         ids[index] = annotation["id"]
-        per_image[annotation["image_id"]] += 1
-        per_category[annotation["category_id"]] += 1
+        used_images.add(annotation["image_id"])
+        used_categories.add(annotation["category_id"])
         has_masks |= bool(annotation.get("segmentation"))
         if not annotation.get("segmentation") and "crowd" not in kinds:
             without_mask.append(annotation["id"])
@@ -248,11 +249,11 @@ def _check_annotations(checked: Checked, entries: list[Any], training: bool) -> 
         for key in without_mask:
             add("mask-mixed", key)
     for key in context.images:
-        if key not in per_image:
+        if key not in used_images:
             add("image-no-annotation", key)
     if training:
         for key, name in zip(sorted(context.categories), checked.classes):
-            if key not in per_category:
+            if key not in used_categories:
                 add("category-unused", key, repr(name))
         if context.num_keypoints and not labelled:
             add("keypoint-none")
@@ -272,5 +273,4 @@ def _check_ids(checked: Checked, ids: dict[int, int]) -> None:
         if key in seen or key == 0:
             wrong.append(index)
         seen.add(key)
-    unused = (key for key in range(1, len(ids) + len(seen) + 1) if key not in seen)
-    checked.new_ids = dict(zip(wrong, unused))
+    checked.new_ids = dict(zip(wrong, (key for key in count(1) if key not in seen)))
