@@ -7,7 +7,6 @@ them, as it reads past the end of a broken one.
 import math
 import numbers
 import reprlib
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,7 @@ def annotation_error(
 ) -> str | None:
     """Why an annotation cannot be trained on, or None if it can; see `annotation_faults`."""
     faults = annotation_faults(annotation, width, height, num_keypoints, needs_mask=needs_mask)
-    return next((text for _, text in faults), None)
+    return faults[0][1] if faults else None
 
 
 def annotation_faults(
@@ -36,7 +35,7 @@ def annotation_faults(
     num_keypoints: int | None = None,
     *,
     needs_mask: bool = False,
-) -> Iterator[Fault]:
+) -> list[Fault]:
     """All that makes an annotation unfit for training, at most one fault of each part.
 
     Args:
@@ -47,21 +46,13 @@ def annotation_faults(
         needs_mask: whether an annotation without "segmentation" is unfit.
     """
     if not isinstance(annotation, dict):
-        yield "annotation-format", f"annotation is {shown(annotation)}, must be an object"
-        return
-    yield from _box_fault(annotation.get("bbox"), width, height)
-    segmentation = annotation.get("segmentation")
-    # As detectron2's loader has it, an empty list is no mask rather than a broken one.
-    if segmentation is None or (isinstance(segmentation, list | dict) and not segmentation):
-        if needs_mask:
-            yield "mask-missing", "no segmentation"
-    elif isinstance(segmentation, list | tuple):
-        yield from _polygons_fault(list(segmentation), width, height)
-    elif isinstance(segmentation, dict):
-        yield from _rle_fault(segmentation, width, height)
-    elif not (isinstance(segmentation, np.ndarray) and segmentation.shape == (height, width)):
-        yield "mask-format", f"segmentation is {shown(segmentation)}, must be polygons or RLE"
-    yield from _keypoints_fault(annotation.get("keypoints"), num_keypoints)
+        return [("annotation-format", f"annotation is {shown(annotation)}, must be an object")]
+    of_parts = (
+        _box_fault(annotation.get("bbox"), width, height),
+        _mask_fault(annotation.get("segmentation"), width, height, needs_mask),
+        _keypoints_fault(annotation.get("keypoints"), num_keypoints),
+    )
+    return [fault for fault in of_parts if fault is not None]
 
 
 def category_error(category: object) -> str | None:
@@ -112,34 +103,88 @@ def image_error(image: object) -> str | None:
     return None
 
 
-def _polygon_fault(polygon: object) -> Fault | None:
-    polygon = _as_list(polygon)
-    if not isinstance(polygon, list) or not are_numbers(polygon):
-        return "polygon-format", f"polygon is {shown(polygon)}, must be a list of numbers"
-    if len(polygon) % 2 == 1:
-        return "polygon-odd", f"polygon has {len(polygon)} coordinates, must have an even number"
-    if len(polygon) < 6:
-        return "polygon-short", f"polygon has {len(polygon) // 2} points, must have 3 or more"
-    if not are_finite(polygon):
-        return "non-finite", "polygon has a coordinate that is not finite"
+def _box_fault(box: object, width: int, height: int) -> Fault | None:
+    box = _as_list(box)
+    if box is None:
+        return "box-missing", "no bbox"
+    if not isinstance(box, list) or len(box) != 4 or not are_numbers(box):
+        return "box-format", f"bbox is {shown(box)}, must be 4 numbers [x, y, width, height]"
+    if not are_finite(box):
+        return "non-finite", f"bbox {shown(box)} is not finite"
+    x, y, w, h = box
+    if w < 0 or h < 0:
+        return "box-negative", f"bbox {shown(box)} has a negative side; it must be x, y, w, h"
+    if w == 0 or h == 0:
+        return "box-empty", f"bbox {shown(box)} has a side of 0"
+    if x >= width or y >= height or x + w <= 0 or y + h <= 0:
+        return "box-outside", f"bbox {shown(box)} is outside the image of {width} x {height}"
     return None
 
 
-def _rle_fault(rle: dict[str, Any], width: int, height: int) -> Iterator[Fault]:
+def _mask_fault(segmentation: object, width: int, height: int, needs_mask: bool) -> Fault | None:
+    # As detectron2's loader has it, an empty list is no mask rather than a broken one.
+    if segmentation is None or (isinstance(segmentation, list | dict) and not segmentation):
+        return ("mask-missing", "no segmentation") if needs_mask else None
+    if isinstance(segmentation, list | tuple):
+        return _polygons_fault(list(segmentation), width, height)
+    if isinstance(segmentation, dict):
+        return _rle_fault(segmentation, width, height)
+    if isinstance(segmentation, np.ndarray) and segmentation.shape == (height, width):
+        return None
+    return "mask-format", f"segmentation is {shown(segmentation)}, must be polygons or RLE"
+
+
+def _polygons_fault(polygons: list[Any], width: int, height: int) -> Fault | None:
+    if are_numbers(polygons):
+        return "polygon-format", "segmentation is one flat list of numbers, must be a list of lists"
+    outside = True
+    for polygon in map(_as_list, polygons):
+        if not isinstance(polygon, list) or not are_numbers(polygon):
+            return "polygon-format", f"polygon is {shown(polygon)}, must be a list of numbers"
+        if len(polygon) % 2 == 1:
+            text = f"polygon has {len(polygon)} coordinates, must have an even number"
+            return "polygon-odd", text
+        if len(polygon) < 6:
+            return "polygon-short", f"polygon has {len(polygon) // 2} points, must have 3 or more"
+        if not are_finite(polygon):
+            return "non-finite", "polygon has a coordinate that is not finite"
+        xs, ys = polygon[0::2], polygon[1::2]
+        left, right, top, bottom = min(xs), max(xs), min(ys), max(ys)
+        if left < -width or right > 2 * width or top < -height or bottom > 2 * height:
+            corners = shown([left, top, right, bottom])
+            return "polygon-outside", f"polygon over {corners} is far off {width} x {height}"
+        outside &= left >= width or top >= height or right <= 0 or bottom <= 0
+    if outside:
+        return "polygon-outside", f"all polygons are outside the image of {width} x {height}"
+    return None
+
+
+def _rle_fault(rle: dict[str, Any], width: int, height: int) -> Fault | None:
     size = _as_list(rle.get("size"))
-    if not (isinstance(size, list) and len(size) == 2 and all(is_integer(s) for s in size)):
-        yield "rle-format", f"RLE size is {shown(size)}, must be [height, width]"
-        return
+    if not (isinstance(size, list) and len(size) == 2 and all(map(is_integer, size))):
+        return "rle-format", f"RLE size is {shown(size)}, must be [height, width]"
     if size != [height, width]:
-        yield "rle-size", f"RLE is of size {size} (height, width), its image {[height, width]}"
-        return
+        return "rle-size", f"RLE is of size {size} (height, width), its image {[height, width]}"
     counts = rle_counts(rle.get("counts"))
     if counts is None:
-        yield "rle-format", f"RLE counts are {shown(rle.get('counts'))}, which are not run lengths"
-    elif int(counts.sum()) != height * width:
-        yield "rle-sum", f"RLE counts sum to {counts.sum()}, the image has {height * width} pixels"
-    elif not counts[1::2].any():
-        yield "mask-empty", "RLE has no pixel set"
+        return "rle-format", f"RLE counts are {shown(rle.get('counts'))}, which are not run lengths"
+    if int(counts.sum()) != height * width:
+        return "rle-sum", f"RLE counts sum to {counts.sum()}, the image has {height * width} pixels"
+    return None if counts[1::2].any() else ("mask-empty", "RLE has no pixel set")
+
+
+def _keypoints_fault(keypoints: object, num_keypoints: int | None) -> Fault | None:
+    keypoints = _as_list(keypoints)
+    if keypoints is None or keypoints == []:  # none labelled: so the loader and the mapper
+        return None
+    if not isinstance(keypoints, list) or not are_numbers(keypoints):
+        return "keypoint-format", f"keypoints are {shown(keypoints)}, must be [x, y, v, ...]"
+    if len(keypoints) % 3 or num_keypoints not in (None, len(keypoints) // 3):
+        expected = "a multiple of 3" if num_keypoints is None else f"3 x {num_keypoints}"
+        return "keypoint-count", f"keypoints are {len(keypoints)} numbers, must be {expected}"
+    if not are_finite(keypoints):
+        return "keypoint-format", "keypoints have a number that is not finite"
+    return None
 
 
 def rle_counts(counts: object) -> npt.NDArray[np.int64] | None:
@@ -205,60 +250,6 @@ def _is_pair(pair: object, allowed: list[Any]) -> bool:
         and len(pair) == 2
         and all(type(one) in (int, str) and one in allowed for one in pair)
     )
-
-
-def _box_fault(box: object, width: int, height: int) -> Iterator[Fault]:
-    box = _as_list(box)
-    if box is None:
-        yield "box-missing", "no bbox"
-        return
-    if not isinstance(box, list) or len(box) != 4 or not are_numbers(box):
-        yield "box-format", f"bbox is {shown(box)}, must be 4 numbers [x, y, width, height]"
-        return
-    if not are_finite(box):
-        yield "non-finite", f"bbox {shown(box)} is not finite"
-        return
-    x, y, w, h = box
-    if w < 0 or h < 0:
-        yield "box-negative", f"bbox {shown(box)} has a negative side; it must be x, y, w, h"
-    elif w == 0 or h == 0:
-        yield "box-empty", f"bbox {shown(box)} has a side of 0"
-    elif x >= width or y >= height or x + w <= 0 or y + h <= 0:
-        yield "box-outside", f"bbox {shown(box)} is outside the image of {width} x {height}"
-
-
-def _polygons_fault(polygons: list[Any], width: int, height: int) -> Iterator[Fault]:
-    if are_numbers(polygons):
-        yield "polygon-format", "segmentation is one flat list of numbers, must be a list of lists"
-        return
-    outside = True
-    for polygon in polygons:
-        fault = _polygon_fault(polygon)
-        if fault is not None:
-            yield fault
-            return
-        xs, ys = polygon[0::2], polygon[1::2]
-        left, right, top, bottom = min(xs), max(xs), min(ys), max(ys)
-        if left < -width or right > 2 * width or top < -height or bottom > 2 * height:
-            corners = shown([left, top, right, bottom])
-            yield "polygon-outside", f"polygon over {corners} is far off {width} x {height}"
-            return
-        outside &= left >= width or top >= height or right <= 0 or bottom <= 0
-    if outside:
-        yield "polygon-outside", f"all polygons are outside the image of {width} x {height}"
-
-
-def _keypoints_fault(keypoints: object, num_keypoints: int | None) -> Iterator[Fault]:
-    keypoints = _as_list(keypoints)
-    if keypoints is None or keypoints == []:  # none labelled: so the loader and the mapper
-        return
-    if not isinstance(keypoints, list) or not are_numbers(keypoints):
-        yield "keypoint-format", f"keypoints are {shown(keypoints)}, must be [x, y, v, ...]"
-    elif len(keypoints) % 3 or num_keypoints not in (None, len(keypoints) // 3):
-        expected = "a multiple of 3" if num_keypoints is None else f"3 x {num_keypoints}"
-        yield "keypoint-count", f"keypoints are {len(keypoints)} numbers, must be {expected}"
-    elif not are_finite(keypoints):
-        yield "keypoint-format", "keypoints have a number that is not finite"
 
 
 def _as_list(value: Any) -> Any:

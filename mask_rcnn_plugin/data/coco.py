@@ -119,12 +119,16 @@ def _read_categories(json_file: str) -> list[dict[str, Any]]:
         )
     content = path.read_bytes()
     try:  # without the annotations, a twentieth of the time
-        file = msgspec.json.decode(content, type=_File)
-    except (msgspec.DecodeError, RecursionError):  # NaN, which Python's reader takes
-        file = _read_slowly(json_file, content)
-    categories = file.categories
-    if not isinstance(file.images, list):
+        parts = msgspec.json.decode(content, type=dict[str, msgspec.Raw])
+        file = {k: msgspec.json.decode(parts[k]) for k in ("images", "categories") if k in parts}
+    except (ValueError, RecursionError):  # NaN, which Python's reader takes
+        try:
+            file = json.loads(content)
+        except (ValueError, RecursionError) as error:
+            raise DatasetError(f"annotation file {json_file!r} is not JSON: {error}") from error
+    if not isinstance(file, dict) or not isinstance(file.get("images"), list):
         raise DatasetError(f"annotation file {json_file!r} is not COCO-format: no list 'images'")
+    categories = file.get("categories")
     if not isinstance(categories, list) or not categories:
         raise DatasetError(
             f"annotation file {json_file!r} is not COCO-format: 'categories' must be a list of "
@@ -132,7 +136,7 @@ def _read_categories(json_file: str) -> list[dict[str, Any]]:
         )
     for what, entries, entry_error in (
         ("categories", categories, category_error),
-        ("images", file.images, image_error),
+        ("images", file["images"], image_error),
     ):
         for entry in entries:
             wrong = entry_error(entry)
@@ -143,21 +147,6 @@ def _read_categories(json_file: str) -> list[dict[str, Any]]:
                 f"annotation file {json_file!r}: of its {what} some have the same id"
             )
     return sorted(categories, key=lambda c: c["id"])
-
-
-class _File(msgspec.Struct):
-    images: Any = None
-    categories: Any = None
-
-
-def _read_slowly(json_file: str, content: bytes) -> _File:
-    try:
-        whole = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise DatasetError(f"annotation file {json_file!r} is not JSON: {error}") from error
-    return (
-        _File(whole.get("images"), whole.get("categories")) if isinstance(whole, dict) else _File()
-    )
 
 
 def _keypoints(name: str, categories: list[dict[str, Any]]) -> dict[str, Any]:

@@ -13,15 +13,12 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 import numpy.typing as npt
+from detectron2.data.datasets.builtin_meta import COCO_PERSON_KEYPOINT_NAMES
 
 Array = npt.NDArray[Any]
 Colour = Array
 
-KEYPOINTS = (
-    *("nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder"),
-    *("left_elbow", "right_elbow", "left_wrist", "right_wrist", "left_hip", "right_hip"),
-    *("left_knee", "right_knee", "left_ankle", "right_ankle"),
-)
+KEYPOINTS = COCO_PERSON_KEYPOINT_NAMES
 SHAPES = ("circle", "square", "star", "ring")
 
 _SUBPIXEL_BITS = 4  # OpenCV takes fixed-point coordinates: sixteenths of a pixel
@@ -82,10 +79,9 @@ def draw_shape(
     corners = {"square": 4, "star": 10}.get(category, 64)
     turn = angle + np.arange(corners) * (2 * np.pi / corners)
     reach = np.where(np.arange(corners) % 2, 0.45, 1.0) if category == "star" else np.ones(corners)
-    outline = centre + radius * reach[:, None] * np.stack([np.cos(turn), np.sin(turn)], 1)
-    outlines = [outline]
+    outlines = [centre + radius * reach[:, None] * np.stack([np.cos(turn), np.sin(turn)], 1)]
     if category == "ring":
-        outlines.append(centre + hole * (outline - centre))
+        outlines.append(centre + hole * (outlines[0] - centre))
     alpha = np.zeros(fill.shape[:2], np.uint8)
     _fill(alpha, outlines, 255)
     paint = (fill * (alpha.astype(np.float32) / 255)[..., None]).astype(np.uint8)
@@ -157,8 +153,7 @@ def draw_person(
         arms_behind: which of "left", "right" pass behind the body.
     """
     size = shade.shape[0]
-    paint = np.zeros((size, size, 3), np.uint8)
-    alpha = np.zeros((size, size), np.uint8)
+    paint, alpha = np.zeros((size, size, 3), np.uint8), np.zeros((size, size), np.uint8)
     top_part = np.full((size, size), -1, np.int16)
     joints = dict(zip(KEYPOINTS, np.asarray(keypoints, np.float64), strict=True))
     parts = _body_parts(joints, height, build, outfit, arms_behind)
@@ -173,8 +168,7 @@ def draw_person(
     for index, (name, (x, y)) in enumerate(joints.items()):
         column, row = round(x), round(y)
         if 0 <= column < size and 0 <= row < size and top_part[row, column] >= 0:
-            shows = parts[top_part[row, column]].shows or ()
-            covered[index] = name not in shows
+            covered[index] = name not in (parts[top_part[row, column]].shows or ())
     return Figure("person", paint, alpha, np.asarray(keypoints, np.float64), covered)
 
 
@@ -304,10 +298,8 @@ def _body_parts(
     lips = np.array([60.0, 50.0, 170.0])
     smile = np.outer(0.32 * _DISC[:, 0], across) + np.outer(0.1 * _DISC[:, 1], down)
     head.append(_Part(mouth + smile, lips, None))
-    behind = [part for side in arms_behind for part in arms[side]]
-    front = [part for side in arms if side not in arms_behind for part in arms[side]]
     return [
-        *behind,
+        *(part for side in arms_behind for part in arms[side]),
         *legs,
         _Part(hull([neck, middle], 0.04, 0.04), outfit.skin, ()),
         _Part(
@@ -317,7 +309,7 @@ def _body_parts(
         ),
         _Part(hull(hips, 0.052, 0.052), outfit.trousers, ("left_hip", "right_hip")),
         *head,
-        *front,
+        *(part for side in arms if side not in arms_behind for part in arms[side]),
     ]
 
 

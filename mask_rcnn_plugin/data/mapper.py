@@ -137,12 +137,11 @@ class MaskRCNNDatasetMapper(DatasetMapper):
             return reason
         # Of integers detectron2 makes arrays of integers, which a resize cuts to whole pixels.
         annotation["bbox"] = [float(x) for x in annotation["bbox"]]
-        if isinstance(annotation.get("segmentation"), list):
-            polygons = annotation["segmentation"]
-            annotation["segmentation"] = [np.asarray(p, dtype=float) for p in polygons]
-        rle = annotation.get("segmentation")
-        if isinstance(rle, dict) and isinstance(rle["counts"], list):
-            annotation["segmentation"] = coco_mask.frPyObjects(rle, height, width)
+        mask = annotation.get("segmentation")
+        if isinstance(mask, list):
+            annotation["segmentation"] = [np.asarray(polygon, dtype=float) for polygon in mask]
+        elif isinstance(mask, dict) and isinstance(mask["counts"], list):
+            annotation["segmentation"] = coco_mask.frPyObjects(mask, height, width)
         return None
 
     def _warn(self, dataset_dict: dict[str, Any], index: int, reason: str) -> None:

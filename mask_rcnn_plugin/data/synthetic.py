@@ -23,6 +23,7 @@ import numpy as np
 from pycocotools import mask as mask_util
 from tqdm import tqdm
 
+from mask_rcnn_plugin.data.annotation_rules import rle_counts
 from mask_rcnn_plugin.data.figures import (
     KEYPOINTS,
     SHAPES,
@@ -163,13 +164,11 @@ def annotate(figures: Sequence[Figure]) -> list[Annotation]:
             "area": int(mask.sum()),
             "iscrowd": int(figure.crowd),
         }
-        if figure.crowd:
-            annotation["segmentation"] = _uncompressed_rle(mask)
-        else:
-            polygons = None if figure.category == "ring" else mask_to_polygons(mask)
-            rle = mask_util.encode(np.asfortranarray(mask, np.uint8))
-            compressed = {"size": list(mask.shape), "counts": rle["counts"].decode("ascii")}
-            annotation["segmentation"] = polygons or compressed
+        counts = mask_util.encode(np.asfortranarray(mask, np.uint8))["counts"]
+        runs = np.asarray(rle_counts(counts)).tolist() if figure.crowd else counts.decode("ascii")
+        polygons = None if figure.crowd or figure.category == "ring" else mask_to_polygons(mask)
+        rle = {"size": list(mask.shape), "counts": runs}
+        annotation["segmentation"] = polygons or rle
         if figure.category == "person":
             keypoints = _keypoints(figure, mask)
             annotation["keypoints"] = keypoints
@@ -209,12 +208,6 @@ def _keypoints(figure: Figure, mask: Array) -> list[float]:
     return flat
 
 
-def _uncompressed_rle(mask: Array) -> dict[str, Any]:
-    flat = np.concatenate([[False], mask.ravel(order="F")])  # runs are of 0, 1, 0, ... by column
-    starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]), [mask.size]])
-    return {"size": list(mask.shape), "counts": np.diff(starts).tolist()}
-
-
 def _figure(rng: np.random.Generator, image: Array) -> Figure:
     """A random figure that stands out from the part of the image that it is to cover."""
     size = image.shape[0]
@@ -244,8 +237,7 @@ def _shape(
     rng: np.random.Generator, image: Array, category: str, radius: float, at: Array | None = None
 ) -> Figure:
     low, high = np.full(2, -radius), np.full(2, radius)
-    centre = _place(rng, image.shape[0], low, high) if at is None else at
-    behind = _mean_colour(image, centre + low, centre + high)
+    centre, behind = _place(rng, image, low, high, at)
     fill = texture(rng, image.shape[0], _colour(rng, behind), spread=60)
     turn, hole = rng.uniform(0, 2 * np.pi), rng.uniform(0.4, 0.65)
     return draw_shape(category, centre, radius, turn, fill, hole)
@@ -256,8 +248,7 @@ def _person(
 ) -> Figure:
     pose = height * sample_pose(rng)
     low, high = pose.min(0) - 0.08 * height, pose.max(0) + 0.06 * height
-    centre = _place(rng, image.shape[0], low, high) if at is None else at
-    behind = _mean_colour(image, centre + low, centre + high)
+    centre, behind = _place(rng, image, low, high, at)
     shirt, trousers, shoes = (_colour(rng, behind) for _ in range(3))
     pale, dark = np.array([190.0, 215, 245]), np.array([35.0, 60, 95])
     skin = dark + rng.random() * (pale - dark)
@@ -273,17 +264,21 @@ def _person(
     )
 
 
-def _place(rng: np.random.Generator, size: int, low: Array, high: Array) -> Array:
-    """Where to put a figure's origin, given its extent: three in four fit in, where they can."""
-    if rng.random() < 0.75 and (high - low < size - 2).all():
-        return rng.uniform(1 - low, size - 1 - high)
-    return rng.uniform(0, size, 2) - (low + high) / 2
+def _place(
+    rng: np.random.Generator, image: Array, low: Array, high: Array, at: Array | None
+) -> tuple[Array, Colour]:
+    """Where to put a figure's origin, given its extent, and the mean colour that it will cover.
 
-
-def _mean_colour(image: Array, low: Array, high: Array) -> Colour:
-    last = image.shape[0] - 1
-    (x0, y0), (x1, y1) = (np.clip(corner, 0, last).astype(int) for corner in (low, high))
-    return np.asarray(image[y0 : y1 + 1, x0 : x1 + 1].mean((0, 1)))
+    Unless the place is given, three in four figures fit in, where they can.
+    """
+    size = image.shape[0]
+    if at is None:
+        if rng.random() < 0.75 and (high - low < size - 2).all():
+            at = rng.uniform(1 - low, size - 1 - high)
+        else:
+            at = rng.uniform(0, size, 2) - (low + high) / 2
+    (x0, y0), (x1, y1) = (np.clip(at + side, 0, size - 1).astype(int) for side in (low, high))
+    return at, np.asarray(image[y0 : y1 + 1, x0 : x1 + 1].mean((0, 1)))
 
 
 def _colour(rng: np.random.Generator, behind: Colour) -> Colour:

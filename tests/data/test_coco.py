@@ -163,9 +163,11 @@ def test_missing_image_folder_and_broken_json_are_named(tmp_path: Path) -> None:
         register_coco_dataset(file, str(tmp_path / "nowhere"))
     with pytest.raises(DatasetError, match="no image folder given"):
         register_coco_dataset(file, "")
-    (tmp_path / "broken.json").write_text("{")
-    with pytest.raises(DatasetError, match="is not JSON"):
-        register_coco_dataset(str(tmp_path / "broken.json"), str(tmp_path))
+    latin_1 = json.dumps({"images": [], "categories": [{"id": 1, "name": "x"}]}).encode()
+    for content in (b"{", latin_1.replace(b'"x"', b'"\xe4"')):
+        (tmp_path / "broken.json").write_bytes(content)
+        with pytest.raises(DatasetError, match="is not JSON"):
+            register_coco_dataset(str(tmp_path / "broken.json"), str(tmp_path))
 
 
 SOUND = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 4, 4], "area": 16, "iscrowd": 0}

@@ -10,7 +10,7 @@ from typing import Any
 from mask_rcnn_plugin.atomic_write import atomic_write
 from mask_rcnn_plugin.data.check import annotations
 from mask_rcnn_plugin.data.check.annotations import Annotation, Context
-from mask_rcnn_plugin.data.check.dataset import Checked
+from mask_rcnn_plugin.data.check.dataset import Checked, decoded
 from mask_rcnn_plugin.data.check.findings import KINDS
 from mask_rcnn_plugin.data.coco import DatasetError
 
@@ -49,7 +49,7 @@ def clean(checked: Checked, out: str | Path) -> Counter[str]:
     sizes = {image["id"]: (image["width"], image["height"]) for image in images}
     context = replace(checked.context, images=sizes)
     kept = []
-    for index, annotation in enumerate(document["annotations"]):
+    for index, annotation in enumerate(map(decoded, document["annotations"])):
         if index in checked.flagged or annotation["image_id"] not in sizes:
             annotation = _clean_annotation(annotation, context, done)
         if annotation is not None:
@@ -80,12 +80,13 @@ def clean(checked: Checked, out: str | Path) -> Counter[str]:
 def _clean_categories(checked: Checked, entries: list[Any], done: Counter[str]) -> list[Any]:
     kept = []
     for index, category in enumerate(entries):
-        if index in checked.bad_categories:
+        kind = checked.bad_categories.get(index)
+        if kind == "category-keypoints":
+            done[f"dropped: keypoints, {kind}"] += 1
+            category = {k: v for k, v in category.items() if k not in _KEYPOINT_KEYS}
+        elif kind:
             done["dropped: category"] += 1
             continue
-        if index in checked.other_keypoints:
-            done["dropped: keypoints, category-keypoints"] += 1
-            category = {k: v for k, v in category.items() if k not in _KEYPOINT_KEYS}
         kept.append(category)
     return kept
 

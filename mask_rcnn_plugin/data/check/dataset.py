@@ -3,16 +3,19 @@
 import json
 import os
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from tqdm import tqdm
 
 from mask_rcnn_plugin.data.annotation_rules import category_error, image_error, shown
 from mask_rcnn_plugin.data.check import annotations, images
 from mask_rcnn_plugin.data.check.annotations import NOT_TRAINED, UNFIT_KEYPOINTS, Context
-from mask_rcnn_plugin.data.check.findings import Findings
+from mask_rcnn_plugin.data.check.findings import KINDS, Findings
 
 _LISTS = ("images", "annotations", "categories")
 _NOT_SCORED = ("area-missing", "polygon-dropped")  # warnings in training, refused by an evaluation
@@ -23,13 +26,13 @@ class Checked:
     """What is known of a dataset after its check.
 
     Attributes:
-        document: the annotation file; None if it could not be read, and then nothing below is set.
+        document: the annotation file, `decoded` but for its annotations; None if it could not be
+            read, and then nothing below is set.
         context: its sound images and categories.
         classes, keypoints: names, as detectron2 would number them.
-        paths: of the sound images, by image id.
+        paths: of the images that are there, by image id.
         bad_images: by the index of an entry of "images", the kind of error in it or in its file.
-        bad_categories: indices of entries of "categories" with an error.
-        other_keypoints: indices of those whose only error is to have others than an earlier one.
+        bad_categories: the same of "categories".
         flagged: indices of annotations with findings.
         new_ids: unused ids, by the index of an annotation whose own is 0 or taken.
     """
@@ -42,8 +45,7 @@ class Checked:
     keypoints: list[str] = field(default_factory=list)
     paths: dict[int, str] = field(default_factory=dict)
     bad_images: dict[int, str] = field(default_factory=dict)
-    bad_categories: set[int] = field(default_factory=set)
-    other_keypoints: set[int] = field(default_factory=set)
+    bad_categories: dict[int, str] = field(default_factory=dict)
     flagged: set[int] = field(default_factory=set)
     new_ids: dict[int, int] = field(default_factory=dict)
 
@@ -98,7 +100,9 @@ def _read(json_file: str, findings: Findings) -> dict[str, Any] | None:
         findings.add("not-readable", text=str(error))
         return None
     try:
-        document = json.loads(content.decode("utf-8"), parse_constant=constant)
+        document = _read_sparingly(content)
+        if document is None:
+            document = json.loads(content.decode("utf-8"), parse_constant=constant)
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, too deep
         findings.add("not-json", text=str(error) if content.strip() else "the file is empty")
         return None
@@ -119,6 +123,26 @@ def _read(json_file: str, findings: Findings) -> dict[str, Any] | None:
     return document
 
 
+def _read_sparingly(content: bytes) -> dict[str, Any] | None:
+    """The document, its annotations as they stand in the file: `decoded`, they are 7 times as big.
+
+    None for what only Python's reader takes (NaN, numbers too large) or can say what is wrong with.
+    """
+    with suppress(ValueError, RecursionError):
+        parts = msgspec.json.decode(content, type=dict[str, msgspec.Raw])
+        types: dict[str, Any] = {"annotations": list[msgspec.Raw]}
+        document = {k: msgspec.json.decode(v, type=types.get(k, Any)) for k, v in parts.items()}
+        for annotation in document.get("annotations", []):
+            decoded(annotation)
+        return document
+    return None
+
+
+def decoded(annotation: Any) -> Any:
+    """An entry of a document's "annotations" as an object."""
+    return msgspec.json.decode(annotation) if isinstance(annotation, msgspec.Raw) else annotation
+
+
 def _check_categories(checked: Checked, entries: list[Any]) -> None:
     add, context = checked.findings.add, checked.context
     names: dict[int, str] = {}
@@ -126,12 +150,12 @@ def _check_categories(checked: Checked, entries: list[Any]) -> None:
         text = category_error(category)
         if text:
             add("category-format", f"#{index}", text)
-            checked.bad_categories.add(index)
+            checked.bad_categories[index] = "category-format"
             continue
         key, name, keypoints = category["id"], category["name"], category.get("keypoints") or []
         if key in names:
             add("category-id-duplicate", key, f"{names[key]!r} and {name!r}")
-            checked.bad_categories.add(index)
+            checked.bad_categories[index] = "category-id-duplicate"
             continue
         if name in names.values():
             add("category-name-duplicate", key, repr(name))
@@ -140,7 +164,7 @@ def _check_categories(checked: Checked, entries: list[Any]) -> None:
         if keypoints and checked.keypoints not in ([], keypoints):
             text = f"{name!r} has {shown(keypoints)}, an earlier one {shown(checked.keypoints)}"
             add("category-keypoints", key, text)
-            checked.other_keypoints.add(index)
+            checked.bad_categories[index] = "category-keypoints"
             context.categories[key] = None
         elif keypoints:
             checked.keypoints = keypoints
@@ -171,33 +195,31 @@ def _check_image_entries(checked: Checked, entries: list[Any]) -> None:
 
 
 def _check_image_files(checked: Checked, entries: list[Any], root: str, open_images: bool) -> None:
-    checked.paths = {key: os.path.join(root, name) for key, name in checked.paths.items()}
-    absent = images.missing(checked.paths.values())
-    faults = {
-        key: [("image-missing", path)] for key, path in checked.paths.items() if path in absent
-    }
+    paths = {key: os.path.join(root, name) for key, name in checked.paths.items()}
+    absent = images.missing(paths.values())
+    checked.paths = {key: path for key, path in paths.items() if path not in absent}
+    faults = {key: [("image-missing", path)] for key, path in paths.items() if path in absent}
     if open_images:
-        there = {key: path for key, path in checked.paths.items() if key not in faults}
-        sizes = [checked.context.images[key] for key in there]
-        faults |= zip(there, images.inspect_all(list(there.values()), sizes))
+        sizes = [checked.context.images[key] for key in checked.paths]
+        faults |= zip(checked.paths, images.inspect_all(list(checked.paths.values()), sizes))
     for index, image in enumerate(entries):
         if index in checked.bad_images:
             continue
         for kind, text in faults.get(image["id"], []):
             checked.findings.add(kind, image["id"], text)
-            if kind in images.ERRORS:
+            if KINDS[kind].severity == "error":
                 checked.bad_images[index] = kind
 
 
 def _check_annotations(checked: Checked, entries: list[Any], training: bool) -> None:
     add, context = checked.findings.add, checked.context
     ids: dict[int, int] = {}  # by the index of the annotation
-    per_image, per_category = Counter[int](), Counter[int]()
+    used_images, used_categories = set[int](), set[int]()
     without_mask: list[int] = []
     unused = NOT_TRAINED if training else {"crowd"}
     has_masks = labelled = used = False
     bar = tqdm(entries, "annotations", unit="", mininterval=1, disable=None, leave=False)
-    for index, annotation in enumerate(bar):
+    for index, annotation in enumerate(map(decoded, bar)):
         found = annotations.inspect(annotation, context)
         kinds = {kind for kind, _ in found}
         used |= not kinds & unused
@@ -210,8 +232,8 @@ def _check_annotations(checked: Checked, entries: list[Any], training: bool) -> 
             if kinds & {"annotation-format", "unknown-image"}:
                 continue
         ids[index] = annotation["id"]
-        per_image[annotation["image_id"]] += 1
-        per_category[annotation["category_id"]] += 1
+        used_images.add(annotation["image_id"])
+        used_categories.add(annotation["category_id"])
         has_masks |= bool(annotation.get("segmentation"))
         if not annotation.get("segmentation") and "crowd" not in kinds:
             without_mask.append(annotation["id"])
@@ -227,11 +249,11 @@ def _check_annotations(checked: Checked, entries: list[Any], training: bool) -> 
         for key in without_mask:
             add("mask-mixed", key)
     for key in context.images:
-        if key not in per_image:
+        if key not in used_images:
             add("image-no-annotation", key)
     if training:
         for key, name in zip(sorted(context.categories), checked.classes):
-            if key not in per_category:
+            if key not in used_categories:
                 add("category-unused", key, repr(name))
         if context.num_keypoints and not labelled:
             add("keypoint-none")
@@ -251,5 +273,4 @@ def _check_ids(checked: Checked, ids: dict[int, int]) -> None:
         if key in seen or key == 0:
             wrong.append(index)
         seen.add(key)
-    unused = (key for key in range(1, len(ids) + len(seen) + 1) if key not in seen)
-    checked.new_ids = dict(zip(wrong, unused))
+    checked.new_ids = dict(zip(wrong, (key for key in count(1) if key not in seen)))

@@ -9,7 +9,6 @@ from tqdm import tqdm
 
 from mask_rcnn_plugin.data.annotation_rules import Fault
 
-ERRORS = {"image-missing", "image-unreadable", "image-size", "image-rotated-size", "image-depth"}
 _QUARTER_TURNS = (5, 6, 7, 8)  # values of EXIF's orientation that swap the sides
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -296,6 +297,52 @@ def test_non_ascii_names_are_read(tmp_path: Path) -> None:
     checked = check(file)
     assert checked.findings == {}
     assert checked.classes == ["person", "мяч"]
+
+
+@pytest.mark.parametrize(("_", "breaking"), CASES)
+def test_a_file_that_only_python_reads_is_checked_and_cleaned_alike(
+    tmp_path: Path, _: str, breaking: Break
+) -> None:
+    """NaN anywhere takes the file to Python's slower reader."""
+    results = []
+    for year in (2017, NAN):
+        file, out = broken(tmp_path, breaking), tmp_path / "out.json"
+        document = json.loads(file.read_text())
+        document["info"]["year"] = year
+        file.write_text(json.dumps(document))
+        checked = check(file)
+        try:
+            done: object = clean(checked, out)
+        except DatasetError as error:
+            done = str(error)
+        checked.findings.pop("not-standard-json", None)
+        kept = json.loads(out.read_text())["annotations"] if out.exists() else None
+        results.append((checked.findings, done, kept))
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("number", ["1e999", "1" * 5000, '"\\ud800"'])
+def test_an_area_that_only_python_reads(tmp_path: Path, number: str) -> None:
+    file = broken(tmp_path, annotation(1, area="AREA"))
+    file.write_text(file.read_text().replace('"AREA"', number))
+    kind = "not-json" if number.startswith("11") else "area-format"
+    assert check(file).findings.keys() == {kind}
+
+
+def test_annotations_do_not_stand_decoded_in_memory(tmp_path: Path) -> None:
+    document = clean_document()
+    document["annotations"] = [
+        {**document["annotations"][0], "id": index} for index in range(1, 20_000)
+    ]
+    file = write(tmp_path, document)
+    tracemalloc.start()
+    try:
+        checked = check(file, open_images=False)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 3 * file.stat().st_size
+    assert checked.size() == "3 images, 19999 annotations, 2 categories"
 
 
 def test_first_ids_and_counts(tmp_path: Path) -> None:
@@ -648,6 +695,13 @@ def test_an_image_in_both_sets_is_a_leak(tmp_path: Path) -> None:
     assert findings["leak"].first == [str(folder / "2.png")[:60]]
     assert compare([train], test, open_images=False) == {}
     assert compare([train], train, open_images=False)["leak"].count == 3
+
+
+@pytest.mark.parametrize("name", ["\0.png", "\ud800.png"])
+def test_a_name_that_no_file_can_have_is_not_compared(tmp_path: Path, name: str) -> None:
+    train, test = pair(tmp_path, image(file_name=name))
+    assert test.findings.keys() == {"image-missing"}
+    assert compare([train], test) == compare([test], train) == {}
 
 
 def test_a_set_that_was_not_read_is_not_compared(tmp_path: Path) -> None:
