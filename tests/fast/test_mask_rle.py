@@ -275,11 +275,12 @@ def test_device_is_that_of_decoded_masks(masks: RLEMasks, bitmaps: Tensor) -> No
     assert torch.equal(copy.deepcopy(moved).to("cpu"), bitmaps)
 
 
-def test_saved_and_loaded(masks: RLEMasks, bitmaps: Tensor) -> None:
+@pytest.mark.parametrize("weights_only", [False, True])
+def test_saved_and_loaded(masks: RLEMasks, bitmaps: Tensor, weights_only: bool) -> None:
     file = io.BytesIO()
     torch.save({"masks": masks, "none": masks[:0]}, file)
     file.seek(0)
-    loaded = torch.load(file, weights_only=False)
+    loaded = torch.load(file, weights_only=weights_only)
     assert isinstance(loaded["masks"], RLEMasks)
     assert torch.equal(loaded["masks"], bitmaps)
     assert loaded["none"].shape == (0, *SIZE)
