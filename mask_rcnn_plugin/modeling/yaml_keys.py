@@ -72,6 +72,20 @@ def require_mask_rcnn_config(cfg: CfgNode) -> None:
     warn_of_ignored_keys(cfg)
 
 
+def require_pooler(cfg: CfgNode, branch: str, input_shape: Any) -> None:
+    """Refuse feature maps, a dict, for the "MASK" or "KEYPOINT" head, which takes pooled features.
+
+    Raises:
+        ValueError: that names the key.
+    """
+    head = cfg.MODEL[f"ROI_{branch}_HEAD"]
+    if isinstance(input_shape, dict):
+        raise ValueError(
+            f"MODEL.ROI_{branch}_HEAD.POOLER_TYPE is {head.POOLER_TYPE!r} (no pooler), but "
+            f"{head.NAME} takes pooled features: name a pooler, e.g. ROIAlignV2"
+        )
+
+
 def warn_of_ignored_keys(cfg: CfgNode) -> None:
     """Warn of the plugin's keys that are set but that none of the chosen classes reads.
 
