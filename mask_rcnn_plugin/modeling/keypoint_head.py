@@ -10,7 +10,7 @@ from detectron2.structures import Instances
 from torch import Tensor
 
 from mask_rcnn_plugin.fast.keypoint_decoding import decode_keypoints
-from mask_rcnn_plugin.modeling.yaml_keys import require_pooler
+from mask_rcnn_plugin.modeling.yaml_keys import require_pooler, warn_of_ignored_keys
 
 
 @ROI_KEYPOINT_HEAD_REGISTRY.register()
@@ -58,6 +58,7 @@ class MaskRCNNKeypointHead(KRCNNConvDeconvUpsampleHead):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
+        warn_of_ignored_keys(cfg, "ROI_KEYPOINT_HEAD.NAME")
         require_pooler(cfg, "KEYPOINT", input_shape)
         return super().from_config(cfg, input_shape)
 

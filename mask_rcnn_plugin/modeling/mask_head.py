@@ -102,7 +102,7 @@ class MaskBranch:
 
 
 def _mask_branch_config(cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
-    require_mask_rcnn_config(cfg)
+    require_mask_rcnn_config(cfg, "ROI_MASK_HEAD.NAME")
     require_pooler(cfg, "MASK", input_shape)
     head = cfg.MODEL.ROI_MASK_HEAD
     return {

@@ -25,7 +25,6 @@ Shapes = dict[str, ShapeSpec]
 
 def _pooler_from_config(cfg: CfgNode, branch: str, input_shape: Shapes) -> RoIPooler:
     """The pooler that the keys of the "BOX", "MASK" or "KEYPOINT" head describe."""
-    require_mask_rcnn_config(cfg)
     head = cfg.MODEL[f"ROI_{branch}_HEAD"]
     if head.POOLER_TYPE not in POOLER_TYPES:
         raise ValueError(
@@ -46,6 +45,7 @@ def _with_stock_poolers(cfg: CfgNode) -> CfgNode:
 
     An empty type, detectron2's "no pooler", stays empty.
     """
+    require_mask_rcnn_config(cfg, "ROI_HEADS.NAME")
     cfg = cfg.clone()
     cfg.defrost()
     for head in (cfg.MODEL.ROI_BOX_HEAD, cfg.MODEL.ROI_MASK_HEAD, cfg.MODEL.ROI_KEYPOINT_HEAD):
