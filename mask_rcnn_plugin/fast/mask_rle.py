@@ -115,7 +115,8 @@ class RLEMasks(Tensor):
         raise RuntimeError(f"RLE masks can't be written to and have no memory: {_BITMAP_INSTEAD}")
 
     # What doesn't arrive in __torch_dispatch__.
-    __setitem__ = apply_ = map_ = data_ptr = untyped_storage = _refuse  # type: ignore[assignment]
+    __setitem__ = apply_ = map_ = map2_ = _refuse  # type: ignore[assignment]
+    data_ptr = untyped_storage = _refuse
     data = property(Tensor.detach, _refuse)
 
     def _with(self, rles: list[dict[str, Any]], device: torch.device | None = None) -> "RLEMasks":

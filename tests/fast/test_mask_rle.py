@@ -237,6 +237,7 @@ IMPOSSIBLE: dict[str, Callable[[Masks], Any]] = {
     "data": set_data,
     "Python function": lambda m: m.apply_(lambda _: False),
     "Python function of two": lambda m: m.map_(torch.ones(5, *SIZE), lambda *_: False),
+    "Python function of three": lambda m: m.map2_(m.float(), m.float(), lambda *_: False),
     "out": lambda m: torch.logical_not(torch.zeros(5, *SIZE), out=m),
     "one out of two": lambda m: torch.max(
         torch.zeros(2, 5, *SIZE, dtype=torch.bool), 0, out=(m, torch.zeros(5, *SIZE).long())
