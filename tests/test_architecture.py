@@ -1,6 +1,11 @@
-"""Imports go downwards only: a room of the package may use those below it, never one above."""
+"""Imports go downwards only: a room of the package may use those below it, never one above.
+
+And a class's name means one thing.
+"""
 
 import ast
+from collections import Counter
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -72,3 +77,18 @@ def test_the_package_knows_no_tool() -> None:
 def test_models_of_configs_are_made_of_modeling_alone() -> None:
     for file in modules(REPOSITORY / "configs" / "common" / "models"):
         assert {room_of(name) for name in imported(file)} <= {"modeling"}, file
+
+
+def test_a_name_is_one_class() -> None:
+    """No two classes of ours share one, nor do ours with the modules we import from detectron2."""
+    ours: Counter[str] = Counter()
+    theirs: dict[str, object] = {}
+    for file in [*modules(PACKAGE), *modules(REPOSITORY / "tools")]:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ClassDef):
+                ours[node.name] += 1
+            elif isinstance(node, ast.ImportFrom) and str(node.module).startswith("detectron2."):
+                theirs |= vars(import_module(str(node.module)))
+    assert {name for name, count in ours.items() if count > 1} == set()
+    # Our RoIPool is a torchvision.ops.RoIPool, as detectron2's.
+    assert {name for name in ours if isinstance(theirs.get(name), type)} <= {"RoIPool"}

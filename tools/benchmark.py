@@ -37,7 +37,7 @@ import torchvision
 from benchmark import memory
 from benchmark.agreement import bf16_agreement
 from benchmark.report import stage_cells, to_markdown
-from benchmark.stages import STAGES, Peers, Row
+from benchmark.stages import STAGES, Comparison, Peers
 from benchmark.timing import interleave
 from environment import environment
 
@@ -76,7 +76,7 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def measure(row: Row, rounds: int, device: str) -> dict[str, Any]:
+def measure(row: Comparison, rounds: int, device: str) -> dict[str, Any]:
     """A row's numbers: times in ms, memory in MiB."""
     measured = interleave(row.runs, rounds, device, row.once)
     baseline = None

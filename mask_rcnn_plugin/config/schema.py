@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 
 @dataclass
-class Checkpointer:
+class Checkpointing:
     """Arguments of detectron2's `PeriodicCheckpointer`."""
 
     period: int
@@ -42,7 +42,7 @@ class Train:
     eval_period: int
     validation_period: int
     log_period: int
-    checkpointer: Checkpointer
+    checkpointer: Checkpointing
     best_metric: str | None
     device: str
     seed: int

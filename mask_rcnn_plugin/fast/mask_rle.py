@@ -5,7 +5,7 @@
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ class RLEMasks(Tensor):
 
     Raises:
         ValueError: if an RLE's size isn't `image_size`.
-        TypeError: later, by whatever writes to the masks or asks for their memory.
+        RuntimeError: later, by whatever writes to the masks or asks for their memory.
     """
 
     rles: list[dict[str, Any]]
@@ -69,9 +69,10 @@ class RLEMasks(Tensor):
         cls, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        written = (*args[:1], kwargs.get("out"))
-        if func._schema.is_mutable and any(isinstance(w, RLEMasks) for w in written):
-            raise TypeError(f"RLE masks don't take {func}, which writes to them: {_BITMAP_INSTEAD}")
+        if any(isinstance(written, RLEMasks) for written in _written(func, args, kwargs)):
+            raise RuntimeError(
+                f"RLE masks don't take {func}, which writes to them: {_BITMAP_INSTEAD}"
+            )
         answer = NotImplemented
         if func in _FROM_RLES:
             answer = _FROM_RLES[func](*args, **kwargs)
@@ -109,14 +110,14 @@ class RLEMasks(Tensor):
     def __deepcopy__(self, memo: dict[int, Any]) -> "RLEMasks":
         return self._with(copy.deepcopy(self.rles, memo))
 
-    def __setitem__(self, index: Any, value: Any) -> None:
-        raise TypeError(f"RLE masks don't take an assignment: {_BITMAP_INSTEAD}")
+    # Not a TypeError, after which Python takes `masks |= x` for `masks = masks | x`.
+    def _refuse(self, *_: Any) -> NoReturn:
+        raise RuntimeError(f"RLE masks can't be written to and have no memory: {_BITMAP_INSTEAD}")
 
-    def data_ptr(self) -> int:
-        raise TypeError(f"RLE masks don't have an address: {_BITMAP_INSTEAD}")
-
-    def untyped_storage(self) -> torch.UntypedStorage:
-        raise TypeError(f"RLE masks don't have a storage: {_BITMAP_INSTEAD}")
+    # What doesn't arrive in __torch_dispatch__.
+    __setitem__ = apply_ = map_ = map2_ = _refuse  # type: ignore[assignment]
+    data_ptr = untyped_storage = _refuse
+    data = property(Tensor.detach, _refuse)
 
     def _with(self, rles: list[dict[str, Any]], device: torch.device | None = None) -> "RLEMasks":
         return RLEMasks(rles, self.image_size, device or self.device)
@@ -127,6 +128,14 @@ class RLEMasks(Tensor):
     @staticmethod
     def _decode(rle: dict[str, Any]) -> np.ndarray:
         return coco_mask.decode(rle).view(bool)  # column by column, as RLE runs
+
+
+def _written(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[Any]:
+    """The arguments that an operator writes to."""
+    for i, parameter in enumerate(func._schema.arguments):
+        if parameter.is_write:
+            value = args[i] if i < len(args) else kwargs.get(parameter.name)
+            yield from value if isinstance(value, (list, tuple)) else [value]
 
 
 def _plain(value: Any) -> Any:
@@ -217,3 +226,6 @@ _FROM_RLES: dict[Any, Callable[..., Any]] = {
     _aten.any.dim: _any,
     _aten.any.dims: _any,
 }
+
+# So that torch.load takes saved masks by default: decoding them is all that their class does.
+torch.serialization.add_safe_globals([RLEMasks])

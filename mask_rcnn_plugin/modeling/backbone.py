@@ -145,7 +145,7 @@ def build_mask_rcnn_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Bac
         cfg: detectron2 config; MODEL.RESNETS, MODEL.FPN and MODEL.BACKBONE.FREEZE_AT are read.
         input_shape: channels of the image.
     """
-    warn_of_ignored_keys(cfg)
+    warn_of_ignored_keys(cfg, "BACKBONE.NAME")
     build = build_resnet_fpn_backbone if cfg.MODEL.FPN.IN_FEATURES else build_resnet_backbone
     return fold_frozen_batch_norm(build(cfg, input_shape))
 

@@ -1,6 +1,8 @@
 """The keypoint branch of Sec. 5."""
 
-from detectron2.config import configurable
+from typing import Any
+
+from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec, cat
 from detectron2.modeling.roi_heads import ROI_KEYPOINT_HEAD_REGISTRY, KRCNNConvDeconvUpsampleHead
 from detectron2.modeling.roi_heads.keypoint_head import keypoint_rcnn_loss
@@ -8,6 +10,7 @@ from detectron2.structures import Instances
 from torch import Tensor
 
 from mask_rcnn_plugin.fast.keypoint_decoding import decode_keypoints
+from mask_rcnn_plugin.modeling.yaml_keys import require_pooler, warn_of_ignored_keys
 
 
 @ROI_KEYPOINT_HEAD_REGISTRY.register()
@@ -52,6 +55,12 @@ class MaskRCNNKeypointHead(KRCNNConvDeconvUpsampleHead):
                 loss_normalizer if loss_normalizer == "visible" else float(loss_normalizer)
             ),
         )
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
+        warn_of_ignored_keys(cfg, "ROI_KEYPOINT_HEAD.NAME")
+        require_pooler(cfg, "KEYPOINT", input_shape)
+        return super().from_config(cfg, input_shape)
 
     def forward(self, x: Tensor, instances: list[Instances]):  # type: ignore[no-untyped-def]
         """

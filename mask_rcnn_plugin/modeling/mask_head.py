@@ -18,7 +18,7 @@ from fvcore.nn import weight_init
 from torch import Tensor, nn
 
 from mask_rcnn_plugin.modeling.mask_loss import build_masks, mask_targets
-from mask_rcnn_plugin.modeling.yaml_keys import require_mask_rcnn_config
+from mask_rcnn_plugin.modeling.yaml_keys import require_mask_rcnn_config, require_pooler
 
 
 class MaskBranch:
@@ -102,13 +102,9 @@ class MaskBranch:
 
 
 def _mask_branch_config(cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
-    require_mask_rcnn_config(cfg)
+    require_mask_rcnn_config(cfg, "ROI_MASK_HEAD.NAME")
+    require_pooler(cfg, "MASK", input_shape)
     head = cfg.MODEL.ROI_MASK_HEAD
-    if isinstance(input_shape, dict):  # of feature maps, where there is no pooler
-        raise ValueError(
-            f"MODEL.ROI_MASK_HEAD.POOLER_TYPE is {head.POOLER_TYPE!r} (no pooler), but "
-            f"{head.NAME} takes pooled features"
-        )
     return {
         "num_classes": 1 if head.CLS_AGNOSTIC_MASK else cfg.MODEL.ROI_HEADS.NUM_CLASSES,
         "loss_type": head.LOSS_TYPE,

@@ -49,7 +49,7 @@ class MaskRCNN(GeneralizedRCNN):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        require_mask_rcnn_config(cfg)
+        require_mask_rcnn_config(cfg, "META_ARCHITECTURE")
         return {**super().from_config(cfg), "mask_format": cfg.MODEL.ROI_MASK_HEAD.OUTPUT_FORMAT}
 
     # What `super().inference` would be; torch.jit.script knows no `super`.

@@ -15,7 +15,7 @@ from torch import nn
 
 from mask_rcnn_plugin.fast.folding import fold_frozen_batch_norm
 from mask_rcnn_plugin.modeling.backbone import res5_head
-from mask_rcnn_plugin.modeling.roi_pooling import RoIPooler
+from mask_rcnn_plugin.modeling.roi_pooling import POOLER_TYPES, RoIPooler
 from mask_rcnn_plugin.modeling.yaml_keys import require_mask_rcnn_config
 
 _RES5_SIDE = 7  # of res5's output on an RoI (Fig. 4, left)
@@ -23,9 +23,14 @@ _RES5_SIDE = 7  # of res5's output on an RoI (Fig. 4, left)
 Shapes = dict[str, ShapeSpec]
 
 
-def _pooler_from_config(cfg: CfgNode, head: CfgNode, input_shape: Shapes) -> RoIPooler:
-    """The pooler that one head's keys describe."""
-    require_mask_rcnn_config(cfg)
+def _pooler_from_config(cfg: CfgNode, branch: str, input_shape: Shapes) -> RoIPooler:
+    """The pooler that the keys of the "BOX", "MASK" or "KEYPOINT" head describe."""
+    head = cfg.MODEL[f"ROI_{branch}_HEAD"]
+    if head.POOLER_TYPE not in POOLER_TYPES:
+        raise ValueError(
+            f"MODEL.ROI_{branch}_HEAD.POOLER_TYPE is {head.POOLER_TYPE!r}, must be one of "
+            f"{POOLER_TYPES}"
+        )
     return RoIPooler(
         output_size=head.POOLER_RESOLUTION,
         scales=[1 / input_shape[f].stride for f in cfg.MODEL.ROI_HEADS.IN_FEATURES],
@@ -40,6 +45,7 @@ def _with_stock_poolers(cfg: CfgNode) -> CfgNode:
 
     An empty type, detectron2's "no pooler", stays empty.
     """
+    require_mask_rcnn_config(cfg, "ROI_HEADS.NAME")
     cfg = cfg.clone()
     cfg.defrost()
     for head in (cfg.MODEL.ROI_BOX_HEAD, cfg.MODEL.ROI_MASK_HEAD, cfg.MODEL.ROI_KEYPOINT_HEAD):
@@ -85,10 +91,10 @@ class MaskRCNNROIHeads(StandardROIHeads):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Shapes) -> dict[str, Any]:
         parts = super().from_config(_with_stock_poolers(cfg), input_shape)
-        for branch in ("box", "mask", "keypoint"):
-            if parts.get(f"{branch}_pooler") is not None:
-                head = cfg.MODEL[f"ROI_{branch.upper()}_HEAD"]
-                parts[f"{branch}_pooler"] = _pooler_from_config(cfg, head, input_shape)
+        for branch in ("BOX", "MASK", "KEYPOINT"):
+            pooler = f"{branch.lower()}_pooler"
+            if parts.get(pooler) is not None:
+                parts[pooler] = _pooler_from_config(cfg, branch, input_shape)
         return parts
 
 
@@ -125,7 +131,7 @@ class MaskRCNNC4ROIHeads(Res5ROIHeads):
         stock = _with_stock_poolers(cfg)
         stock.MODEL.MASK_ON = False  # its mask head would be told the pooler's side, not res5's
         parts = super().from_config(stock, input_shape)
-        parts["pooler"] = _pooler_from_config(cfg, cfg.MODEL.ROI_BOX_HEAD, input_shape)
+        parts["pooler"] = _pooler_from_config(cfg, "BOX", input_shape)
         parts["res5"] = _res5_from_config(cfg, parts["res5"])
         if cfg.MODEL.MASK_ON:
             channels = parts["res5"][-1].out_channels

@@ -7,8 +7,8 @@ from functools import reduce
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.modeling import META_ARCH_REGISTRY, ROI_HEADS_REGISTRY
-from detectron2.modeling.roi_heads import ROI_MASK_HEAD_REGISTRY
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, ROI_HEADS_REGISTRY
+from detectron2.modeling.roi_heads import ROI_KEYPOINT_HEAD_REGISTRY, ROI_MASK_HEAD_REGISTRY
 
 _DEFAULTS = {
     "ROI_MASK_HEAD.LOSS_TYPE": "sigmoid",
@@ -22,11 +22,13 @@ _DEFAULTS = {
 # Those of POOLER_TYPE that detectron2 doesn't know.
 _POOLER_TYPES = ("RoIAlign", "RoIWarp", "RoIPool")
 
-# The key that names a class, and the classes by their names.
+# The key that names a class, and the classes by their names, in the order they are built in.
 _CHOICES = {
     "META_ARCHITECTURE": META_ARCH_REGISTRY,
+    "BACKBONE.NAME": BACKBONE_REGISTRY,
     "ROI_HEADS.NAME": ROI_HEADS_REGISTRY,
     "ROI_MASK_HEAD.NAME": ROI_MASK_HEAD_REGISTRY,
+    "ROI_KEYPOINT_HEAD.NAME": ROI_KEYPOINT_HEAD_REGISTRY,
 }
 
 # The classes that read a key. C4's heads pool once, for the box and the mask.
@@ -59,27 +61,50 @@ def add_mask_rcnn_config(cfg: CfgNode) -> None:
         cfg.MODEL[head].setdefault(name, copy.copy(value))
 
 
-def require_mask_rcnn_config(cfg: CfgNode) -> None:
+def require_mask_rcnn_config(cfg: CfgNode, choice: str) -> None:
     """
+    Args:
+        cfg: a YAML config.
+        choice: as in `warn_of_ignored_keys`, which is called.
+
     Raises:
-        KeyError: if `add_mask_rcnn_config` was not called on a YAML config.
+        KeyError: if `add_mask_rcnn_config` was not called on it.
     """
     if "LOSS_TYPE" not in cfg.MODEL.ROI_MASK_HEAD:
         raise KeyError(
             "the config lacks the plugin's keys: call mask_rcnn_plugin.add_mask_rcnn_config(cfg) "
             "after get_cfg(), or set DETECTRON2_ENV_MODULE=mask_rcnn_plugin.env"
         )
-    warn_of_ignored_keys(cfg)
+    warn_of_ignored_keys(cfg, choice)
 
 
-def warn_of_ignored_keys(cfg: CfgNode) -> None:
+def require_pooler(cfg: CfgNode, branch: str, input_shape: Any) -> None:
+    """Refuse feature maps, a dict, for the "MASK" or "KEYPOINT" head, which takes pooled features.
+
+    Raises:
+        ValueError: that names the key.
+    """
+    head = cfg.MODEL[f"ROI_{branch}_HEAD"]
+    if isinstance(input_shape, dict):
+        raise ValueError(
+            f"MODEL.ROI_{branch}_HEAD.POOLER_TYPE is {head.POOLER_TYPE!r} (no pooler), but "
+            f"{head.NAME} takes pooled features: name a pooler, e.g. ROIAlignV2"
+        )
+
+
+def warn_of_ignored_keys(cfg: CfgNode, choice: str) -> None:
     """Warn of the plugin's keys that are set but that none of the chosen classes reads.
 
-    detectron2's classes don't look at them, so each of the plugin's does, in case it is the only
-    one. Python shows the same warning once.
+    detectron2's classes don't look at them, so each of the plugin's calls this, in case it is the
+    only one. The first that is built warns.
+
+    Args:
+        cfg: a YAML config.
+        choice: the key of MODEL that chose the caller, e.g. "ROI_HEADS.NAME".
     """
+    ours = (c for c in _CHOICES if "mask_rcnn_plugin" in _packages(cfg.MODEL, c))
     ignored = list(_ignored_keys(cfg.MODEL))
-    if ignored:
+    if ignored and choice == next(ours, choice):
         warnings.warn("The chosen classes ignore " + "; ".join(ignored), stacklevel=1)
 
 
@@ -100,12 +125,16 @@ def _ignored_keys(model: CfgNode) -> Iterator[str]:
 
 
 def _ignores(model: CfgNode, choice: str, readers: list[str]) -> bool:
-    name = _get(model, choice)
-    if name in readers or name not in _CHOICES[choice]:
-        return False
     # What the classes of other projects read is not known here.
-    package = _CHOICES[choice].get(name).__module__.split(".")[0]
-    return package in ("detectron2", "mask_rcnn_plugin")
+    known = _packages(model, choice)[0] in ("detectron2", "mask_rcnn_plugin")
+    return known and _get(model, choice) not in readers
+
+
+def _packages(model: CfgNode, choice: str) -> list[str]:
+    """Where a chosen class is from, then its bases."""
+    name, classes = _get(model, choice), _CHOICES[choice]
+    chosen = classes.get(name) if name in classes else object
+    return [c.__module__.split(".")[0] for c in getattr(chosen, "__mro__", [chosen])]
 
 
 def _get(model: CfgNode, key: str) -> Any:

@@ -222,23 +222,38 @@ def test_a_wrong_index_is_torchs_error(masks: RLEMasks, bitmaps: Tensor, index: 
         masks[index]
 
 
-@pytest.mark.parametrize(
-    "write",
-    [
-        lambda m: m.__setitem__(0, False),
-        lambda m: m.logical_not_(),
-        lambda m: m.copy_(torch.ones(SIZE)),
-        lambda m: m.resize_(0),
-        lambda m: torch.logical_not(torch.zeros(5, *SIZE), out=m),
-        lambda m: m.data_ptr(),
-        lambda m: m.untyped_storage(),
-        lambda m: m.share_memory_(),
-    ],
-)
+def set_data(masks: Masks) -> None:
+    masks.data = torch.zeros(5, *SIZE, dtype=torch.bool)
+
+
+IMPOSSIBLE: dict[str, Callable[[Masks], Any]] = {
+    "an assignment": lambda m: m.__setitem__(0, False),
+    "not": lambda m: m.logical_not_(),
+    "and": lambda m: m.__iand__(torch.zeros(SIZE, dtype=torch.bool)),
+    "or": lambda m: m.__ior__(torch.ones(SIZE, dtype=torch.bool)),
+    "product": lambda m: m.__imul__(2),
+    "copy": lambda m: m.copy_(torch.ones(SIZE)),
+    "resize": lambda m: m.resize_(0),
+    "data": set_data,
+    "Python function": lambda m: m.apply_(lambda _: False),
+    "Python function of two": lambda m: m.map_(torch.ones(5, *SIZE), lambda *_: False),
+    "Python function of three": lambda m: m.map2_(m.float(), m.float(), lambda *_: False),
+    "out": lambda m: torch.logical_not(torch.zeros(5, *SIZE), out=m),
+    "one out of two": lambda m: torch.max(
+        torch.zeros(2, 5, *SIZE, dtype=torch.bool), 0, out=(m, torch.zeros(5, *SIZE).long())
+    ),
+    "one of a list": lambda m: torch._foreach_zero_([torch.ones(2), m]),
+    "address": lambda m: m.data_ptr(),
+    "storage": lambda m: m.untyped_storage(),
+    "shared memory": lambda m: m.share_memory_(),
+}
+
+
+@pytest.mark.parametrize("write", IMPOSSIBLE.values(), ids=IMPOSSIBLE)
 def test_what_rle_masks_cannot_do_names_the_other_format(
     masks: RLEMasks, bitmaps: Tensor, write: Callable[[Masks], Any]
 ) -> None:
-    with pytest.raises(TypeError, match='mask_format="bitmap"'):
+    with pytest.raises(RuntimeError, match='mask_format="bitmap"'):
         write(masks)
     assert torch.equal(masks, bitmaps)
 
@@ -275,11 +290,12 @@ def test_device_is_that_of_decoded_masks(masks: RLEMasks, bitmaps: Tensor) -> No
     assert torch.equal(copy.deepcopy(moved).to("cpu"), bitmaps)
 
 
-def test_saved_and_loaded(masks: RLEMasks, bitmaps: Tensor) -> None:
+@pytest.mark.parametrize("weights_only", [False, True])
+def test_saved_and_loaded(masks: RLEMasks, bitmaps: Tensor, weights_only: bool) -> None:
     file = io.BytesIO()
     torch.save({"masks": masks, "none": masks[:0]}, file)
     file.seek(0)
-    loaded = torch.load(file, weights_only=False)
+    loaded = torch.load(file, weights_only=weights_only)
     assert isinstance(loaded["masks"], RLEMasks)
     assert torch.equal(loaded["masks"], bitmaps)
     assert loaded["none"].shape == (0, *SIZE)

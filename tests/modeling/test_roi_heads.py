@@ -465,11 +465,22 @@ def test_a_pooled_head_needs_a_pooler(branch: str) -> None:
         instantiate(cfg)
 
 
-@pytest.mark.parametrize("head", ["MaskRCNNFCNHead", "MaskRCNNMLPHead"])
-def test_a_pooled_mask_head_needs_a_pooler_type(head: str) -> None:
+@pytest.mark.parametrize(
+    ("branch", "head"),
+    [
+        ("MASK", "MaskRCNNFCNHead"),
+        ("MASK", "MaskRCNNMLPHead"),
+        ("KEYPOINT", "MaskRCNNKeypointHead"),
+    ],
+)
+@pytest.mark.parametrize("heads", ["MaskRCNNROIHeads", "StandardROIHeads"])
+def test_a_pooled_head_needs_a_pooler_type(branch: str, head: str, heads: str) -> None:
     cfg = fpn_config()
-    cfg.MODEL.ROI_MASK_HEAD.update(NAME=head, POOLER_TYPE="")
-    with pytest.raises(ValueError, match=rf"ROI_MASK_HEAD.POOLER_TYPE is ''.*{head}"):
+    cfg.MODEL.ROI_HEADS.NAME = heads
+    for other in BRANCHES:
+        cfg.MODEL[f"ROI_{other}_HEAD"].POOLER_TYPE = "ROIAlignV2"
+    cfg.MODEL[f"ROI_{branch}_HEAD"].update(NAME=head, POOLER_TYPE="")
+    with pytest.raises(ValueError, match=rf"ROI_{branch}_HEAD.POOLER_TYPE is ''.*{head}.*ROIAlign"):
         build_roi_heads(cfg, FPN)
 
 
@@ -511,19 +522,14 @@ def test_an_empty_pooler_type_leaves_the_branch_without_a_pooler(
     assert len(head.seen) == 2
 
 
-@pytest.mark.parametrize("make", [fpn_config, c4_config])
-def test_the_box_branch_needs_a_pooler(make: Callable[[], CfgNode]) -> None:
-    cfg = make()
-    cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE = ""
-    with pytest.raises(ValueError, match="pooler_type is '', must be one of"):
-        build_roi_heads(cfg, FPN if cfg.MODEL.KEYPOINT_ON else C4)
-
-
 @pytest.mark.parametrize("heads", [fpn_config, c4_config])
-def test_unknown_pooler_type(heads: Callable[[], CfgNode]) -> None:
+@pytest.mark.parametrize("pooler_type", ["", "RoICrop"])
+def test_unknown_pooler_type(heads: Callable[[], CfgNode], pooler_type: str) -> None:
+    """The box branch needs a pooler, so that none is unknown as well."""
     cfg = heads()
-    cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE = "RoICrop"
-    with pytest.raises(ValueError, match="pooler_type is 'RoICrop'"):
+    cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE = pooler_type
+    named = rf"MODEL.ROI_BOX_HEAD.POOLER_TYPE is '{pooler_type}'.*RoIAlign.*RoIPool"
+    with pytest.raises(ValueError, match=named):
         build_roi_heads(cfg, FPN if cfg.MODEL.KEYPOINT_ON else C4)
 
 

@@ -10,7 +10,7 @@ from detectron2.modeling import ROI_HEADS_REGISTRY, StandardROIHeads, build_mode
 from detectron2.modeling.roi_heads import ROI_MASK_HEAD_REGISTRY
 
 from mask_rcnn_plugin import add_mask_rcnn_config
-from mask_rcnn_plugin.modeling import MaskRCNNFCNHead
+from mask_rcnn_plugin.modeling import MaskRCNNFCNHead, MaskRCNNROIHeads
 
 FPN_LEVELS = ["res2", "res3", "res4", "res5"]
 OURS = {
@@ -42,6 +42,11 @@ class HeadsOfAnotherProject(StandardROIHeads):
     pass
 
 
+@ROI_HEADS_REGISTRY.register()
+class OurHeadsOfAnotherProject(MaskRCNNROIHeads):
+    pass
+
+
 @ROI_MASK_HEAD_REGISTRY.register()
 class MaskHeadOfAnotherProject(MaskRCNNFCNHead):
     pass
@@ -65,12 +70,12 @@ def config(keys: dict[str, Any]) -> CfgNode:
 
 
 def shown(keys: dict[str, Any]) -> list[str]:
-    """The plugin's warnings of a program that builds the model, Python's filters being as usual."""
+    """The plugin's warnings of a program that builds the model, whatever Python would filter."""
     with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("default")
+        warnings.simplefilter("always")
         with torch.device("meta"):
             build_model(config(keys))
-    return [str(w.message) for w in caught if "mask_rcnn_plugin" in w.filename]
+    return [str(w.message) for w in caught if "mask_rcnn_plugin/modeling" in w.filename]
 
 
 IGNORED = {
@@ -113,15 +118,43 @@ def test_an_ignored_key_is_one_warning(
         assert text in warning
 
 
-def test_all_ignored_keys_are_in_one_warning() -> None:
-    keys = {
-        "MODEL.ROI_MASK_HEAD.LOSS_TYPE": "softmax",
-        "MODEL.ROI_MASK_HEAD.OUTPUT_FORMAT": "rle",
-        "MODEL.ROI_MASK_HEAD.POOLER_AGGREGATION": "max",
+@pytest.mark.parametrize(
+    "ours",
+    [
+        ["META_ARCHITECTURE"],
+        ["BACKBONE.NAME"],
+        ["ROI_HEADS.NAME"],
+        ["ROI_MASK_HEAD.NAME"],
+        ["ROI_KEYPOINT_HEAD.NAME"],
+        ["META_ARCHITECTURE", "ROI_HEADS.NAME"],
+        ["BACKBONE.NAME", "ROI_MASK_HEAD.NAME"],
+        ["ROI_HEADS.NAME", "ROI_MASK_HEAD.NAME", "ROI_KEYPOINT_HEAD.NAME"],
+        ["META_ARCHITECTURE", "BACKBONE.NAME", "ROI_HEADS.NAME", "ROI_MASK_HEAD.NAME"],
+    ],
+)
+def test_all_ignored_keys_are_in_one_warning(ours: list[str]) -> None:
+    chosen = {f"MODEL.{key}": OURS[f"MODEL.{key}"] for key in ours}
+    readers = {
+        "MODEL.ROI_MASK_HEAD.LOSS_TYPE": ("softmax", "MODEL.ROI_MASK_HEAD.NAME"),
+        "MODEL.ROI_MASK_HEAD.FC_DIMS": ([8], ""),
+        "MODEL.ROI_MASK_HEAD.OUTPUT_FORMAT": ("rle", "MODEL.META_ARCHITECTURE"),
+        "MODEL.ROI_MASK_HEAD.POOLER_AGGREGATION": ("max", "MODEL.ROI_HEADS.NAME"),
     }
-    ours_alone = {"MODEL.BACKBONE.NAME": "build_mask_rcnn_resnet_backbone"}
-    (warning,) = shown({**STOCK, **ours_alone, **keys})
-    assert all(key in warning for key in keys)
+    values = {key: value for key, (value, _) in readers.items()}
+    sampled = {"MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO": 2}
+    for _ in range(2):  # models
+        (warning,) = shown({**STOCK, "MODEL.KEYPOINT_ON": True, **chosen, **values, **sampled})
+        for key, (_, reader) in readers.items():
+            assert (key in warning) == (reader not in chosen)
+
+
+def test_a_subclass_of_another_project_warns_once() -> None:
+    keys = {
+        "MODEL.ROI_HEADS.NAME": "OurHeadsOfAnotherProject",
+        "MODEL.ROI_MASK_HEAD.NAME": "MaskHeadOfAnotherProject",
+        "MODEL.ROI_MASK_HEAD.OUTPUT_FORMAT": "rle",
+    }
+    assert len(shown({**STOCK, **keys})) == 1
 
 
 def test_the_stock_heads_refuse_our_pooler_after_the_warning() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from benchmark import memory
 from benchmark.report import stage_cells
-from benchmark.stages import Peers, Row
+from benchmark.stages import Comparison, Peers
 from benchmark.timing import Measurement
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "benchmark.py"
@@ -77,7 +77,7 @@ def test_the_faster_layout_of_detectron2_counts(
         "plugin": measurement(2, 2, 2),
     }
     monkeypatch.setattr(tool, "interleave", lambda *_: measured)
-    row = tool.measure(Row("step", {}, lambda a, b: a - b, "", 1.0), 3, "cpu")
+    row = tool.measure(Comparison("step", {}, lambda a, b: a - b, "", 1.0), 3, "cpu")
     faster = contiguous if baseline == "contiguous" else channels_last
     assert row["baseline"] == baseline
     assert row["ms"] == {"detectron2": sorted(faster)[1], "plugin": 2}
@@ -88,10 +88,10 @@ def test_the_faster_layout_of_detectron2_counts(
 
 def test_a_row_says_that_its_agreement_needs_trained_weights(tool: ModuleType) -> None:
     runs = {"detectron2": lambda: 2.0, "plugin": lambda: 1.0}
-    cells = [
-        stage_cells(tool.measure(Row("x", runs, lambda a, b: b - a, "", allowed, True), 1, "cpu"))
-        for allowed in (None, 2.0)
+    comparisons = [
+        Comparison("x", runs, lambda a, b: b - a, "", allowed, once=True) for allowed in (None, 2.0)
     ]
+    cells = [stage_cells(tool.measure(comparison, 1, "cpu")) for comparison in comparisons]
     assert "trained" in cells[0][-1]
     assert "trained" not in cells[1][-1]
 
@@ -99,10 +99,9 @@ def test_a_row_says_that_its_agreement_needs_trained_weights(tool: ModuleType) -
 def test_a_wrong_result_is_no_success(
     tool: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def stage(peers: Peers) -> list[Row]:
-        return [
-            Row("sum", {"detectron2": lambda: 1, "plugin": lambda: 2}, lambda a, b: a - b, "", 0.1)
-        ]
+    def stage(peers: Peers) -> list[Comparison]:
+        runs = {"detectron2": lambda: 1, "plugin": lambda: 2}
+        return [Comparison("sum", runs, lambda a, b: a - b, "", 0.1)]
 
     monkeypatch.setattr(tool, "Peers", lambda *args: None)
     monkeypatch.setitem(tool.STAGES, "mask", stage)

@@ -1,7 +1,7 @@
 """What is measured: parts of Mask R-CNN and the whole, by detectron2, torchvision and the plugin.
 
-A stage is a function of `Peers` that yields `Row`s: ways to do one thing on the same weights, and
-how far the plugin's result is from detectron2's.
+A stage is a function of `Peers` that yields each `Comparison`: ways to do one thing on the same
+weights, and how far the plugin's result is from detectron2's.
 """
 
 import contextlib
@@ -44,8 +44,8 @@ MANY_CLASSES = 1203  # LVIS
 Runs = dict[str, Callable[[], Any]]
 
 
-class Row(NamedTuple):
-    """One line of the table.
+class Comparison(NamedTuple):
+    """Ways to do one thing: one line of the table.
 
     runs: by peer: "detectron2" as it comes, "plugin", perhaps "torchvision" and "detectron2 tuned",
         with the options of PyTorch that the plugin takes in this row. Where "detectron2
@@ -167,7 +167,7 @@ def boxes_lost(ours: Instances, theirs: Instances) -> float:
 # The stages.
 
 
-def mask(p: Peers) -> Iterator[Row]:
+def mask(p: Peers) -> Iterator[Comparison]:
     """The mask branch on given boxes and features, without pasting."""
     _, boxes = made_up_masks(p.detections, p.size, p.device)
     generator = torch.Generator().manual_seed(0)
@@ -192,7 +192,9 @@ def mask(p: Peers) -> Iterator[Row]:
         for name, heads in peers.items():
             given = Instances(p.size, pred_boxes=Boxes(boxes), pred_classes=kinds)
             runs[name] = partial(heads._forward_mask, layouts[name], [given])
-        yield Row(f"mask branch, {classes} classes", runs, difference, "of the probability", 1e-4)
+        yield Comparison(
+            f"mask branch, {classes} classes", runs, difference, "of the probability", 1e-4
+        )
 
 
 def mask_heads(num_classes: int) -> tuple[nn.Module, nn.Module]:
@@ -206,7 +208,7 @@ def mask_heads(num_classes: int) -> tuple[nn.Module, nn.Module]:
     return theirs, ours
 
 
-def masks_to_rle(p: Peers) -> Iterator[Row]:
+def masks_to_rle(p: Peers) -> Iterator[Comparison]:
     probs, boxes = made_up_masks(p.detections, p.size, p.device)
 
     def theirs() -> list[dict[str, Any]]:
@@ -217,10 +219,10 @@ def masks_to_rle(p: Peers) -> Iterator[Row]:
         return sum(a["counts"] != b["counts"] for a, b in zip(ours, theirs)) / len(theirs)
 
     runs: Runs = {"detectron2": theirs, "plugin": lambda: encode_masks(probs, boxes, p.size)}
-    yield Row("masks to RLE", runs, differ, "of the masks differ", 1e-3)
+    yield Comparison("masks to RLE", runs, differ, "of the masks differ", 1e-3)
 
 
-def model(p: Peers) -> Iterator[Row]:
+def model(p: Peers) -> Iterator[Comparison]:
     def detect(model: Any) -> Callable[[], Instances]:
         return lambda: model(p.batch)[0]["instances"]
 
@@ -235,12 +237,12 @@ def model(p: Peers) -> Iterator[Row]:
     stock: Runs = {"detectron2": detect(p.stock), "torchvision": p.run_torchvision}
     unit = "of the boxes lost"
     runs: Runs = {**stock, "detectron2 tuned": tuned, "plugin": detect(ours)}
-    yield Row("whole model", runs, boxes_lost, unit, 0.01)
+    yield Comparison("whole model", runs, boxes_lost, unit, 0.01)
     runs = {**stock, "detectron2 tuned": autocast, "plugin": detect(half)}
-    yield Row("whole model, bf16", runs, boxes_lost, unit, None)
+    yield Comparison("whole model, bf16", runs, boxes_lost, unit, None)
 
 
-def training(p: Peers) -> Iterator[Row]:
+def training(p: Peers) -> Iterator[Comparison]:
     """A step of 2 images: losses, gradients, SGD."""
     size = (p.training_side, p.training_side)
     batch = [
@@ -272,22 +274,22 @@ def training(p: Peers) -> Iterator[Row]:
         "detectron2 channels-last": step(p.stock, channels_last, SimpleTrainer),
     }
     runs: Runs = {**stock, "plugin": step(p.trainable, channels_last, exact)}
-    yield Row("training step", runs, difference, "of the loss", 1e-3)
+    yield Comparison("training step", runs, difference, "of the loss", 1e-3)
     runs = {
         **stock,
         "detectron2 tuned": step(p.stock, channels_last, half),
         "plugin": step(p.trainable, channels_last, half),
     }
-    yield Row("training step, bf16", runs, difference, "of the loss", 0.05)
+    yield Comparison("training step, bf16", runs, difference, "of the loss", 0.05)
 
 
-def evaluation(p: Peers) -> Iterator[Row]:
+def evaluation(p: Peers) -> Iterator[Comparison]:
     """COCO's AP of 5,000 images with 36,000 objects and 100 detections each, boxes and masks."""
     with tempfile.TemporaryDirectory() as folder:
         yield evaluation_row(Path(folder), made_up_ground_truth())
 
 
-def evaluation_row(folder: Path, truth: dict[str, Any]) -> Row:
+def evaluation_row(folder: Path, truth: dict[str, Any]) -> Comparison:
     """The AP of made-up predictions for a ground truth, on the masks' RLE alike."""
     dataset = register(folder, truth)
     tasks: tuple[Task, ...] = ("bbox", "segm")
@@ -310,7 +312,7 @@ def evaluation_row(folder: Path, truth: dict[str, Any]) -> Row:
 
     runs: Runs = {"detectron2": partial(silent, stock), "plugin": partial(silent, ours)}
     name = f"COCO evaluation, {ours.backend} beside pycocotools"
-    return Row(name, runs, apart, "AP", 1e-10, once=True)
+    return Comparison(name, runs, apart, "AP", 1e-10, once=True)
 
 
 def register(folder: Path, truth: dict[str, Any]) -> str:
@@ -320,7 +322,7 @@ def register(folder: Path, truth: dict[str, Any]) -> str:
     return register_coco_dataset(str(file), str(folder))
 
 
-STAGES: dict[str, Callable[[Peers], Iterator[Row]]] = {
+STAGES: dict[str, Callable[[Peers], Iterator[Comparison]]] = {
     "mask": mask,
     "masks-to-rle": masks_to_rle,
     "model": model,
