@@ -37,7 +37,7 @@ demo: setup
 	$(PY) tools/demo.py $(DEMO_ARGS)
 
 # An interpreter of the user's may lack pytest-xdist: its tests run on one core.
-ALL_CORES = import importlib.util as u; print("-n auto" if u.find_spec("xdist") else "")
+ALL_CORES = import importlib.util as u; print("-n auto --dist worksteal" if u.find_spec("xdist") else "")
 
 test: setup
 	$(PY) -m pytest $$($(PY) -c '$(ALL_CORES)') $(TEST_ARGS)
