@@ -25,7 +25,7 @@ READY := .venv/.ready
 setup: $(READY)
 
 # torch comes with the first pip; the second finds detectron2's requirements, torch not among them.
-$(READY): pyproject.toml tools/install_detectron2.py $(wildcard tools/detectron2_blobs*.txt)
+$(READY): pyproject.toml tools/install_detectron2.py $(wildcard tools/detectron2_*)
 	@$(PYTHON) -c '$(CHECK_VERSION)'
 	$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv .venv
 	$(PY) -m pip install --editable '.[dev]'

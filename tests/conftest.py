@@ -1,9 +1,13 @@
+import importlib
+import multiprocessing
 import os
 import resource
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 # Before torch, and for the processes that tests start too. The tests' tensors are small: threads
 # that wait for each other are slow beside other work, and add up in another order.
@@ -19,6 +23,16 @@ from torch import Tensor, nn
 
 from mask_rcnn_plugin.data.synthetic import write_dataset
 
+# What processes that tests fork find imported. Neither detectron2 nor the plugin: what they do when
+# they are imported, they do in each process.
+multiprocessing.set_forkserver_preload(
+    [
+        *("torch", "torchvision", "torch.distributed.run", "torch.utils.tensorboard"),
+        *("cv2", "matplotlib.pyplot", "pycocotools.mask", "PIL.Image", "tabulate", "tqdm"),
+        *("fvcore.common.config", "iopath.common.file_io", "omegaconf"),
+    ]
+)
+
 
 @pytest.fixture(autouse=True)
 def seed() -> None:
@@ -32,6 +46,22 @@ def toy_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("data") / "toy"
     write_dataset(root, train=12, val=6, size=64, seed=0)
     return root
+
+
+@pytest.fixture(scope="session")
+def run_python(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
+    """Runs what `python -W ignore ...` would, see forked.py."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path(__file__).parent))  # other processes import it too
+        run_forked = importlib.import_module("forked").run_forked
+
+        def run(*command: object, **settings: Any) -> subprocess.CompletedProcess[str]:
+            folder = tmp_path_factory.mktemp("outputs")
+            return run_forked([str(part) for part in command], folder, **settings)
+
+        yield run
 
 
 @pytest.fixture

@@ -1,8 +1,6 @@
 """Imports go downwards only: a room of the package may use those below it, never one above."""
 
 import ast
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -74,15 +72,3 @@ def test_the_package_knows_no_tool() -> None:
 def test_models_of_configs_are_made_of_modeling_alone() -> None:
     for file in modules(REPOSITORY / "configs" / "common" / "models"):
         assert {room_of(name) for name in imported(file)} <= {"modeling"}, file
-
-
-def test_importing_the_plugin_loads_no_harness() -> None:
-    code = (
-        "import sys, mask_rcnn_plugin; "
-        "print(*sorted(m for m in sys.modules if m.startswith('mask_rcnn_plugin.')))"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
-    rooms = {room_of(name) for name in result.stdout.split()}
-    assert not rooms & {"training", "data", "evaluation"}

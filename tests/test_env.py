@@ -1,9 +1,9 @@
 """Stock detectron2 programs and the orders in which things may be imported."""
 
 import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -79,19 +79,19 @@ assert "keypoints_coco_2017_test-dev" in detectron2.data.DatasetCatalog.list()
 """
 
 
-def run(code: str, *arguments: object, env_module: str | None = None) -> str:
-    env = {k: v for k, v in os.environ.items() if k != "DETECTRON2_ENV_MODULE"}
-    if env_module:
-        env["DETECTRON2_ENV_MODULE"] = env_module
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code, *map(str, arguments)],
-        cwd=ROOT,
-        env=env,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+@pytest.fixture(scope="session")
+def run(run_python: Callable[..., Any]) -> Callable[..., str]:
+    """Runs code in a process of its own; returns standard output."""
+
+    def run(code: str, *arguments: object, env_module: str | None = None) -> str:
+        env = {k: v for k, v in os.environ.items() if k != "DETECTRON2_ENV_MODULE"}
+        if env_module:
+            env["DETECTRON2_ENV_MODULE"] = env_module
+        done = run_python("-c", code, *arguments, cwd=ROOT, env=env)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
 
 
 @pytest.mark.parametrize(
@@ -101,13 +101,15 @@ def run(code: str, *arguments: object, env_module: str | None = None) -> str:
         (C4_YAML, ["MaskRCNNC4ROIHeads", "MaskRCNNFCNHead", "NoneType", "sigmoid"]),
     ],
 )
-def test_stock_program_builds_our_models(tmp_path: Path, yaml: str, parts: list[str]) -> None:
+def test_stock_program_builds_our_models(
+    tmp_path: Path, yaml: str, parts: list[str], run: Callable[..., str]
+) -> None:
     file = tmp_path / "model.yaml"
     file.write_text(yaml)
     assert run(BUILD, file, env_module="mask_rcnn_plugin.env").split() == parts
 
 
-def test_environment_variable_with_the_plugin_imported_first() -> None:
+def test_environment_variable_with_the_plugin_imported_first(run: Callable[..., str]) -> None:
     run(f"import mask_rcnn_plugin\n{KEYS}", env_module="mask_rcnn_plugin.env")
 
 
@@ -119,7 +121,7 @@ def test_environment_variable_with_the_plugin_imported_first() -> None:
         "import detectron2.config, mask_rcnn_plugin",
     ],
 )
-def test_import_order_does_not_matter(imports: str) -> None:
+def test_import_order_does_not_matter(imports: str, run: Callable[..., str]) -> None:
     run(
         f"{imports}\n"
         "from detectron2.config import get_cfg\n"

@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 from argparse import Namespace
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
@@ -23,9 +24,13 @@ REPOSITORY = Path(__file__).parent.parent
 CONFIG = "table4_keypoints/keypoint_and_mask+synthetic"
 
 
-def run(script: str, *args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(REPOSITORY / script), *args]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def run(run_python: Run) -> Run:
+    """Runs a script of the repository in `cwd`."""
+    return lambda script, *args, cwd: run_python(REPOSITORY / script, *args, cwd=cwd)
 
 
 def own_dataset(root: Path) -> list[str]:
@@ -39,16 +44,17 @@ def own_dataset(root: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def trained(toy_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder in which train.py ran for 3 iterations, output in out/."""
+    """Folder in which `python train.py` ran for 3 iterations, output in out/."""
     folder = tmp_path_factory.mktemp("trained")
-    done = run(
-        *("train.py", "--config-file", CONFIG, *own_dataset(toy_dataset)),
+    command = [
+        *(sys.executable, str(REPOSITORY / "train.py"), "--config-file", CONFIG),
+        *own_dataset(toy_dataset),
         *("dataset.synthetic.train=12", "dataset.synthetic.val=6", "dataset.synthetic.size=64"),
         f"dataset.synthetic.root={toy_dataset}",
         *("dataloader.train.total_batch_size=2", "train.max_iter=3", "train.device=cpu"),
         *("train.checkpointer.period=2", "train.log_period=1", "train.output_dir=out"),
-        cwd=folder,
-    )
+    ]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -109,7 +115,7 @@ def test_frozen_layers_need_weights_at_the_start_not_at_a_resume(tmp_path: Path)
 
 
 def test_resume_goes_on_and_a_second_start_does_not_overwrite(
-    trained: Path, toy_dataset: Path
+    run: Run, trained: Path, toy_dataset: Path
 ) -> None:
     args = [
         *("train.py", "--config-file", CONFIG, f"dataset.synthetic.root={toy_dataset}"),
@@ -129,7 +135,9 @@ def test_resume_goes_on_and_a_second_start_does_not_overwrite(
     assert checkpoint["iteration"] == 4
 
 
-def test_evaluation_gives_the_numbers_of_the_training(trained: Path, toy_dataset: Path) -> None:
+def test_evaluation_gives_the_numbers_of_the_training(
+    run: Run, trained: Path, toy_dataset: Path
+) -> None:
     args = (
         *("eval.py", "--config-file", CONFIG, "--weights", "out/model_0000001.pth"),
         f"dataset.synthetic.root={toy_dataset}",
@@ -162,7 +170,9 @@ def test_evaluation_gives_the_numbers_of_the_training(trained: Path, toy_dataset
         assert ours["score"] == pytest.approx(theirs["score"], abs=1e-4)
 
 
-def test_predictions_are_scored_again_after_a_failure(trained: Path, toy_dataset: Path) -> None:
+def test_predictions_are_scored_again_after_a_failure(
+    run: Run, trained: Path, toy_dataset: Path
+) -> None:
     args = [
         *("--config-file", CONFIG, f"dataset.synthetic.root={toy_dataset}"),
         *own_dataset(toy_dataset),
@@ -182,10 +192,8 @@ def test_predictions_are_scored_again_after_a_failure(trained: Path, toy_dataset
         "sys.argv.pop(0)\n"
         "runpy.run_path(sys.argv[0], run_name='__main__')\n"
     )
-    failing = [sys.executable, "failing.py", str(REPOSITORY / "eval.py"), *args]
-    failed = subprocess.run(
-        [*failing, "--output", "failed"], cwd=trained, capture_output=True, text=True, check=False
-    )
+    failing = trained / "failing.py"
+    failed = run(failing, REPOSITORY / "eval.py", *args, "--output", "failed", cwd=trained)
     assert failed.returncode == 1
     assert "OverflowError" in failed.stderr
     [command] = [line for line in failed.stdout.splitlines() if "--predictions" in line]
@@ -204,7 +212,7 @@ def test_predictions_are_scored_again_after_a_failure(trained: Path, toy_dataset
     assert results["bbox"]["AP50"] is not None
 
 
-def test_the_benchmark_compares_precisions_on_a_trained_model(trained: Path) -> None:
+def test_the_benchmark_compares_precisions_on_a_trained_model(run: Run, trained: Path) -> None:
     arguments = ("--stage", "bf16", "--trained", "out", "--json", "bf16.json")
     done = run("tools/benchmark.py", *arguments, cwd=trained)
     assert done.returncode == 0, done.stderr
@@ -215,7 +223,7 @@ def test_the_benchmark_compares_precisions_on_a_trained_model(trained: Path) -> 
 
 
 def test_a_test_set_without_annotations_gives_a_submission(
-    trained: Path, toy_dataset: Path
+    run: Run, trained: Path, toy_dataset: Path
 ) -> None:
     content = json.loads((toy_dataset / "val.json").read_text())
     del content["annotations"]
@@ -262,7 +270,7 @@ def test_a_test_set_without_annotations_gives_a_submission(
     ],
 )
 def test_train_mistakes_end_with_2_one_line_and_nothing_written(
-    tmp_path: Path, args: list[str], message: str
+    run: Run, tmp_path: Path, args: list[str], message: str
 ) -> None:
     done = run("train.py", *args, cwd=tmp_path)
     assert done.returncode == 2
@@ -298,7 +306,7 @@ def test_train_mistakes_end_with_2_one_line_and_nothing_written(
     ],
 )
 def test_eval_mistakes_end_with_2_one_line_and_nothing_written(
-    tmp_path: Path, args: list[str], message: str
+    run: Run, tmp_path: Path, args: list[str], message: str
 ) -> None:
     done = run("eval.py", *args, cwd=tmp_path)
     assert done.returncode == 2
@@ -307,7 +315,7 @@ def test_eval_mistakes_end_with_2_one_line_and_nothing_written(
     assert not list(tmp_path.iterdir())
 
 
-def test_eval_refuses_weights_of_another_model(trained: Path, toy_dataset: Path) -> None:
+def test_eval_refuses_weights_of_another_model(run: Run, trained: Path, toy_dataset: Path) -> None:
     done = run(
         *("eval.py", "--config-file", "table2a_backbone/r50_c4+synthetic"),
         *("--weights", "out/model_0000001.pth", "--output", "wrong"),
@@ -320,7 +328,9 @@ def test_eval_refuses_weights_of_another_model(trained: Path, toy_dataset: Path)
     assert not (trained / "wrong").exists()
 
 
-def test_resume_refuses_a_checkpoint_of_another_model(trained: Path, toy_dataset: Path) -> None:
+def test_resume_refuses_a_checkpoint_of_another_model(
+    run: Run, trained: Path, toy_dataset: Path
+) -> None:
     done = run(
         *("train.py", "--config-file", "table2a_backbone/r50_c4+synthetic", "--resume"),
         *(f"dataset.synthetic.root={toy_dataset}", "dataset.synthetic.train=12"),
@@ -348,7 +358,7 @@ def test_the_papers_numbers_stand_beside_cocos_only(
 
 
 @pytest.mark.parametrize("script", ["train.py", "eval.py", "tools/demo.py", "tools/reproduce.py"])
-def test_help(tmp_path: Path, script: str) -> None:
+def test_help(run: Run, tmp_path: Path, script: str) -> None:
     done = run(script, "--help", cwd=tmp_path)
     assert done.returncode == 0
     assert "usage:" in done.stdout

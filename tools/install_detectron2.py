@@ -8,9 +8,10 @@ detectron2 itself is not on the package index; two packages that carry its Pytho
 package as of a commit, the other, of release 0.6, what that copy lacks (``model_zoo``,
 ``projects``, the scripts of ``tools/``). Neither of the two is installed. They are downloaded by
 their hash, each file is checked against git's blob ids (``detectron2_blobs*.txt``), the one-line
-fixes below are made, and pip builds and installs the outcome as ``detectron2``, the scripts below
-``<prefix>/share/detectron2/tools``. The compiled ``detectron2._C`` is not part of it (rotated
-boxes, deformable convolution, the fast COCO evaluation): Mask R-CNN needs none of it.
+fixes of ``detectron2_fixes.txt`` are made, and pip builds and installs the outcome as
+``detectron2``, the scripts below ``<prefix>/share/detectron2/tools``. The compiled
+``detectron2._C`` is not part of it (rotated boxes, deformable convolution, the fast COCO
+evaluation): Mask R-CNN needs none of it.
 
 pip is asked for the two packages as it is set up; PIP_FIND_LINKS=FOLDER names a folder that has
 them. Exit code: 0 when detectron2 is there, 2 when a file is not what it should be, 1 for anything
@@ -21,9 +22,9 @@ import argparse
 import hashlib
 import importlib.metadata
 import importlib.util
-import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -33,8 +34,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 HERE = Path(__file__).resolve().parent
-LICENSE = HERE.parent / "LICENSE"
-HOMEPAGE = "https://github.com/facebookresearch/detectron2"
+FIXES_FILE = HERE / "detectron2_fixes.txt"
 INSTALL_GUIDE = "https://detectron2.readthedocs.io/en/latest/tutorials/install.html"
 
 
@@ -57,16 +57,6 @@ SDIST = Carrier(
     HERE / "detectron2_blobs_v0.6.txt",
 )
 
-# Where upstream's setup.py puts what doesn't lie in its place in the source tree.
-PROJECTS = {
-    "projects/PointRend/point_rend/": "detectron2/projects/point_rend/",
-    "projects/DeepLab/deeplab/": "detectron2/projects/deeplab/",
-    "projects/Panoptic-DeepLab/panoptic_deeplab/": "detectron2/projects/panoptic_deeplab/",
-}
-
-ZOO = "detectron2/model_zoo/model_zoo.py"
-MAPPER = "projects/Panoptic-DeepLab/panoptic_deeplab/dataset_mapper.py"
-
 
 class Fix(NamedTuple):
     """In the file at ``path``, every ``old`` that ends with a word's end becomes ``new``."""
@@ -76,102 +66,27 @@ class Fix(NamedTuple):
     new: str
 
 
-FIXES = (
-    # Pillow 10 dropped LINEAR, an alias of BILINEAR: `import detectron2.data` failed.
-    Fix("detectron2/data/transforms/transform.py", "Image.LINEAR", "Image.BILINEAR"),
-    # NumPy 1.24 dropped its aliases of Python's types (2.0 brought np.bool back): building a train
-    # loader failed, with NumPy 1 also drawing, and masks from polygons.
-    Fix("detectron2/data/build.py", "np.int", "int"),
-    Fix("detectron2/data/datasets/pascal_voc.py", "np.str", "str"),
-    Fix("detectron2/evaluation/pascal_voc_evaluation.py", "np.bool", "bool"),
-    Fix("detectron2/evaluation/sem_seg_evaluation.py", "np.float", "float"),
-    Fix("detectron2/evaluation/sem_seg_evaluation.py", "np.int", "int"),
-    Fix("detectron2/structures/masks.py", "np.bool", "bool"),
-    Fix("detectron2/utils/video_visualizer.py", "np.bool", "bool"),
-    Fix("detectron2/utils/visualizer.py", "np.bool", "bool"),
-    # NumPy 2 takes copy=False at its word: reading a segmentation failed.
-    Fix("detectron2/evaluation/sem_seg_evaluation.py", "copy=copy", "copy=copy or None"),
-    # Python 3.11 no longer samples from a set: a mapper that skips an image ended the training.
-    Fix(
-        "detectron2/data/common.py",
-        "self._fallback_candidates, k",
-        "list(self._fallback_candidates), k",
-    ),
-    # Since torch 2.0 its schedulers are no _LRScheduler: their state was not saved.
-    Fix("detectron2/engine/hooks.py", "lr_scheduler._LRScheduler", "lr_scheduler.LRScheduler"),
-    # torch's group norm refuses 1 channel in 32 groups: FCOS could not be built.
-    Fix("detectron2/modeling/meta_arch/retinanet.py", "get_norm(norm, 1)", "get_norm(norm, 32)"),
-    # setuptools 82 dropped pkg_resources: `from detectron2 import model_zoo` failed.
-    Fix(ZOO, "import pkg_resources", ""),
-    Fix(ZOO, "pkg_resources.resource_filename(", "os.path.join("),
-    Fix(ZOO, '"detectron2.model_zoo", os.path', "os.path.dirname(__file__), os.path"),
-    # panopticapi is not on the package index, and one method needs it: import it there.
-    Fix(MAPPER, "from panopticapi.utils import rgb2id", ""),
-    Fix(MAPPER, "# Generates training targets for", "from panopticapi.utils import rgb2id  #"),
-)
+def read_lines(path: Path) -> list[str]:
+    """Return a file's lines but empty ones and comments."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def read_fixes(path: Path) -> tuple[Fix, ...]:
+    """Return the fixes in a file of lines ``<path>: <old> -> <new>``."""
+    fixes = []
+    for line in read_lines(path):
+        name, _, change = line.partition(": ")
+        old, _, new = change.partition(" ->")
+        fixes.append(Fix(name, old, new.strip()))
+    return tuple(fixes)
+
+
+FIXES = read_fixes(FIXES_FILE)
 
 # detectron2's own __version__ says 0.6, at this commit and still on its main branch.
 COPY = "0.6+0ad20f1"
 VERSION = f"{COPY}.{len(FIXES)}fixes"
-
-# Upstream's setup.py at this commit, except:
-# - future, pydot: no file of the copy imports them;
-# - black, pinned to 21.4b2 upstream, is only called to print a config, which today's does as well;
-#   the pin would take back the black, and with it the click, that an environment already has;
-# - iopath, below 0.1.10 upstream: 0.1.10 is today's, and still has all that detectron2 imports;
-# - shapely, an extra upstream: crops need it as soon as masks are polygons.
-# torch and torchvision are in neither list: pip must never replace the user's.
-REQUIREMENTS = (
-    "Pillow>=7.1",
-    "matplotlib",
-    "pycocotools>=2.0.2",
-    "termcolor>=1.1",
-    "yacs>=0.1.8",
-    "tabulate",
-    "cloudpickle",
-    "tqdm>4.29.0",
-    "tensorboard",
-    "fvcore>=0.1.5,<0.1.6",
-    "iopath>=0.1.7",
-    "omegaconf>=2.1",
-    "hydra-core>=1.1",
-    "black",
-    "scipy>1.5.1",
-    "shapely",
-)
-
-# json.dumps writes strings and lists of strings as TOML reads them.
-PYPROJECT = f"""\
-[build-system]
-requires = ["setuptools>=77"]
-build-backend = "setuptools.build_meta"
-
-[project]
-name = "detectron2"
-version = "{VERSION}"
-description = "Detectron2's Python files, without its compiled operators"
-readme = "README.txt"
-license = "Apache-2.0"
-license-files = ["LICENSE"]
-requires-python = ">=3.10"
-dependencies = {json.dumps(REQUIREMENTS)}
-urls = {{ Homepage = "{HOMEPAGE}" }}
-
-[tool.setuptools]
-packages = {{ find = {{ include = ["detectron2*"] }} }}
-package-data = {{ "*" = ["**/*"] }}
-
-[tool.setuptools.data-files]
-"share/detectron2" = ["README.txt"]
-"share/detectron2/tools" = ["tools/*.py"]
-"""
-
-# The licence asks that changed files say so.
-README = f"""\
-Copied from {HOMEPAGE}: the package at commit 0ad20f1; model_zoo, projects and tools of release 0.6.
-Left out: the compiled detectron2._C. Changed, for today's libraries:
-
-""" + "".join(f"{fix.path}: {fix.old!r} -> {fix.new!r}\n" for fix in FIXES)
 
 
 class InstallError(Exception):
@@ -215,9 +130,7 @@ def blob_id(data: bytes) -> str:
 
 def read_blob_list(path: Path) -> dict[str, str]:
     """Return git's blob id by path; lines are ``<blob id>  <path>`` or start with ``#``."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    pairs = (line.split() for line in lines if not line.startswith("#"))
-    return {name: blob for blob, name in pairs}
+    return {name: blob for blob, name in map(str.split, read_lines(path))}
 
 
 def read_archive(path: Path) -> dict[str, bytes]:
@@ -273,14 +186,14 @@ def apply_fixes(files: dict[str, bytes]) -> dict[str, bytes]:
 def write_project(files: dict[str, bytes], project: Path) -> None:
     """Write the files, in their places, as a project that pip can build."""
     for name, data in files.items():
-        for source, target in PROJECTS.items():
-            name = name.replace(source, target)
-        path = project / name
+        # Upstream's setup.py puts projects/PointRend/point_rend/ there, and the others'.
+        path = project / re.sub("^projects/[^/]+/", "detectron2/projects/", name)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
-    (project / "LICENSE").write_bytes(LICENSE.read_bytes())
-    (project / "README.txt").write_text(README, encoding="utf-8")
-    (project / "pyproject.toml").write_text(PYPROJECT, encoding="utf-8")
+    shutil.copy(HERE / "detectron2_pyproject.toml", project / "pyproject.toml")
+    shutil.copy(HERE.parent / "LICENSE", project)
+    shutil.copy(FIXES_FILE, project / "README.txt")  # the licence asks that changed files say so
+    (project / "VERSION").write_text(VERSION)
 
 
 def run_pip(*arguments: str, **variables: str) -> None:

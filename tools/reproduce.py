@@ -94,8 +94,9 @@ def write_table(table: str, args: argparse.Namespace, runs: Runs) -> dict[str, A
     drawn: dict[str, Run] = {}
     for row in rows_of(table):
         of_seeds = [runs[row.config, seed] for seed in range(args.seeds)] if row.config else []
-        done = bool(of_seeds) and all(run.done for run in of_seeds)
-        if done:
+        if not all(run.done for run in of_seeds):
+            of_seeds = []
+        if of_seeds:
             drawn[row.config] = of_seeds[0]
         rows.append(
             {
@@ -103,9 +104,9 @@ def write_table(table: str, args: argparse.Namespace, runs: Runs) -> dict[str, A
                 "config": row.config,
                 "split": row.split,
                 "paper": dict(row.scores),
-                "results": [run.results() for run in of_seeds] if done else None,
-                "iterations": of_seeds[0].max_iter if done else None,
-                "minutes": [round(run.seconds() / 60, 2) for run in of_seeds] if done else [],
+                "results": [run.results() for run in of_seeds] or None,
+                "iterations": of_seeds[0].max_iter if of_seeds else None,
+                "minutes": [round(run.seconds() / 60, 2) for run in of_seeds],
             }
         )
     content = {"table": table, "scale": args.scale, "seeds": args.seeds, "rows": rows}

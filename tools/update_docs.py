@@ -30,7 +30,7 @@ REPRODUCTION = Path("docs/reproduction")
 def generate(root: Path = REPOSITORY) -> dict[Path, str]:
     """Contents of all files that are made of data, by path below `root`."""
     pages = {
-        BENCHMARKS / f"{file.stem}.md": benchmark.to_markdown(json.loads(file.read_text()))
+        BENCHMARKS / f"{file.stem}.md": benchmark.to_markdown(_read(file))
         for file in (root / BENCHMARKS).glob("*.json")
     }
     how = _read(root / REPRODUCTION / "index.json")

@@ -6,9 +6,10 @@ DETECTRON2_TOOLS names another folder, such as that of a clone.
 
 import json
 import os
-import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -89,22 +90,22 @@ def write(root: Path, name: str, images: list, categories: list, annotations: li
     (root / "coco" / "annotations" / f"{name}.json").write_text(json.dumps(content))
 
 
-def run(coco: Path, *command: object) -> str:
-    env = {
-        **os.environ,
-        "DETECTRON2_DATASETS": str(coco),
-        "DETECTRON2_ENV_MODULE": "mask_rcnn_plugin.env",
-        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
-    }
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", *map(str, command)],
-        env=env,
-        capture_output=True,
-        text=True,
-        cwd=coco,
-    )
-    assert done.returncode == 0, f"{done.stdout[-6000:]}\n{done.stderr[-3000:]}"
-    return done.stdout
+@pytest.fixture
+def run(run_python: Callable[..., Any], coco: Path) -> Callable[..., str]:
+    """Runs a program on `coco`; returns standard output."""
+
+    def run(*command: object) -> str:
+        env = {
+            **os.environ,
+            "DETECTRON2_DATASETS": str(coco),
+            "DETECTRON2_ENV_MODULE": "mask_rcnn_plugin.env",
+            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+        }
+        done = run_python(*command, env=env, cwd=coco)
+        assert done.returncode == 0, f"{done.stdout[-6000:]}\n{done.stderr[-3000:]}"
+        return done.stdout
+
+    return run
 
 
 def metrics(folder: Path) -> list[dict[str, float]]:
@@ -112,9 +113,9 @@ def metrics(folder: Path) -> list[dict[str, float]]:
 
 
 @pytest.mark.parametrize("part", range(PARTS))
-def test_rows_train_and_evaluate(part: int, coco: Path, tmp_path: Path) -> None:
+def test_rows_train_and_evaluate(part: int, run: Callable[..., str], tmp_path: Path) -> None:
     rows = list_configs()[part::PARTS]
-    run(coco, ROWS, SCRIPT, tmp_path, *rows)
+    run(ROWS, SCRIPT, tmp_path, *rows)
     for row in rows:
         folder = tmp_path / row
         cfg = LazyConfig.load(str(folder / "config.yaml"))
@@ -129,10 +130,10 @@ def test_rows_train_and_evaluate(part: int, coco: Path, tmp_path: Path) -> None:
             assert (f"{task}/AP" in last) == is_scored, row
 
 
-def test_train_py_gives_the_same_losses(coco: Path, tmp_path: Path) -> None:
+def test_train_py_gives_the_same_losses(run: Callable[..., str], tmp_path: Path) -> None:
     rows = ["table2a_backbone/r50_fpn", "table2a_backbone/r50_c4", "table5_multitask/keypoint_only"]
-    run(coco, ROWS, SCRIPT, tmp_path / "theirs", *rows)
-    run(coco, ROWS, ROOT / "train.py", tmp_path / "ours", *rows)
+    run(ROWS, SCRIPT, tmp_path / "theirs", *rows)
+    run(ROWS, ROOT / "train.py", tmp_path / "ours", *rows)
     for row in rows:
         ours, theirs = (metrics(tmp_path / name / row)[:2] for name in ("ours", "theirs"))
         assert [line["iteration"] for line in ours] == [0, 1]

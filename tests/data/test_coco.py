@@ -2,8 +2,7 @@
 
 import json
 import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,7 @@ def test_splits_are_registered_with_detectron2(split: str) -> None:
     assert len(metadata.get("keypoint_names") or []) == (17 if "keypoints" in split else 0)
 
 
-def test_detectron2_datasets_is_honoured(tmp_path: Path) -> None:
+def test_detectron2_datasets_is_honoured(tmp_path: Path, run_python: Callable[..., Any]) -> None:
     script = (
         "import mask_rcnn_plugin\n"
         "from detectron2.data import MetadataCatalog\n"
@@ -46,11 +45,9 @@ def test_detectron2_datasets_is_honoured(tmp_path: Path) -> None:
         "    print(MetadataCatalog.get(name).json_file)\n"
     )
     env = {**os.environ, "DETECTRON2_DATASETS": str(tmp_path)}
-    out = subprocess.run(
-        [sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True
-    ).stdout
+    done = run_python("-c", script, env=env)
     annotations = tmp_path / "coco" / "annotations"
-    assert out.split() == [
+    assert done.stdout.split() == [
         str(annotations / "instances_minival2014.json"),
         str(annotations / "image_info_test-dev2017.json"),
     ]

@@ -1,8 +1,7 @@
 """The synthetic dataset: files, annotations against pixels, keypoints on scenes made by hand."""
 
 import json
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -190,11 +189,12 @@ def test_empty_splits(tmp_path: Path) -> None:
     assert COCO(str(tmp_path / "val.json")).getImgIds() == []
 
 
-def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], run_python: Callable[..., Any]
+) -> None:
     sizes = ["--train", "2", "--val", "1", "--size", "64"]
     arguments = ["--out", str(tmp_path), *sizes, "--seed"]
-    command = [sys.executable, "-m", "mask_rcnn_plugin.data.synthetic", *arguments, "3"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = run_python("-m", "mask_rcnn_plugin.data.synthetic", *arguments, "3", cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert "train.json: 2 images" in done.stdout
     assert len(list(tmp_path.glob("*/*.jpg"))) == 3

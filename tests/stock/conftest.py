@@ -6,10 +6,10 @@ installed in another way there are none, and the tests are skipped.
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
@@ -42,17 +42,13 @@ def coco(toy_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def run_python() -> Callable[..., str]:
+def run_stock(run_python: Callable[..., Any]) -> Callable[..., str]:
     """Runs Python without what the tests' own environment does to detectron2; returns stdout."""
 
     def run(*arguments: object, **variables: object) -> str:
         env = {k: v for k, v in os.environ.items() if k != "DETECTRON2_ENV_MODULE"}
-        done = subprocess.run(
-            [sys.executable, "-W", "ignore", *map(str, arguments)],
-            env=env | {name: str(value) for name, value in variables.items()},
-            capture_output=True,
-            text=True,
-        )
+        env |= {name: str(value) for name, value in variables.items()}
+        done = run_python(*arguments, env=env)
         assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
         return done.stdout
 
@@ -60,11 +56,11 @@ def run_python() -> Callable[..., str]:
 
 
 @pytest.fixture(scope="session")
-def run_tool(run_python: Callable[..., str], coco: Path) -> Callable[..., str]:
+def run_tool(run_stock: Callable[..., str], coco: Path) -> Callable[..., str]:
     """Runs a script of detectron2's as README says, on the toy COCO; returns stdout."""
 
     def run(name: str, *arguments: object) -> str:
-        return run_python(
+        return run_stock(
             *(TOOLS / name, *arguments),
             DETECTRON2_ENV_MODULE="mask_rcnn_plugin.env",
             DETECTRON2_DATASETS=coco,

@@ -147,7 +147,7 @@ FCOSHead(input_shape=[ShapeSpec(channels=32)], num_classes=2, conv_dims=[32], no
     ids=["import-all", "model-zoo", "crop", "data", "segmentation", "engine"],
 )
 def test_detectron2_works_without_the_plugin(
-    code: str, run_python: Callable[..., str], coco: Path, tmp_path: Path
+    code: str, run_stock: Callable[..., str], coco: Path, tmp_path: Path
 ) -> None:
     last = "import sys; assert 'mask_rcnn_plugin' not in sys.modules"
-    run_python("-c", f"{code}\n{last}", tmp_path / "file.png", DETECTRON2_DATASETS=coco)
+    run_stock("-c", f"{code}\n{last}", tmp_path / "file.png", DETECTRON2_DATASETS=coco)

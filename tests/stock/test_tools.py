@@ -38,10 +38,10 @@ RunTool = Callable[..., str]
 
 
 @pytest.fixture(scope="module")
-def yaml(run_python: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def yaml(run_stock: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """README's YAML at toy size, its _BASE_ the file that detectron2's model_zoo names."""
     find = "from detectron2 import model_zoo as z; print(z.get_config_file('Base-RCNN-FPN.yaml'))"
-    base = run_python("-c", find).splitlines()[-1]
+    base = run_stock("-c", find).splitlines()[-1]
     [readme] = re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL)
     assert "_BASE_: Base-RCNN-FPN.yaml" in readme
     folder = tmp_path_factory.mktemp("yaml")

@@ -4,8 +4,8 @@ import importlib.util
 import json
 import os
 import re
-import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -136,12 +136,15 @@ def test_real_images_have_no_error(
 
 
 def test_train_stops_before_anything_is_written(
-    bad: Path, toy_dataset: Path, toy_overrides: list[str], tmp_path: Path
+    bad: Path,
+    toy_dataset: Path,
+    toy_overrides: list[str],
+    tmp_path: Path,
+    run_python: Callable[..., Any],
 ) -> None:
     arguments = ["--config-file", "table2a_backbone/r50_fpn+synthetic", *toy_overrides]
     arguments += own(bad, toy_dataset / "train")
-    command = [sys.executable, str(REPOSITORY / "train.py"), *arguments]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = run_python(REPOSITORY / "train.py", *arguments, cwd=tmp_path)
     assert done.returncode == 2
     last = done.stderr.splitlines()[-1]
     assert last.startswith("train.py: ")

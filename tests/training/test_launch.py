@@ -249,7 +249,6 @@ class Ranks:
         self._folder = folder
         self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         context: Any = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["mask_rcnn_plugin", "mask_rcnn_plugin.training"])
         target = importlib.import_module("launched").run_rank
         given = (self._store.port, str(folder), overrides, *steps)
         self.processes = [context.Process(target=target, args=(r, *given)) for r in range(2)]

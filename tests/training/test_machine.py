@@ -2,10 +2,9 @@
 
 import logging
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -50,7 +49,9 @@ def test_a_config_and_what_decides_are_the_same_on_every_machine(
     assert all(each == found[0] for each in found)
 
 
-def test_a_config_is_the_same_in_processes_with_and_without_gpus() -> None:
+def test_a_config_is_the_same_in_processes_with_and_without_gpus(
+    run_python: Callable[..., Any],
+) -> None:
     code = (
         "import json, sys, torch\n"
         "torch.cuda.is_available = lambda: bool(int(sys.argv[2]))\n"
@@ -58,17 +59,9 @@ def test_a_config_is_the_same_in_processes_with_and_without_gpus() -> None:
         "print(json.dumps(flatten(get_config(sys.argv[1]), resolve=True), sort_keys=True))"
     )
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    outputs = {
-        subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", code, f"{ROW}+synthetic", gpu],
-            env=env,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for gpu in "01"
-    }
-    assert len(outputs) == 1
+    first, second = (run_python("-c", code, f"{ROW}+synthetic", gpu, env=env) for gpu in "01")
+    assert first.returncode == 0, first.stderr
+    assert first.stdout == second.stdout
 
 
 def test_without_a_gpu_it_is_the_cpu_with_one_warning(

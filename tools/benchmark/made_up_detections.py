@@ -39,7 +39,7 @@ def made_up_ground_truth(
         segmentation: Any = [polygons[i].tolist()]
         (rle,) = coco_mask.frPyObjects(segmentation, _HEIGHT, _WIDTH)
         if crowds[i]:
-            segmentation = _as_text(rle)
+            segmentation = as_text(rle)
         annotations.append(
             {
                 "id": i + 1,
@@ -83,8 +83,11 @@ def made_up_predictions(
         if n:
             chosen = [found[i] for i in rng.integers(len(found), size=n)]
             true = np.array([a["bbox"] for a in chosen])
-            noise = rng.normal(0, 0.08, size=(n, 4)) * true[:, [2, 3, 2, 3]]
-            boxes[:n] = _inside(true + noise)
+            jittered = true + rng.normal(0, 0.08, size=(n, 4)) * true[:, [2, 3, 2, 3]]
+            # In the image, and at least a pixel wide and high.
+            low = np.clip(jittered[:, :2], 0, (_WIDTH - 1, _HEIGHT - 1))
+            high = np.clip(jittered[:, :2] + jittered[:, 2:], low + 1, (_WIDTH, _HEIGHT))
+            boxes[:n] = np.concatenate([low, high - low], axis=1)
             right = rng.random(n) < 0.9
             true_kinds = np.array([(a["category_id"] - 1) // 2 for a in chosen])
             kinds[:n] = np.where(right, true_kinds, kinds[:n])
@@ -96,7 +99,7 @@ def made_up_predictions(
         instances.pred_boxes = Boxes(torch.from_numpy(boxes).float())
         instances.scores = torch.from_numpy(scores).float()
         instances.pred_classes = torch.from_numpy(kinds)
-        instances.pred_masks = RLEMasks([_as_text(rle) for rle in rles])
+        instances.pred_masks = RLEMasks([as_text(rle) for rle in rles])
         inputs = {"image_id": image["id"], "height": _HEIGHT, "width": _WIDTH}
         yield inputs, {"instances": instances}
 
@@ -107,13 +110,6 @@ def _draw_boxes(rng: np.random.Generator, n: int) -> np.ndarray:
     sides = np.minimum(sides, (_WIDTH, _HEIGHT))
     corners = rng.random((n, 2)) * ((_WIDTH, _HEIGHT) - sides)
     return np.concatenate([corners, sides], axis=1)
-
-
-def _inside(boxes: np.ndarray) -> np.ndarray:
-    """Boxes (n, 4), XYWH, clipped to the image and at least a pixel wide and high."""
-    low = np.clip(boxes[:, :2], 0, (_WIDTH - 1, _HEIGHT - 1))
-    high = np.clip(boxes[:, :2] + boxes[:, 2:], low + 1, (_WIDTH, _HEIGHT))
-    return np.concatenate([low, high - low], axis=1)
 
 
 def _draw_categories(rng: np.random.Generator, n: int, categories: int) -> np.ndarray:
@@ -130,6 +126,6 @@ def _outlines(boxes: np.ndarray, kinds: np.ndarray) -> np.ndarray:
     return boxes[:, None, :2] + (unit + 1) / 2 * boxes[:, None, 2:]
 
 
-def _as_text(rle: dict[str, Any]) -> dict[str, Any]:
+def as_text(rle: dict[str, Any]) -> dict[str, Any]:
     """pycocotools' RLE as JSON can hold it."""
     return {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")}

@@ -121,20 +121,17 @@ def torchvision_twin(stock: Any, num_detections: int, shorter_side: int) -> Any:
         box_score_thresh=predictor.test_score_thresh,
         box_detections_per_img=num_detections,
     )
-    state = {_torchvision_name(k): v for k, v in stock.state_dict().items()}
-    for name, value in state.items():  # background comes first, not last
+    state = twin.state_dict()
+    for name, value in stock.state_dict().items():
+        for pattern, replacement in _TORCHVISION_NAMES:
+            name = re.sub(pattern, replacement, name)
+        # Background comes first, not last.
         if "cls_score" in name:
-            state[name] = value.roll(1, dims=0)
+            value = value.roll(1, dims=0)
         elif "roi_heads.box_predictor.bbox_pred" in name:
-            state[name] = torch.cat([torch.zeros_like(value[:4]), value])
+            value = torch.cat([torch.zeros_like(value[:4]), value])
         elif "mask_fcn_logits" in name:
-            state[name] = torch.cat([torch.zeros_like(value[:1]), value])
-    wanted = twin.state_dict()
-    twin.load_state_dict({k: v for k, v in state.items() if k in wanted}, strict=True)
+            value = torch.cat([torch.zeros_like(value[:1]), value])
+        state[name] = value
+    twin.load_state_dict(state)
     return twin
-
-
-def _torchvision_name(name: str) -> str:
-    for pattern, replacement in _TORCHVISION_NAMES:
-        name = re.sub(pattern, replacement, name)
-    return name

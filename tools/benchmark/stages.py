@@ -20,8 +20,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from detectron2.config import instantiate
-from detectron2.data import DatasetCatalog
-from detectron2.data.datasets import register_coco_instances
 from detectron2.engine import SimpleTrainer
 from detectron2.evaluation import COCOEvaluator
 from detectron2.layers import ShapeSpec, paste_masks_in_image
@@ -31,10 +29,11 @@ from detectron2.utils.events import EventStorage
 from pycocotools import mask as coco_mask
 from torch import Tensor, nn
 
-from benchmark.made_up_detections import made_up_ground_truth, made_up_predictions
+from benchmark.made_up_detections import as_text, made_up_ground_truth, made_up_predictions
 from benchmark.peers import stock_detectron2, torchvision_twin
 from benchmark.weights import draw_like_trained
 from mask_rcnn_plugin import get_config, optimize_for_inference
+from mask_rcnn_plugin.data.coco import register_coco_dataset
 from mask_rcnn_plugin.evaluation import MaskRCNNCOCOEvaluator, Task, coco_results
 from mask_rcnn_plugin.modeling import MaskRCNNFCNHead, encode_masks
 from mask_rcnn_plugin.training.guarded_trainer import GuardedTrainer
@@ -98,19 +97,6 @@ class Peers:
         self.trainable.roi_heads.box_predictor.test_score_thresh = threshold
         self.stock.to(device).eval()
         self.trainable.to(device).eval()
-
-    @cached_property
-    def plugin(self) -> Any:
-        return optimize_for_inference(self.trainable)
-
-    @cached_property
-    def bf16(self) -> Any:
-        return optimize_for_inference(self.trainable, dtype=torch.bfloat16)
-
-    @cached_property
-    def channels_last(self) -> Any:
-        """detectron2's model."""
-        return copy.deepcopy(self.stock).to(memory_format=torch.channels_last)
 
     @cached_property
     def torchvision(self) -> Any:
@@ -225,10 +211,7 @@ def masks_to_rle(p: Peers) -> Iterator[Row]:
 
     def theirs() -> list[dict[str, Any]]:
         bitmaps = paste_masks_in_image(probs, boxes, p.size).cpu().numpy()
-        return [
-            {**rle, "counts": rle["counts"].decode("ascii")}
-            for rle in (coco_mask.encode(np.asfortranarray(b, dtype=np.uint8)) for b in bitmaps)
-        ]
+        return [as_text(coco_mask.encode(np.asfortranarray(b, dtype=np.uint8))) for b in bitmaps]
 
     def differ(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> float:
         return sum(a["counts"] != b["counts"] for a, b in zip(ours, theirs)) / len(theirs)
@@ -241,7 +224,9 @@ def model(p: Peers) -> Iterator[Row]:
     def detect(model: Any) -> Callable[[], Instances]:
         return lambda: model(p.batch)[0]["instances"]
 
-    tuned = detect(p.channels_last)
+    tuned = detect(copy.deepcopy(p.stock).to(memory_format=torch.channels_last))
+    ours = optimize_for_inference(p.trainable)
+    half = optimize_for_inference(p.trainable, dtype=torch.bfloat16)
 
     def autocast() -> Instances:
         with torch.autocast(p.device, torch.bfloat16):
@@ -249,9 +234,9 @@ def model(p: Peers) -> Iterator[Row]:
 
     stock: Runs = {"detectron2": detect(p.stock), "torchvision": p.run_torchvision}
     unit = "of the boxes lost"
-    runs: Runs = {**stock, "detectron2 tuned": tuned, "plugin": detect(p.plugin)}
+    runs: Runs = {**stock, "detectron2 tuned": tuned, "plugin": detect(ours)}
     yield Row("whole model", runs, boxes_lost, unit, 0.01)
-    runs = {**stock, "detectron2 tuned": autocast, "plugin": detect(p.bf16)}
+    runs = {**stock, "detectron2 tuned": autocast, "plugin": detect(half)}
     yield Row("whole model, bf16", runs, boxes_lost, unit, None)
 
 
@@ -329,12 +314,10 @@ def evaluation_row(folder: Path, truth: dict[str, Any]) -> Row:
 
 
 def register(folder: Path, truth: dict[str, Any]) -> str:
-    """Write a ground truth to a file; its name in detectron2's catalogs."""
-    file, name = folder / "made_up.json", f"made_up {folder}"
+    """Write a ground truth to a file and register it; its name in detectron2's catalogs."""
+    file = folder / "made_up.json"
     file.write_text(json.dumps(truth))
-    register_coco_instances(name, {}, str(file), str(folder))
-    DatasetCatalog.get(name)  # detectron2 learns the categories' ids from loading it
-    return name
+    return register_coco_dataset(str(file), str(folder))
 
 
 STAGES: dict[str, Callable[[Peers], Iterator[Row]]] = {

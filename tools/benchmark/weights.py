@@ -42,9 +42,9 @@ def draw_like_trained(model: nn.Module, batch: list[dict[str, Any]], num_candida
         elif name.endswith("bias"):
             parameter.data.zero_()
 
+    predictor: Any = model.get_submodule("roi_heads.box_predictor")
     # Random scores favour small anchors, so boxes are three times their proposals (by dw, dh / 5).
-    boxes: Any = model.get_submodule("roi_heads.box_predictor.bbox_pred")
-    boxes.bias.data.view(-1, 4)[:, 2:] = 5 * math.log(3)
+    predictor.bbox_pred.bias.data.view(-1, 4)[:, 2:] = 5 * math.log(3)
 
     handles = [
         module.register_forward_pre_hook(_take_statistics)
@@ -62,19 +62,15 @@ def draw_like_trained(model: nn.Module, batch: list[dict[str, Any]], num_candida
             convs = [c for n, c in block.named_children() if n.startswith("conv")]
             convs[-1].norm.weight.data.fill_(0.2)
 
-    scores: list[Tensor] = []
-    predictor: Any = model.get_submodule("roi_heads.box_predictor")
-
-    def keep_scores(module: nn.Module, args: Any, output: tuple[Tensor, Tensor]) -> None:
-        scores.append(output[0].softmax(dim=1)[:, :-1].flatten())
-
-    handles.append(predictor.register_forward_hook(keep_scores))
+    logits: list[Tensor] = []
+    handles.append(predictor.register_forward_hook(lambda _, __, output: logits.append(output[0])))
     model.eval()
     with torch.no_grad():
         model(batch)
     for handle in handles:
         handle.remove()
-    predictor.test_score_thresh = float(scores[0].topk(num_candidates).values[-1])
+    scores = logits[0].softmax(dim=1)[:, :-1].flatten()
+    predictor.test_score_thresh = float(scores.topk(num_candidates).values[-1])
 
 
 def _take_statistics(norm: Any, args: tuple[Tensor]) -> None:

@@ -1,13 +1,16 @@
-"""What the paper concludes from its ablations, and whether measurements agree.
+"""What the paper concludes from its ablations, claims.yaml, and whether measurements agree.
 
 A measurement is {config: {task: {metric: [AP in points, one a seed]}}}, seeds in the same order
 everywhere.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import isnan, sqrt
+from pathlib import Path
 from statistics import mean, stdev
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from omegaconf import OmegaConf
 
 from mask_rcnn_plugin.config.paper import row_of
 
@@ -106,80 +109,15 @@ class Claim(NamedTuple):
         return "agrees" if centre > 0 else "disagrees"
 
 
-def _within(table: str, config: str, against: str, task: str = "segm") -> Effect:
-    return Effect(f"{table}/{config}", f"{table}/{against}", task)
+def _read_claims() -> Iterator[Claim]:
+    content: Any = OmegaConf.to_container(OmegaConf.load(Path(__file__).with_name("claims.yaml")))
+    for text, effects in content.items():
+        than = effects.pop("than", None)
+        ((kind, effect),) = effects.items()
+        yield Claim(text, kind, Effect(*effect), Effect(*than) if than else None)
 
 
-_2C, _2D, _2E = "table2c_roi_layer", "table2d_stride32", "table2e_mask_branch"
-_5 = "table5_multitask"
-_ALIGN_C4 = _within(_2C, "roialign_ave", "roipool_max")
-_ALIGN_C5 = _within(_2D, "roialign", "roipool")
+CLAIMS = tuple(_read_claims())
+# The paper gives these in words alone (Sec. 4.2).
 _ALIGN_FPN = Effect("table2a_backbone/r50_fpn", "fpn_roi_layer/roipool", "segm")
-_ALIGN_KEYPOINTS = _within("table6_keypoint_roi", "roialign", "roipool", "keypoints")
 _EFFECTS_IN_TEXT = {_ALIGN_FPN: 1.5, _ALIGN_FPN._replace(task="bbox"): 0.5}
-
-CLAIMS = (
-    Claim(
-        "Sigmoid masks beat softmax masks (Table 2b)",
-        "gain",
-        _within("table2b_mask_loss", "sigmoid", "softmax"),
-    ),
-    Claim(
-        "Class-agnostic masks are nearly as good (Sec. 4.2)",
-        "as good",
-        Effect("class_agnostic/r50_c4", "table2a_backbone/r50_c4", "segm"),
-    ),
-    Claim("RoIAlign beats RoIPool (Table 2c)", "gain", _ALIGN_C4),
-    Claim(
-        "... more so at AP75 (Table 2c)", "more", _ALIGN_C4._replace(metric="AP75"), than=_ALIGN_C4
-    ),
-    Claim(
-        "RoIWarp is no better than RoIPool (Table 2c, ave)",
-        "no better",
-        _within(_2C, "roiwarp_ave", "roipool_max"),
-        than=_ALIGN_C4,
-    ),
-    Claim(
-        "RoIWarp is no better than RoIPool (Table 2c, max)",
-        "no better",
-        _within(_2C, "roiwarp_max", "roipool_max"),
-        than=_ALIGN_C4,
-    ),
-    Claim(
-        "Max is as good as average (Table 2c)",
-        "as good",
-        _within(_2C, "roialign_max", "roialign_ave"),
-    ),
-    Claim("RoIAlign beats RoIPool at stride 32 (Table 2d)", "gain", _ALIGN_C5),
-    Claim("... boxes too (Table 2d)", "gain", _ALIGN_C5._replace(task="bbox")),
-    Claim("... more than at stride 16 (Tables 2d, 2c)", "more", _ALIGN_C5, than=_ALIGN_C4),
-    Claim("RoIAlign beats RoIPool on an FPN (Sec. 4.2)", "gain", _ALIGN_FPN),
-    Claim("... boxes too (Sec. 4.2)", "gain", _ALIGN_FPN._replace(task="bbox")),
-    Claim("The FCN beats the MLP of two layers (Table 2e)", "gain", _within(_2E, "fcn", "mlp_2fc")),
-    Claim(
-        "The FCN beats the MLP of three layers (Table 2e)", "gain", _within(_2E, "fcn", "mlp_3fc")
-    ),
-    Claim("Masks help boxes (Table 5)", "gain", _within(_5, "mask_only", "box_only", "bbox")),
-    Claim(
-        "Masks help keypoints (Table 5)",
-        "gain",
-        _within(_5, "keypoint_and_mask", "keypoint_only", "keypoints"),
-    ),
-    Claim(
-        "Keypoints cost boxes a little (Table 5)",
-        "loss",
-        _within(_5, "keypoint_and_mask", "mask_only", "bbox"),
-    ),
-    Claim(
-        "Keypoints cost masks a little (Table 5)",
-        "loss",
-        _within(_5, "keypoint_and_mask", "mask_only"),
-    ),
-    Claim("RoIAlign beats RoIPool for keypoints (Table 6)", "gain", _ALIGN_KEYPOINTS),
-    Claim(
-        "... by more than for masks on an FPN (Table 6, Sec. 4.2)",
-        "more",
-        _ALIGN_KEYPOINTS,
-        than=_ALIGN_FPN,
-    ),
-)

@@ -41,29 +41,21 @@ def index_page(run: Content, contents: Sequence[Content]) -> str:
         _VERDICTS,
         claims_table(CLAIMS, measured_in(*contents)),
     ]
-    for content in contents:
-        place, title, *_ = TABLES[content["table"]]
-        parts += [f"## {place}: {title}", *_table_parts(content)]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(parts) + "\n\n" + "\n".join(map(table_page, contents))
 
 
 def table_page(content: Content) -> str:
     """The page of one table."""
-    place, title, *_ = TABLES[content["table"]]
-    return "\n\n".join([f"## {place}: {title}", *_table_parts(content)]) + "\n"
-
-
-def _table_parts(content: Content) -> list[str]:
     table, measured = content["table"], measured_in(content)
-    place, claims = TABLES[table].place, claims_of(table)
-    parts = [results_table(content)]
+    claims, (place, title, *_) = claims_of(table), TABLES[table]
+    parts = [f"## {place}: {title}", results_table(content)]
     if claims:
         parts.append(claims_table(claims, measured))
     if _panels(table, measured):
         parts.append(f"![{place}, the paper's effects and ours]({table}.png)")
     if measured:
         parts.append(f"![{place}, the same images under each row]({table}_pictures.jpg)")
-    return parts
+    return "\n\n".join(parts) + "\n"
 
 
 def measured_in(*contents: Content) -> Measured:

@@ -39,9 +39,7 @@ class Run:
     """One training and test of one row.
 
     config: name with overlays.
-    overrides: "key=value", without `train.output_dir`.
-    max_iter: iterations of its training.
-    folder: its `train.output_dir`.
+    overrides: "key=value", without `train.output_dir`, which is `folder`.
     trained: the run whose weights it tests, None if it trains its own.
     """
 
@@ -76,11 +74,9 @@ def plan(
     """The runs that rows need.
 
     Args:
-        configs: short names of rows.
         scale: key of `SCALES`.
         seeds: how many trainings a row, with `train.seed` 0, 1, ...
         root: folder of the runs' folders.
-        overrides: "key=value", for all of them.
 
     Returns:
         {(config, seed): run}; rows whose configs are equal share a run.
@@ -123,10 +119,8 @@ def execute(runs: Iterable[Run], scripts: Path, *, jobs: int, num_gpus: int) -> 
     """Train and test what is not done, in this order, with a progress bar.
 
     Args:
-        runs: from `plan`.
         scripts: folder of train.py and eval.py.
         jobs: how many at a time; on a CPU they share its cores, else the same GPUs.
-        num_gpus: of each training.
 
     Returns:
         Runs that failed, and those that needed one of these; console.txt in their folder says why.
@@ -199,5 +193,6 @@ def _finish(run: Run, code: int) -> str:
     with atomic_write(run.folder / _DONE) as file:
         file.write(json.dumps(content).encode() + b"\n")
     results = run.results()
-    scores = [f"{TASKS[t]} AP {results[t]['AP'] or 0:.1f}" for t in TASKS if t in results]
+    aps = {name: results[task]["AP"] for task, name in TASKS.items() if task in results}
+    scores = [f"{n} AP n/a" if ap is None else f"{n} AP {ap:.1f}" for n, ap in aps.items()]
     return f"{', '.join(scores) or 'no annotations to score with'} in {run.seconds():.0f} s"

@@ -35,10 +35,8 @@ def train_stages(cfg: DictConfig, regime: str) -> dict[str, Any]:
     """Train a row by one of `REGIMES`. What an earlier run has finished is not done again.
 
     In `train.output_dir`, each stage has a folder with what `do_train` writes, its config and, of
-    an RPN, `proposals/`; `stages.json` records what is done. To do a stage again, delete its folder
-    and all after it. "separate" (Sec. 3.1): an RPN that shares nothing with Mask R-CNN, and Mask
-    R-CNN on its proposals. "4step" (Sec. 4.4, after Faster R-CNN): the two in turn, which ends in
-    `model_final.pth`, one model of the row.
+    an RPN, `proposals/`; `stages.json` records what is done, and of "4step" `model_final.pth` is
+    the one model of the row. To do a stage again, delete its folder and all after it.
 
     Returns:
         {task: {metric: AP in points}} of 2_detector, or of the one model; {} for a test set without

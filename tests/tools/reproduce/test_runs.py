@@ -154,6 +154,15 @@ def test_a_failed_run_is_told_and_tried_again(
     assert starts(scripts) == ["train a 7", "train a 8", "train a 7"]
 
 
+def test_an_ap_that_coco_does_not_define_is_no_zero(
+    tmp_path: Path, scripts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = scripts / "train.py"
+    train.write_text(train.read_text().replace("12.0}", "None}, 'bbox': {'AP': 0.04}"))
+    assert execute([a_run(tmp_path / "run")], scripts, jobs=1, num_gpus=1) == []
+    assert "a seed 0: mask AP n/a, box AP 0.0 in" in capsys.readouterr().out
+
+
 def test_an_interruption_leaves_nothing_behind_and_the_same_call_goes_on(
     tmp_path: Path, scripts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
