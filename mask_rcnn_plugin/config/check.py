@@ -178,7 +178,7 @@ def _read(target: Callable[..., Any]) -> Signature:
     return Signature({k: hints[k] for k in names}, required & names, is_open)
 
 
-_LISTS = (list, tuple, abc.Sequence, abc.Iterable)
+LISTS = (list, tuple, abc.Sequence, abc.Iterable)
 
 
 def alternatives(hint: Any) -> tuple[Any, ...]:
@@ -206,7 +206,7 @@ def fits(value: Any, hint: Any) -> bool:
         return callable(value)
     if origin in (dict, abc.Mapping):
         return isinstance(value, dict)
-    if origin in _LISTS:
+    if origin in LISTS:
         elements = [a for a in args if a is not ...] or [Any]
         # However many: detectron2 writes Tuple[float] for several.
         return isinstance(value, (list, tuple)) and all(

@@ -1,18 +1,22 @@
 """Changes to a config from the command line: key=value."""
 
 import difflib
+import re
 from typing import Any, Literal, get_args, get_origin
 
+import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mask_rcnn_plugin.config.check import (
+    LISTS,
     alternatives,
     is_call,
     join,
     no_such_key,
     schema_hint,
     signature_of,
+    walk,
 )
 from mask_rcnn_plugin.errors import ConfigError
 
@@ -61,7 +65,12 @@ def apply_override(cfg: DictConfig, override: str) -> list[str]:
     for part in parts[:-1]:
         node = _get(node, part)
     current, hint = _get(node, parts[-1]), _hint(node, key)
-    value = text if _is_text(current, hint) else _from_yaml(text, override)
+    kinds = _kinds(current, hint)
+    is_text = str in kinds and not any(kind in kinds for kind in (bool, int, float, dict))
+    if is_text and not (list in kinds and text.startswith("[")):
+        value: Any = text
+    else:
+        value = _from_yaml(text, override, yaml.BaseLoader if is_text else _Loader)
     if "${" in text:
         raise ConfigError(
             f"override {override!r}: {text!r} refers to another key, as only a file can: give its "
@@ -69,9 +78,8 @@ def apply_override(cfg: DictConfig, override: str) -> list[str]:
         )
     if value == "null" and type(None) in alternatives(hint):
         value = None
-    is_integer = type(current) is int or int in alternatives(hint)
-    if is_integer and isinstance(value, float) and value.is_integer():  # 1e3
-        value = int(value)
+    if int in kinds:
+        value = _with_integers(value)
     try:
         OmegaConf.update(cfg, key, value, merge=True)
     except (OmegaConfBaseException, IndexError) as error:
@@ -137,16 +145,69 @@ def _hint(node: Any, key: str) -> Any:
     return signature.hints.get(key.rpartition(".")[2]) if signature else schema_hint(key)
 
 
-def _is_text(current: Any, hint: Any) -> bool:
-    is_choice = get_origin(hint) is Literal
-    kinds = list(map(type, get_args(hint))) if is_choice else alternatives(hint)
-    if any(kind in kinds for kind in (bool, int, float)):
-        return False
-    return isinstance(current, str) or str in kinds
+def _with_integers(value: Any) -> Any:
+    """Floats that equal integers become these."""
+    if isinstance(value, list):
+        return [_with_integers(v) for v in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _from_yaml(text: str, override: str) -> Any:
+def _kinds(current: Any, hint: Any) -> list[Any]:
+    """Types of what a key holds, by its hint and its value; of a list, `list` and the elements'."""
+    if isinstance(current, DictConfig):
+        return _hinted(hint)
+    plain = OmegaConf.to_container(current) if OmegaConf.is_config(current) else current
+    return [*_hinted(hint), *(type(value) for _, value in walk(plain, ""))]
+
+
+def _hinted(hint: Any) -> list[Any]:
+    if get_origin(hint) is Literal:
+        return [type(a) for a in get_args(hint)]
+    if get_origin(hint) in LISTS:
+        return [list, *(kind for a in get_args(hint) for kind in _hinted(a))]
+    if len(alternatives(hint)) > 1:
+        return [kind for a in alternatives(hint) for kind in _hinted(a)]
+    return [hint]
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads numbers as YAML 1.2 does: 010 is ten, 1e3 is a number, 1:30 and dates are texts."""
+
+
+def _number(loader: _Loader, node: yaml.ScalarNode) -> float:
     try:
-        return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore[call-overload,index]
+        return int(node.value)
+    except ValueError:
+        return loader.construct_yaml_float(node)
+
+
+_NUMBER = "tag:yaml.org,2002:float"
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, r) for tag, r in resolvers if not tag.endswith((":int", ":float", ":timestamp"))]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    _NUMBER,
+    re.compile(
+        r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(e[-+]?\d+)?$|[-+]?\.(inf|nan)$", re.IGNORECASE
+    ),
+    list("-+.0123456789"),
+)
+_Loader.add_constructor(_NUMBER, _number)
+
+
+def _from_yaml(text: str, override: str, loader: type[yaml.BaseLoader] = _Loader) -> Any:
+    """The value of a text; the text itself if YAML would drop a part of it, such as a comment."""
+    try:
+        value = yaml.load(text, loader)
+        tokens = list(yaml.scan(text))
     except Exception as error:
-        raise ConfigError(f"override {override!r}: {text!r} cannot be read as YAML") from error
+        raise ConfigError(
+            f"override {override!r}: {text!r} cannot be read as YAML; in a list, quote a text with "
+            "'#', ':', quotes or brackets in it: [\"a #1\"]"
+        ) from error
+    end = max(
+        (t.end_mark.index for t in tokens if t.end_mark.index > t.start_mark.index), default=0
+    )
+    named = any(isinstance(t, (yaml.AnchorToken, yaml.TagToken)) for t in tokens)
+    return text if named or end < len(text.rstrip()) else value

@@ -101,7 +101,7 @@ def own_file(tmp_path: Path) -> Callable[..., str]:
             "model.proposal_generator.pre_nms_topk=9",
         ),
         *(f"model.roi_heads.mask_pooler.{key}=foo" for key in ("pooler_type", "aggregation")),
-        *("model.pixel_mean=[a, b, c]", "dataset.train.names=a", "dataset.train.names=[1]"),
+        *("model.pixel_mean=[a, b, c]", "dataset.train.names=a", "dataset.train.names={a: 1}"),
         *("dataset.test.max_detections=0", "dataset=null", "dataset.synthetic={size: 3}"),
         *("dataloader.train.total_batch_size=0", "dataloader.test.num_workers=-1"),
         "dataloader.train.mapper.augmentations.0.max_size=0",

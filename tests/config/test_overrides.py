@@ -1,5 +1,6 @@
 """key=value: what it sets, and what a wrong one is told."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,11 @@ from omegaconf import DictConfig, OmegaConf
 from mask_rcnn_plugin import get_config
 from mask_rcnn_plugin.config import ConfigError
 from mask_rcnn_plugin.config.overrides import apply_override
+
+RPN = "model.proposal_generator"
+SCHEDULE = "lr_multiplier.scheduler"
+RESIZE = "dataloader.train.mapper.augmentations.0"
+PROPOSALS = "dataloader.test.dataset.proposal_files"
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +35,20 @@ def changed(row: DictConfig, override: str) -> DictConfig:
         ("train.max_iter=1e3", "train.max_iter", 1000),
         ("train.max_iter=1.5e0", "train.max_iter", 1.5),  # which the check refuses
         ("train.reference_batch_size=1e1", "train.reference_batch_size", 10),
+        ("train.max_iter=010", "train.max_iter", 10),  # no octal number
+        ("train.max_iter=90_000", "train.max_iter", 90_000),
+        ("train.max_iter=1:30", "train.max_iter", "1:30"),  # no 90; the check refuses it
+        ("train.max_iter=5 #", "train.max_iter", "5 #"),
+        (f"{RPN}.post_nms_topk=[1e3, 010]", f"{RPN}.post_nms_topk", [1000, 10]),
+        (f"{SCHEDULE}.milestones=[1e3,2e3]", f"{SCHEDULE}.milestones", [1000, 2000]),
+        (f"{SCHEDULE}.values=[1, 1e-1]", f"{SCHEDULE}.values", [1, 0.1]),
+        (f"{RESIZE}.short_edge_length=[1e3]", f"{RESIZE}.short_edge_length", [1000]),
+        ("model.pixel_mean=[1e2, 1, .5]", "model.pixel_mean", [100.0, 1, 0.5]),
+        ("dataset.test.names=[20231105]", "dataset.test.names", ["20231105"]),
+        ("dataset.test.names=[1e3, null, 'a, b']", "dataset.test.names", ["1e3", "null", "a, b"]),
+        ("dataset.test.names=[]", "dataset.test.names", []),
+        (f"{PROPOSALS}=['OUT #1/test_0.pkl']", PROPOSALS, ["OUT #1/test_0.pkl"]),
+        (f"{PROPOSALS}=null", PROPOSALS, None),
         ("optimizer.lr=1e-3", "optimizer.lr", 0.001),
         ("optimizer.lr=1", "optimizer.lr", 1),
         ("train.amp.enabled=true", "train.amp.enabled", True),
@@ -56,9 +76,12 @@ def changed(row: DictConfig, override: str) -> DictConfig:
     ],
 )
 def test_a_value_is_set(row: DictConfig, override: str, key: str, value: Any) -> None:
-    found = OmegaConf.select(changed(row, override), key)
-    assert found == value
-    assert isinstance(value, list) or type(found) is type(value)
+    found = OmegaConf.select(changed(row, override), re.sub(r"\.(\d+)", r"[\1]", key))
+    assert (list(found) if isinstance(value, list) else found) == value
+    if isinstance(value, list):
+        assert [type(v) for v in found] == [type(v) for v in value]
+    else:
+        assert type(found) is type(value)
 
 
 @pytest.mark.parametrize(
@@ -103,6 +126,8 @@ def test_text_is_taken_as_it_is(row: DictConfig, key: str, text: str) -> None:
         ("train.max_iter", ["'train.max_iter'", "key=value"]),
         ("=3", ["'=3'", "key=value"]),
         ("train.max_iter=[", ["'train.max_iter=['", "YAML"]),
+        (f"{PROPOSALS}=[OUT #1/test_0.pkl]", ["'[OUT #1/test_0.pkl]'", "YAML", "quote"]),
+        ("dataset.test.names=[a/b [c]/d]", ["'[a/b [c]/d]'", "YAML", "quote"]),
         ("train.max_iter=${train.eval_period}", ["'${train.eval_period}'"]),
         ("train.output_dir=${oc.env:HOME}", ["'${oc.env:HOME}'"]),
         ("train.ddp.static_graph=true", ["'train.ddp.static_graph'"]),
@@ -136,6 +161,20 @@ def test_an_override_cannot_make_objects(row: DictConfig, code: str, tmp_path: P
 def test_a_tuple_is_replaced_by_a_list(row: DictConfig) -> None:
     key = "model.proposal_generator.post_nms_topk"
     assert list(OmegaConf.select(changed(row, f"{key}=[9, 8]"), key)) == [9, 8]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        *(("3", 3), ("true", True), ("[1, a]", [1, "a"]), ("{a: 1}", {"a": 1}), ("", None)),
+        *(("'a #b'", "a #b"), ("['a #b']", ["a #b"]), ("a#b", "a#b")),
+        # YAML would drop a part of these
+        *(("a #b", "a #b"), ("#b", "#b"), ("5 #b", "5 #b"), ("[1] #b", "[1] #b"), ("&a", "&a")),
+        *(("&a b", "&a b"), ("!!str 5", "!!str 5")),
+    ],
+)
+def test_a_new_key_holds_all_that_is_given(row: DictConfig, text: str, value: Any) -> None:
+    assert OmegaConf.to_container(changed(row, f"+mine={text}"))["mine"] == value
 
 
 def test_a_plus_sets_a_new_key() -> None:
