@@ -29,6 +29,8 @@ _CALLS = (
 )
 _GIVEN_LATER = "optimizer.params.model"  # an argument that is missing until the training starts
 
+NEAR = 0.75  # how like a name must be to one that may be meant
+
 _AP = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 METRICS = {  # of each task, in COCO's order
     "bbox": _AP,
@@ -95,7 +97,8 @@ def no_such_key(key: str, siblings: Iterable[str], close: str | None = None) -> 
     prefix, _, name = key.rpartition(".")
     siblings = sorted(siblings)
     if close is None:
-        close = next((join(prefix, k) for k in difflib.get_close_matches(name, siblings, n=1)), "")
+        near = difflib.get_close_matches(name, siblings, n=1, cutoff=NEAR)
+        close = join(prefix, near[0]) if near else ""
     hint = f"did you mean {close!r}? " if close else ""
     return f"no key {key!r}; {hint}{repr(prefix) if prefix else 'the config'} has {siblings}"
 

@@ -10,6 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mask_rcnn_plugin.config.check import (
     LISTS,
+    NEAR,
     alternatives,
     is_call,
     join,
@@ -27,12 +28,18 @@ _OTHER_NAMES = {
     "learning_rate": "optimizer.lr",
     "batch_size": "dataloader.train.total_batch_size",
     "ims_per_batch": "dataloader.train.total_batch_size",
-    "epochs": "train.max_iter",
-    "iterations": "train.max_iter",
+    **dict.fromkeys(("epochs", "max_epochs", "iters", "iterations"), "train.max_iter"),
     "steps": "lr_multiplier.scheduler.milestones",
+    "gamma": "lr_multiplier.scheduler.values",
+    "warmup_iters": "lr_multiplier.warmup_length.iterations",
     "weights": "train.init_checkpoint",
-    "amp": "train.amp.enabled",
+    **dict.fromkeys(("amp", "fp16", "bf16", "mixed_precision"), "train.amp.enabled"),
     "checkpoint_period": "train.checkpointer.period",
+    "min_size_train": "dataloader.train.mapper.augmentations.0.short_edge_length",
+    "max_size_train": "dataloader.train.mapper.augmentations.0.max_size",
+    "min_size_test": "dataloader.test.mapper.augmentations.0.short_edge_length",
+    "max_size_test": "dataloader.test.mapper.augmentations.0.max_size",
+    "nms_thresh_test": "model.roi_heads.box_predictor.test_nms_thresh",
     "score_thresh_test": "model.roi_heads.box_predictor.test_score_thresh",
     "detections_per_image": "dataset.test.max_detections",
     "workers": "dataloader.train.num_workers",
@@ -98,16 +105,19 @@ def _check_exists(cfg: DictConfig, parts: list[str]) -> None:
 
 
 def _meant(cfg: DictConfig, parts: list[str]) -> str | None:
-    """The key that is meant by one that does not exist."""
-    key, name = ".".join(parts), parts[-1].lower()
-    keys = _all_keys(cfg)
+    """The key that is meant by one that does not exist: of its last part's name, or of one near."""
+    key, name = ".".join(parts).lower(), parts[-1].lower()
     if name in _OTHER_NAMES:
         return _OTHER_NAMES[name]
-    close = difflib.get_close_matches(key, keys, n=1)
-    if close:
-        return close[0]
-    same = [k for k in keys if k.rpartition(".")[2] == name]
-    return min(same, key=len) if same else None
+    names = {k: k.rpartition(".")[2] for k in _all_keys(cfg) if not key.startswith(f"{k}.")}
+    near = difflib.get_close_matches(name, sorted({*names.values()}), n=1, cutoff=NEAR)
+    same = [k for k in names if [names[k]] == near and not name.isdigit()]
+
+    def distance(candidate: str) -> tuple[int, bool, int]:
+        blocks = difflib.SequenceMatcher(None, key, candidate).get_matching_blocks()
+        return -sum(block.size for block in blocks), "test" in candidate, len(candidate)
+
+    return min(same, key=distance, default=None)
 
 
 def _settable(node: Any) -> set[str]:
@@ -132,9 +142,12 @@ def _get(node: Any, key: str) -> Any:
 
 
 def _all_keys(node: Any, prefix: str = "") -> list[str]:
+    """What may be set, but for what follows another key."""
     keys = []
     for key in sorted(_settable(node)):
         path = join(prefix, key)
+        if isinstance(node, DictConfig) and OmegaConf.is_interpolation(node, key):
+            continue
         keys += [path, *_all_keys(_get(node, key), path)]
     return keys
 

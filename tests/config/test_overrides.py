@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mask_rcnn_plugin import get_config
 from mask_rcnn_plugin.config import ConfigError
-from mask_rcnn_plugin.config.overrides import apply_override
+from mask_rcnn_plugin.config.overrides import _OTHER_NAMES, apply_override
 
 RPN = "model.proposal_generator"
 SCHEDULE = "lr_multiplier.scheduler"
@@ -121,6 +121,16 @@ def test_text_is_taken_as_it_is(row: DictConfig, key: str, text: str) -> None:
         ("num_classes=3", ["'model.roi_heads.num_classes'"]),
         ("device=cpu", ["'train.device'"]),
         ("output_dir=x", ["'train.output_dir'"]),
+        ("train.lr=1", ["did you mean 'optimizer.lr'"]),
+        ("train.names=[a]", ["did you mean 'dataset.train.names'"]),
+        ("max_detections=9", ["did you mean 'dataset.test.max_detections'"]),
+        ("dataset.tets.names=[a]", ["did you mean 'dataset.test.names'"]),
+        ("DATASETS.TRAIN=[a]", ["did you mean 'dataset.train'"]),
+        ("DATASETS.TEST=[a]", ["did you mean 'dataset.test'"]),
+        ("num_workers=1", ["did you mean 'dataloader.train.num_workers'"]),
+        ("DATALOADER.NUM_WORKERS=1", ["did you mean 'dataloader.train.num_workers'"]),
+        ("dataloader.tst.num_workers=1", ["did you mean 'dataloader.test.num_workers'"]),
+        ("optimizer.max_iters=1", ["did you mean 'train.max_iter'"]),
         ("model.pixel_std.3=1", ["'model.pixel_std.3'", "['0', '1', '2']"]),
         ("train.max_iter.deeper=1", ["'train.max_iter.deeper'"]),
         ("train.max_iter", ["'train.max_iter'", "key=value"]),
@@ -139,6 +149,33 @@ def test_a_wrong_override_is_refused(row: DictConfig, override: str, parts: list
         changed(row, override)
     for part in parts:
         assert part in str(error.value)
+
+
+@pytest.mark.parametrize("name", _OTHER_NAMES)
+def test_what_a_key_is_called_elsewhere_is_understood(row: DictConfig, name: str) -> None:
+    key = _OTHER_NAMES[name]
+    with pytest.raises(ConfigError, match=f"did you mean '{re.escape(key)}'"):
+        changed(row, f"SOLVER.{name.upper()}=1")
+    changed(row, f"{key}=1")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("SOLVER.WARMUP_ITERS", "SOLVER.GAMMA", "INPUT.MIN_SIZE_TRAIN", "INPUT.MAX_SIZE_TEST"),
+        *("max_epochs", "iters", "fp16", "bf16", "train.fp16"),
+    ],
+)
+def test_names_that_are_known(row: DictConfig, name: str) -> None:
+    with pytest.raises(ConfigError, match="did you mean '(train|dataloader|lr_multiplier)"):
+        changed(row, f"{name}=1")
+
+
+@pytest.mark.parametrize("key", ["train.nothing", "train.max_iter.deeper", "TRAIN.XYZ"])
+def test_no_node_above_is_meant(row: DictConfig, key: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        changed(row, f"{key}=1")
+    assert "did you mean" not in str(error.value)
 
 
 @pytest.mark.parametrize(
