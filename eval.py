@@ -40,6 +40,7 @@ from mask_rcnn_plugin.evaluation.pictures import draw_predictions
 from mask_rcnn_plugin.evaluation.testing import evaluate, evaluator_of, score
 from mask_rcnn_plugin.training import SafeCheckpointer, resolve_weights, setup_datasets
 from mask_rcnn_plugin.training.launch import log_processes, parse_program_args, run_program
+from mask_rcnn_plugin.training.machine import device_of
 from mask_rcnn_plugin.training.main_process import on_main_process
 from mask_rcnn_plugin.training.setup import make_output_dir
 
@@ -98,7 +99,7 @@ def prepare(args: argparse.Namespace, cfg: DictConfig) -> None:
 def run(args: argparse.Namespace, cfg: DictConfig) -> None:
     """What each process does."""
     if args.weights:
-        model = instantiate(cfg.model).to(cfg.train.device).eval()
+        model = instantiate(cfg.model).to(device_of(cfg)).eval()
         SafeCheckpointer(model).load_strictly(args.weights)
         if not args.no_optimize:
             model = optimize_for_inference(model)

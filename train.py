@@ -44,7 +44,7 @@ from mask_rcnn_plugin.training.checkpoint import (
 from mask_rcnn_plugin.training.eval_hook import SafeEvalHook
 from mask_rcnn_plugin.training.guarded_trainer import build_trainer
 from mask_rcnn_plugin.training.launch import log_processes, parse_program_args, run_program
-from mask_rcnn_plugin.training.machine import log_machine, memory_format
+from mask_rcnn_plugin.training.machine import device_of, log_machine, memory_format
 from mask_rcnn_plugin.training.main_process import on_main_process
 from mask_rcnn_plugin.training.preemption import Preemption
 from mask_rcnn_plugin.training.preflight import check_datasets
@@ -86,7 +86,7 @@ def do_train(
     log_machine(cfg)
     model = instantiate(cfg.model)
     logger.info("Model:\n%s", model)
-    model.to(cfg.train.device, memory_format=memory_format(cfg))
+    model.to(device_of(cfg), memory_format=memory_format(cfg))
 
     cfg.optimizer.params.model = model
     optim = instantiate(cfg.optimizer)

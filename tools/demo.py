@@ -33,7 +33,6 @@ from mask_rcnn_plugin.errors import UserError
 from mask_rcnn_plugin.evaluation import PREDICTIONS_FILE, results_table
 from mask_rcnn_plugin.evaluation.pictures import draw_predictions
 from mask_rcnn_plugin.training import setup_datasets
-from mask_rcnn_plugin.training.machine import fit_to_machine
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # of train.py
 from train import do_train
@@ -93,7 +92,6 @@ def main() -> None:
     if args.quick:
         overrides += QUICK
     cfg = get_config(CONFIG, overrides)
-    fit_to_machine(cfg, warn=False)
     try:
         setup_datasets(cfg)
     except UserError as error:  # e.g. images of an earlier version of the drawing

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from mask_rcnn_plugin.errors import UserError
 from mask_rcnn_plugin.training import setup_datasets
 from mask_rcnn_plugin.training.guarded_trainer import build_trainer
-from mask_rcnn_plugin.training.machine import fit_to_machine
+from mask_rcnn_plugin.training.machine import device_of
 from mask_rcnn_plugin.training.nonfinite import read_batch
 from mask_rcnn_plugin.training.random_states import set_random_state
 
@@ -48,7 +48,7 @@ def parse_args() -> argparse.Namespace:
 
 def replay(cfg: DictConfig, content: dict[str, Any]) -> None:
     """Do the step of a file and print what happens."""
-    model: nn.Module = instantiate(cfg.model).to(cfg.train.device)
+    model: nn.Module = instantiate(cfg.model).to(device_of(cfg))
     try:
         model.load_state_dict(content["model"])
     except RuntimeError as error:
@@ -121,9 +121,11 @@ def main() -> None:
     try:
         content = read_batch(args.file)
         cfg = get_config(args.config, args.overrides)
-        fit_to_machine(cfg)
         setup_datasets(cfg)
-        print(f"iteration {content['iteration']}, learning rate {content['lr']:.3g}\n")
+        print(
+            f"iteration {content['iteration']}, learning rate {content['lr']:.3g}, repeated on "
+            f"{device_of(cfg)}\n"
+        )
         replay(cfg, content)
     except UserError as error:
         print(f"replay.py: {error}", file=sys.stderr)

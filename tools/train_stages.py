@@ -36,7 +36,14 @@ from mask_rcnn_plugin.training.setup import make_output_dir
 from mask_rcnn_plugin.training.weights import check_initialization
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # of train.py
-from train_stages.regimes import CHECKPOINT, REGIMES, check_record, read_record, train_stages
+from train_stages.regimes import (
+    CHECKPOINT,
+    RECORD,
+    REGIMES,
+    check_record,
+    read_record,
+    train_stages,
+)
 
 
 def parse_args() -> argparse.Namespace:
@@ -52,7 +59,9 @@ def parse_args() -> argparse.Namespace:
 
 def prepare(args: argparse.Namespace, cfg: DictConfig) -> None:
     """Check and complete the config as far as possible without building anything."""
-    if not any(override.startswith("train.output_dir=") for override in args.overrides):
+    given = any(override.startswith("train.output_dir=") for override in args.overrides)
+    # The config.yaml of a folder of stages names that folder.
+    if not given and not on_main_process((Path(cfg.train.output_dir) / RECORD).is_file):
         cfg.train.output_dir += f"-{args.regime}"
     if cfg.train.init_checkpoint:
         on_main_process(lambda: resolve_weights(cfg.train.init_checkpoint))

@@ -29,6 +29,8 @@ _CALLS = (
 )
 _GIVEN_LATER = "optimizer.params.model"  # an argument that is missing until the training starts
 
+NEAR = 0.75  # how like a name must be to one that may be meant
+
 _AP = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 METRICS = {  # of each task, in COCO's order
     "bbox": _AP,
@@ -52,6 +54,8 @@ def check_config(cfg: DictConfig, added: Collection[str] = ()) -> None:
     try:
         values: Any = OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
+        # A wrong value that others refer to, if it is one, is what to name.
+        _check_nodes(OmegaConf.to_container(cfg), added)
         raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
     for name in sorted(values.keys() - {*NODES, SOURCE, *added}):
         # A helper of the file, unless it should have been one of the nodes.
@@ -59,6 +63,17 @@ def check_config(cfg: DictConfig, added: Collection[str] = ()) -> None:
             raise ConfigError(
                 f"{no_such_key(name, NODES)}. A helper of the file begins with an underscore"
             )
+    _check_nodes(values, added)
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", values["train"]["device"]):
+        device = values["train"]["device"]
+        raise ConfigError(f"train.device is {device!r}, must be 'cpu', 'cuda' or 'cuda:N'")
+    _check_branches(values)
+    _check_best_metric(values)
+    _check_max_detections(values)
+
+
+def _check_nodes(values: Any, added: Collection[str]) -> None:
+    """Check each key and value by itself. An interpolation is left alone."""
     for name in NODES:
         for key, value in walk(values[name], name):
             _check_bounds(value, key)
@@ -68,17 +83,12 @@ def check_config(cfg: DictConfig, added: Collection[str] = ()) -> None:
             if is_call(value):
                 _check_call(value, key)
     for key in _CALLS:
-        if not is_call(value := at(values, key)):
+        value = at(values, key)
+        if not is_call(value) and not _refers(value):
             raise ConfigError(
                 f"{key} is {value!r}, must call something: it needs a _target_, as L(...) in a "
                 "file gives it"
             )
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", values["train"]["device"]):
-        device = values["train"]["device"]
-        raise ConfigError(f"train.device is {device!r}, must be 'cpu', 'cuda' or 'cuda:N'")
-    _check_branches(values)
-    _check_best_metric(values)
-    _check_max_detections(values)
 
 
 def no_such_key(key: str, siblings: Iterable[str], close: str | None = None) -> str:
@@ -87,7 +97,8 @@ def no_such_key(key: str, siblings: Iterable[str], close: str | None = None) -> 
     prefix, _, name = key.rpartition(".")
     siblings = sorted(siblings)
     if close is None:
-        close = next((join(prefix, k) for k in difflib.get_close_matches(name, siblings, n=1)), "")
+        near = difflib.get_close_matches(name, siblings, n=1, cutoff=NEAR)
+        close = join(prefix, near[0]) if near else ""
     hint = f"did you mean {close!r}? " if close else ""
     return f"no key {key!r}; {hint}{repr(prefix) if prefix else 'the config'} has {siblings}"
 
@@ -114,6 +125,11 @@ def at(values: Any, key: str) -> Any:
 def is_call(value: Any) -> bool:
     """Whether a config's value stands for what a call returns."""
     return isinstance(value, (dict, DictConfig)) and "_target_" in value
+
+
+def _refers(value: Any) -> bool:
+    """Whether it is an interpolation that has not been resolved."""
+    return isinstance(value, str) and "${" in value
 
 
 class Signature(NamedTuple):
@@ -165,7 +181,7 @@ def _read(target: Callable[..., Any]) -> Signature:
     return Signature({k: hints[k] for k in names}, required & names, is_open)
 
 
-_LISTS = (list, tuple, abc.Sequence, abc.Iterable)
+LISTS = (list, tuple, abc.Sequence, abc.Iterable)
 
 
 def alternatives(hint: Any) -> tuple[Any, ...]:
@@ -177,16 +193,14 @@ def alternatives(hint: Any) -> tuple[Any, ...]:
 def fits(value: Any, hint: Any) -> bool:
     """Whether a value is what a type hint says, in doubt yes."""
     origin, args = typing.get_origin(hint) or hint, typing.get_args(hint)
-    if is_call(value) or hint is Any:
+    if is_call(value) or _refers(value) or hint is Any:
         return True
     if len(alternatives(hint)) > 1:
         return any(fits(value, a) for a in args)
     if origin is typing.Literal:
         return value in args
-    if _schema_in(hint):
-        return isinstance(value, dict)
-    if value is None:  # means "none", which numbers, switches, lists and functions cannot be
-        return hint not in (bool, int, float) and origin not in (*_LISTS, abc.Callable)
+    if value is None:  # detectron2's models go without a proposal_generator, a Module
+        return hint in (types.NoneType, object, torch.nn.Module)
     if hint in (bool, str, int, types.NoneType):
         return type(value) is hint
     if hint is float:
@@ -195,7 +209,7 @@ def fits(value: Any, hint: Any) -> bool:
         return callable(value)
     if origin in (dict, abc.Mapping):
         return isinstance(value, dict)
-    if origin in _LISTS:
+    if origin in LISTS:
         elements = [a for a in args if a is not ...] or [Any]
         # However many: detectron2 writes Tuple[float] for several.
         return isinstance(value, (list, tuple)) and all(
@@ -227,7 +241,7 @@ def _check_keys(
 ) -> None:
     """Check the keys below a node: the arguments of what it calls, or the fields of a dataclass."""
     signature = signature_of(target)
-    if signature is None:
+    if signature is None or _refers(value):
         return
     if not isinstance(value, dict):
         raise ConfigError(f"{key} is {value!r}, must hold keys, such as {sorted(signature.hints)}")
@@ -235,16 +249,16 @@ def _check_keys(
         path = join(key, name)
         if name in signature.hints:
             hint = signature.hints[name]
-            if not fits(given, hint):
-                raise ConfigError(f"{path} is {given!r}, must be of type {_shown(hint)}")
-            if (nested := _schema_in(hint)) and given is not None:
+            if (nested := _schema_in(hint)) and (given is not None or nested is hint):
                 _check_keys(given, path, nested, added)
+            elif not fits(given, hint):
+                raise ConfigError(f"{path} is {given!r}, must be of type {_shown(hint)}")
         elif name != "_target_" and path not in added and not signature.is_open:
             raise ConfigError(no_such_key(path, signature.hints))
     missing = sorted(signature.required - value.keys())
     if missing and [join(key, name) for name in missing] != [_GIVEN_LATER]:
-        name = getattr(target, "__qualname__", repr(target))
-        raise ConfigError(f"{key} lacks {missing}, which {name} needs")
+        name = "" if _schema_in(target) else getattr(target, "__qualname__", repr(target))
+        raise ConfigError(f"{key} lacks {missing}{name and f', which {name} needs'}")
 
 
 def _shown(hint: Any) -> str:

@@ -42,8 +42,10 @@ def get_config(name: str, overrides: Iterable[str] = ()) -> DictConfig:
             not there yet, for code of your own to read.
 
     Returns:
-        The config. `source.config` is its name with the overlays, `source.new_keys` what a "+" has
-        set. A `train.output_dir` that is empty or at its default becomes output/NAME.
+        The config. `source.config` is its name with the overlays, which the config.yaml of
+        detectron2's own script lacks; `source.new_keys` is what a "+" has set. A `train.output_dir`
+        that is empty or at its default becomes output/NAME; that of a config.yaml beside its run's
+        log.txt, the folder of the two.
 
     Raises:
         ConfigError: if there is no such file, overlay or key, the file cannot be run, or the config
@@ -52,15 +54,17 @@ def get_config(name: str, overrides: Iterable[str] = ()) -> DictConfig:
     base, *overlays = [name] if Path(name).is_file() else name.split("+")
     path = _find(base)
     cfg = _load(path)
-    is_dump = path.suffix != ".py"  # config.yaml, whose output folder is the run's
+    is_dump = path.suffix != ".py"  # whose output folder is the run's
     missing = [n for n in NODES if not isinstance(cfg.get(n), DictConfig)]
     if missing:
         hint = _YAML_HINT if is_dump else ""
         raise ConfigError(f"{path} is no whole config: it lacks {missing}{hint}")
+    if path.name == "config.yaml" and (path.parent / "log.txt").is_file():
+        cfg.train.output_dir = str(path.parent)  # the run's own, which may have been moved
     for overlay in overlays:
         _apply_overlay(cfg, overlay)
     before = cfg.get(SOURCE) or {}
-    source = "+".join([before.get("config") or _short(path), *overlays])
+    source = "+".join([before.get("config", "" if is_dump else _short(path)), *overlays])
     if cfg.train.get("output_dir") in ("", None, *([] if is_dump else [_DEFAULT_OUTPUT_DIR])):
         cfg.train.output_dir = ""
     added = {*before.get("new_keys", ())}
@@ -71,7 +75,7 @@ def get_config(name: str, overrides: Iterable[str] = ()) -> DictConfig:
         check_config(cfg, added)
     except ConfigError as error:
         raise ConfigError(f"config {name}: {error}") from error
-    cfg.train.output_dir = cfg.train.output_dir or f"output/{source}"
+    cfg.train.output_dir = cfg.train.output_dir or f"output/{source or _short(path)}"
     return cfg
 
 
@@ -91,8 +95,13 @@ def _find(name: str) -> Path:
     for file in (path, CONFIG_DIR / f"{name}.py", CONFIG_DIR / name):
         if file.is_file():
             if file.suffix not in (".py", ".yaml", ".yml"):
-                raise ConfigError(f"config {name!r}: a LazyConfig is a .py file")
+                raise ConfigError(
+                    f"config {name!r} must be a LazyConfig, a .py file, or the config.yaml of an "
+                    "output folder"
+                )
             return file
+    if (file := path / "config.yaml").is_file():
+        raise ConfigError(f"config {name!r} is a folder; did you mean {str(file)!r}?")
     configs = list_configs()
     close = difflib.get_close_matches(name.removesuffix(".py"), configs, n=1, cutoff=0.3)
     hint = f"did you mean {close[0]!r}? " if close else ""

@@ -1,18 +1,23 @@
 """Changes to a config from the command line: key=value."""
 
 import difflib
+import re
 from typing import Any, Literal, get_args, get_origin
 
+import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mask_rcnn_plugin.config.check import (
+    LISTS,
+    NEAR,
     alternatives,
     is_call,
     join,
     no_such_key,
     schema_hint,
     signature_of,
+    walk,
 )
 from mask_rcnn_plugin.errors import ConfigError
 
@@ -23,12 +28,18 @@ _OTHER_NAMES = {
     "learning_rate": "optimizer.lr",
     "batch_size": "dataloader.train.total_batch_size",
     "ims_per_batch": "dataloader.train.total_batch_size",
-    "epochs": "train.max_iter",
-    "iterations": "train.max_iter",
+    **dict.fromkeys(("epochs", "max_epochs", "iters", "iterations"), "train.max_iter"),
     "steps": "lr_multiplier.scheduler.milestones",
+    "gamma": "lr_multiplier.scheduler.values",
+    "warmup_iters": "lr_multiplier.warmup_length.iterations",
     "weights": "train.init_checkpoint",
-    "amp": "train.amp.enabled",
+    **dict.fromkeys(("amp", "fp16", "bf16", "mixed_precision"), "train.amp.enabled"),
     "checkpoint_period": "train.checkpointer.period",
+    "min_size_train": "dataloader.train.mapper.augmentations.0.short_edge_length",
+    "max_size_train": "dataloader.train.mapper.augmentations.0.max_size",
+    "min_size_test": "dataloader.test.mapper.augmentations.0.short_edge_length",
+    "max_size_test": "dataloader.test.mapper.augmentations.0.max_size",
+    "nms_thresh_test": "model.roi_heads.box_predictor.test_nms_thresh",
     "score_thresh_test": "model.roi_heads.box_predictor.test_score_thresh",
     "detections_per_image": "dataset.test.max_detections",
     "workers": "dataloader.train.num_workers",
@@ -61,7 +72,12 @@ def apply_override(cfg: DictConfig, override: str) -> list[str]:
     for part in parts[:-1]:
         node = _get(node, part)
     current, hint = _get(node, parts[-1]), _hint(node, key)
-    value = text if _is_text(current, hint) else _from_yaml(text, override)
+    kinds = _kinds(current, hint)
+    is_text = str in kinds and not any(kind in kinds for kind in (bool, int, float, dict))
+    if is_text and not (list in kinds and text.startswith("[")):
+        value: Any = text
+    else:
+        value = _from_yaml(text, override, yaml.BaseLoader if is_text else _Loader)
     if "${" in text:
         raise ConfigError(
             f"override {override!r}: {text!r} refers to another key, as only a file can: give its "
@@ -69,9 +85,8 @@ def apply_override(cfg: DictConfig, override: str) -> list[str]:
         )
     if value == "null" and type(None) in alternatives(hint):
         value = None
-    is_integer = type(current) is int or int in alternatives(hint)
-    if is_integer and isinstance(value, float) and value.is_integer():  # 1e3
-        value = int(value)
+    if int in kinds:
+        value = _with_integers(value)
     try:
         OmegaConf.update(cfg, key, value, merge=True)
     except (OmegaConfBaseException, IndexError) as error:
@@ -90,16 +105,19 @@ def _check_exists(cfg: DictConfig, parts: list[str]) -> None:
 
 
 def _meant(cfg: DictConfig, parts: list[str]) -> str | None:
-    """The key that is meant by one that does not exist."""
-    key, name = ".".join(parts), parts[-1].lower()
-    keys = _all_keys(cfg)
+    """The key that is meant by one that does not exist: of its last part's name, or of one near."""
+    key, name = ".".join(parts).lower(), parts[-1].lower()
     if name in _OTHER_NAMES:
         return _OTHER_NAMES[name]
-    close = difflib.get_close_matches(key, keys, n=1)
-    if close:
-        return close[0]
-    same = [k for k in keys if k.rpartition(".")[2] == name]
-    return min(same, key=len) if same else None
+    names = {k: k.rpartition(".")[2] for k in _all_keys(cfg) if not key.startswith(f"{k}.")}
+    near = difflib.get_close_matches(name, sorted({*names.values()}), n=1, cutoff=NEAR)
+    same = [k for k in names if [names[k]] == near and not name.isdigit()]
+
+    def distance(candidate: str) -> tuple[int, bool, int]:
+        blocks = difflib.SequenceMatcher(None, key, candidate).get_matching_blocks()
+        return -sum(block.size for block in blocks), "test" in candidate, len(candidate)
+
+    return min(same, key=distance, default=None)
 
 
 def _settable(node: Any) -> set[str]:
@@ -124,9 +142,12 @@ def _get(node: Any, key: str) -> Any:
 
 
 def _all_keys(node: Any, prefix: str = "") -> list[str]:
+    """What may be set, but for what follows another key."""
     keys = []
     for key in sorted(_settable(node)):
         path = join(prefix, key)
+        if isinstance(node, DictConfig) and OmegaConf.is_interpolation(node, key):
+            continue
         keys += [path, *_all_keys(_get(node, key), path)]
     return keys
 
@@ -137,16 +158,69 @@ def _hint(node: Any, key: str) -> Any:
     return signature.hints.get(key.rpartition(".")[2]) if signature else schema_hint(key)
 
 
-def _is_text(current: Any, hint: Any) -> bool:
-    is_choice = get_origin(hint) is Literal
-    kinds = list(map(type, get_args(hint))) if is_choice else alternatives(hint)
-    if any(kind in kinds for kind in (bool, int, float)):
-        return False
-    return isinstance(current, str) or str in kinds
+def _with_integers(value: Any) -> Any:
+    """Floats that equal integers become these."""
+    if isinstance(value, list):
+        return [_with_integers(v) for v in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _from_yaml(text: str, override: str) -> Any:
+def _kinds(current: Any, hint: Any) -> list[Any]:
+    """Types of what a key holds, by its hint and its value; of a list, `list` and the elements'."""
+    if isinstance(current, DictConfig):
+        return _hinted(hint)
+    plain = OmegaConf.to_container(current) if OmegaConf.is_config(current) else current
+    return [*_hinted(hint), *(type(value) for _, value in walk(plain, ""))]
+
+
+def _hinted(hint: Any) -> list[Any]:
+    if get_origin(hint) is Literal:
+        return [type(a) for a in get_args(hint)]
+    if get_origin(hint) in LISTS:
+        return [list, *(kind for a in get_args(hint) for kind in _hinted(a))]
+    if len(alternatives(hint)) > 1:
+        return [kind for a in alternatives(hint) for kind in _hinted(a)]
+    return [hint]
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads numbers as YAML 1.2 does: 010 is ten, 1e3 is a number, 1:30 and dates are texts."""
+
+
+def _number(loader: _Loader, node: yaml.ScalarNode) -> float:
     try:
-        return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore[call-overload,index]
+        return int(node.value)
+    except ValueError:
+        return loader.construct_yaml_float(node)
+
+
+_NUMBER = "tag:yaml.org,2002:float"
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, r) for tag, r in resolvers if not tag.endswith((":int", ":float", ":timestamp"))]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    _NUMBER,
+    re.compile(
+        r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(e[-+]?\d+)?$|[-+]?\.(inf|nan)$", re.IGNORECASE
+    ),
+    list("-+.0123456789"),
+)
+_Loader.add_constructor(_NUMBER, _number)
+
+
+def _from_yaml(text: str, override: str, loader: type[yaml.BaseLoader] = _Loader) -> Any:
+    """The value of a text; the text itself if YAML would drop a part of it, such as a comment."""
+    try:
+        value = yaml.load(text, loader)
+        tokens = list(yaml.scan(text))
     except Exception as error:
-        raise ConfigError(f"override {override!r}: {text!r} cannot be read as YAML") from error
+        raise ConfigError(
+            f"override {override!r}: {text!r} cannot be read as YAML; in a list, quote a text with "
+            "'#', ':', quotes or brackets in it: [\"a #1\"]"
+        ) from error
+    end = max(
+        (t.end_mark.index for t in tokens if t.end_mark.index > t.start_mark.index), default=0
+    )
+    named = any(isinstance(t, (yaml.AnchorToken, yaml.TagToken)) for t in tokens)
+    return text if named or end < len(text.rstrip()) else value

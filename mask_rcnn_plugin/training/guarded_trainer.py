@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mask_rcnn_plugin.config import ConfigError
 from mask_rcnn_plugin.errors import UserError
 from mask_rcnn_plugin.training.checkpoint import SaveError
-from mask_rcnn_plugin.training.machine import precision
+from mask_rcnn_plugin.training.machine import device_of, precision
 from mask_rcnn_plugin.training.nonfinite import NonFiniteLossError, advice, write_batch
 from mask_rcnn_plugin.training.random_states import random_state
 
@@ -78,7 +78,7 @@ class GuardedTrainer(SimpleTrainer):
         data_loader: Any,
         optimizer: torch.optim.Optimizer,
         *,
-        device: str = "cpu",
+        device: str | torch.device = "cpu",
         dtype: torch.dtype | None = None,
         accumulate_steps: int = 1,
         max_skipped_steps: int = 0,
@@ -367,7 +367,7 @@ def build_trainer(
         model,
         data_loader,
         optimizer,
-        device=cfg.train.device,
+        device=device_of(cfg),
         dtype=precision(cfg),
         accumulate_steps=cfg.train.accumulate_steps,
         max_skipped_steps=cfg.train.max_skipped_steps,

@@ -29,7 +29,7 @@ from torch.multiprocessing.spawn import ProcessExitedException, start_processes
 from mask_rcnn_plugin.config import ConfigError, get_config
 from mask_rcnn_plugin.config.printing import print_config
 from mask_rcnn_plugin.errors import UserError
-from mask_rcnn_plugin.training.machine import fit_to_machine, precision
+from mask_rcnn_plugin.training.machine import device_of, precision
 from mask_rcnn_plugin.training.placement import ALONE, Placement, placement_from
 from mask_rcnn_plugin.training.preemption import EXIT_CODE, SIGNALS
 
@@ -125,10 +125,15 @@ def run_program(args: argparse.Namespace, prepare: Prepare, run: Run) -> None:
 
 def log_processes(cfg: DictConfig) -> None:
     """Log which processes run this and how they talk. All must call it; the main one's is shown."""
+    device = device_of(cfg)
+    if device.type == "cpu" and cfg.train.device != "cpu":
+        logger.warning(
+            "train.device is %r, but torch finds no GPU: running on the CPU", cfg.train.device
+        )
     hosts = Counter(comm.all_gather(socket.gethostname()))
     where = ", ".join(f"{number} on {host}" for host, number in hosts.items())
     processes = "process" if comm.get_world_size() == 1 else "processes"
-    line = f"{comm.get_world_size()} {processes} ({where}), device {cfg.train.device}"
+    line = f"{comm.get_world_size()} {processes} ({where}), device {device}"
     if dist.is_initialized():
         minutes = f"{cfg.train.process_group_timeout:g} minutes (train.process_group_timeout)"
         line += f", over {dist.get_backend()}, time-out {minutes}"
@@ -268,20 +273,20 @@ def _load(args: argparse.Namespace, placement: Placement) -> DictConfig:
         ConfigError: for a mistake in the config, or if it cannot run in so many processes.
     """
     cfg = get_config(args.config, args.overrides)
-    fit_to_machine(cfg, warn=placement.rank == 0)
-    device, world_size, local_size = cfg.train.device, placement.world_size, placement.local_size
-    if (args.num_gpus or 1) > 1 and device == "cpu" and "train.device=cpu" not in args.overrides:
+    device, world_size, local_size = device_of(cfg), placement.world_size, placement.local_size
+    if (args.num_gpus or 1) > 1 and device.type == "cpu" and cfg.train.device != "cpu":
         raise ConfigError(
             f"--num-gpus is {args.num_gpus}, but torch finds no GPU here: train.device=cpu runs "
             "as many processes on the CPU"
         )
-    if world_size > 1 and device not in ("cuda", "cpu"):
+    if world_size > 1 and device.index is not None:
         raise ConfigError(
-            f"train.device is {device!r}, must be 'cuda' or 'cpu' for {world_size} processes"
+            f"train.device is {cfg.train.device!r}, must be 'cuda' or 'cpu' for {world_size} "
+            "processes"
         )
     visible = torch.cuda.device_count()
     own = visible == 1 and placement.url.startswith("tcp:")  # srun may show each task its own GPU
-    if device == "cuda" and local_size > visible and not own:
+    if device.type == "cuda" and local_size > visible and not own:
         raise ConfigError(
             f"{local_size} processes on this machine, but it has {visible} visible GPUs: start at "
             "most that many, or give train.device=cpu"
@@ -291,7 +296,7 @@ def _load(args: argparse.Namespace, placement: Placement) -> DictConfig:
 
 def _set_device(placement: Placement, cfg: DictConfig) -> None:
     """Make the process's GPU the current one: torch's random state and streams are of that one."""
-    device = torch.device(cfg.train.device)
+    device = device_of(cfg)
     if device.type == "cuda":
         own = placement.local_rank % torch.cuda.device_count()
         torch.cuda.set_device(own if device.index is None else device.index)
@@ -309,7 +314,7 @@ def _create_process_group(placement: Placement, store: dist.Store, cfg: DictConf
     """
     rank, world_size, local_rank, local_size, _ = placement
     timeout = timedelta(minutes=cfg.train.process_group_timeout)
-    backend = "cpu:gloo,cuda:nccl" if cfg.train.device == "cuda" else "gloo"
+    backend = "cpu:gloo,cuda:nccl" if device_of(cfg).type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     # detectron2's own waits for 30 minutes, and release 0.6 takes no group of two backends.
     comm._get_global_gloo_group = lru_cache(

@@ -1,6 +1,6 @@
 """What a run takes from the machine it is on: device, layout of the weights, half precision.
 
-A config says what is wanted, the same on every machine; nothing but `train.device` is changed here.
+A config says what is wanted, the same on every machine; nothing of it is changed here.
 """
 
 import logging
@@ -13,32 +13,28 @@ from mask_rcnn_plugin.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 
-def fit_to_machine(cfg: DictConfig, *, warn: bool = True) -> None:
-    """Fall back to the CPU, in place, where `train.device` is "cuda" and torch finds no GPU.
+def device_of(cfg: DictConfig) -> torch.device:
+    """The device to run on: `train.device`, or the CPU for "cuda" where torch finds no GPU.
 
     Raises:
         ConfigError: if `train.device` names a GPU that the machine lacks.
     """
     device, gpus = torch.device(cfg.train.device), torch.cuda.device_count()
-    if device.type == "cuda" and not gpus and device.index is None:
-        cfg.train.device = "cpu"
-        if warn:
-            logger.warning(
-                "train.device is 'cuda', but torch finds no GPU: running on the CPU, as "
-                "train.device=cpu asks for"
-            )
-    elif device.type == "cuda" and (device.index or 0) >= gpus:
+    if device.type == "cuda" and device.index is None and not gpus:
+        return torch.device("cpu")
+    if device.type == "cuda" and (device.index or 0) >= gpus:
         raise ConfigError(
             f"train.device is {cfg.train.device!r}, but torch finds {gpus} GPUs on this machine; "
             "train.device=cpu runs on the CPU"
         )
+    return device
 
 
 def memory_format(cfg: DictConfig) -> torch.memory_format:
     """Layout of the model's weights, by `train.channels_last`; "auto" is channels-last on a CPU."""
     wanted = cfg.train.channels_last
     if wanted == "auto":
-        wanted = torch.device(cfg.train.device).type == "cpu"
+        wanted = device_of(cfg).type == "cpu"
     return torch.channels_last if wanted else torch.contiguous_format
 
 
@@ -52,7 +48,7 @@ def precision(cfg: DictConfig) -> torch.dtype | None:
     Raises:
         ConfigError: for float16 on a CPU, or bfloat16 on a GPU that lacks it.
     """
-    amp, device = cfg.train.amp, torch.device(cfg.train.device)
+    amp, device = cfg.train.amp, device_of(cfg)
     if not amp.enabled:
         return None
     if amp.dtype == "auto":
@@ -71,7 +67,7 @@ def log_machine(cfg: DictConfig) -> None:
     """Log what `memory_format` and `precision` decide."""
     logger.info(
         "Device %s, weights %s, computing in %s",
-        cfg.train.device,
+        device_of(cfg),
         "channels-last" if memory_format(cfg) == torch.channels_last else "channels-first",
         str(precision(cfg) or torch.float32).removeprefix("torch."),
     )

@@ -1,10 +1,12 @@
 """A config that does not fit is refused before anything is built, in a line that names the key."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -81,6 +83,7 @@ def own_file(tmp_path: Path) -> Callable[..., str]:
         *("train.device=cudaa", "train.device=cuda:x", "train.device=meta"),
         *("optimizer.lr=-0.1", "optimizer.lr=.nan", "optimizer.lr=.inf", "optimizer.lr=[1]"),
         *("optimizer.momentum=1", "optimizer.momentum=-0.1", "optimizer.weight_decay=-1"),
+        *("optimizer.lr=null", "optimizer.weight_decay=null", "optimizer.momentum=null"),
         *("optimizer.nesterov=3", "optimizer.lr={a: 1}", "optimizer=3", "model=null"),
         *("lr_multiplier.warmup_length=-1", "lr_multiplier.warmup_length.iterations=-1"),
         *("model.roi_heads.num_classes=0", "model.roi_heads.num_classes=1.5"),
@@ -98,17 +101,41 @@ def own_file(tmp_path: Path) -> Callable[..., str]:
             "model.proposal_generator.pre_nms_topk=9",
         ),
         *(f"model.roi_heads.mask_pooler.{key}=foo" for key in ("pooler_type", "aggregation")),
-        *("model.pixel_mean=[a, b, c]", "dataset.train.names=a", "dataset.train.names=[1]"),
+        *("model.pixel_mean=[a, b, c]", "dataset.train.names=a", "dataset.train.names={a: 1}"),
         *("dataset.test.max_detections=0", "dataset=null", "dataset.synthetic={size: 3}"),
         *("dataloader.train.total_batch_size=0", "dataloader.test.num_workers=-1"),
         "dataloader.train.mapper.augmentations.0.max_size=0",
         "dataloader.train.mapper.augmentations.0.short_edge_length=[640, -800]",
         *(f"{TASKS}=segm", f"{TASKS}=[bbox, seg]", f"{TASKS}=null", "dataloader.train.mapper=null"),
         *("dataloader.evaluator=null", "train.ddp=3"),
+        # which others refer to
+        *("dataset.test.names=coco_2017_val", "dataset.train.names=coco_2017_train", "train=3"),
+        *("dataset=1", "dataset.test=x", "model.roi_heads=5", "dataset.synthetic=5"),
     ],
 )
 def test_a_wrong_value_is_refused_by_its_key(refused: Any, override: str) -> None:
-    assert override.partition("=")[0] in refused(BASE, override)
+    key = re.escape(override.partition("=")[0])
+    assert re.match(rf"(override '{key}=|{key}(\.\d)? (is|lacks) )", refused(BASE, override))
+
+
+@pytest.mark.parametrize(
+    ("override", "keys"),
+    [
+        ("train.amp=true", ["enabled", "dtype"]),
+        ("train.amp=null", ["enabled", "dtype"]),
+        ("train.checkpointer=5", ["period", "max_to_keep"]),
+        ("dataset.synthetic=5", ["root", "train", "val", "size", "seed"]),
+        ("train.checkpointer={period: 3, max: 2}", ["period", "max_to_keep"]),
+    ],
+)
+def test_a_node_of_the_wrong_kind_is_told_its_keys(
+    refused: Any, override: str, keys: list[str]
+) -> None:
+    message = refused(BASE, override)
+    for key in keys:
+        assert repr(key) in message
+    for name in ("Amp", "Checkpointer", "Synthetic"):
+        assert name not in message
 
 
 @pytest.mark.parametrize(
@@ -165,6 +192,7 @@ def test_a_right_value_is_taken(check: Any, override: str) -> None:
             ["model.backbone._target_", "'mask_rcnn_plugin.modeling.resnet_backbone'"],
         ),
         ("train.max_iter = '${train.max_iters}'", ["'train.max_iters'"]),
+        ("train.amp = '${train.half}'", ["train.amp", "'train.half'"]),
         ("1 / 0", ["ZeroDivisionError", "{file}, line 5"]),
         ("train['nothing']", ["{file}, line 5", "nothing"]),
         ("import nothing_of_the_kind", ["ModuleNotFoundError", "{file}, line 5"]),
@@ -315,6 +343,9 @@ def test_a_signature_has_the_arguments_that_are_passed_on() -> None:
         (None, int, False),
         (None, int | None, True),
         (None, nn.Module, True),
+        (None, float | torch.Tensor, False),
+        (None, Any, True),
+        (None, object, True),
         (None, list[int], False),
         (None, Callable[[int], int], False),
         ([1, 2, 3], tuple[float], True),

@@ -363,10 +363,39 @@ def test_the_config_yaml_of_a_stock_run_is_taken(tmp_path: Path) -> None:
     LazyConfig.save(LazyConfig.load(str(CONFIG_DIR / f"{name}.py")), str(file))
     cfg = get_config(str(file))
     assert flatten(cfg, resolve=True) == flatten(get_config(name), resolve=True) | {
-        "source.config": "config",
+        "source.config": "",
         "train.output_dir": "output",
         "dataloader.evaluator.output_dir": "output",
     }
+    assert row_of(base_name(cfg)) is None
+    assert row_of(base_name(get_config(f"{file}+ablation"))) is None
+
+
+def test_the_config_yaml_of_a_moved_output_folder_names_where_it_is(tmp_path: Path) -> None:
+    cfg = get_config("table2a_backbone/r50_c4", ["train.output_dir=gone/before"])
+    for name in ("config.yaml", "mine.yaml"):
+        LazyConfig.save(cfg, str(tmp_path / name))
+    file = str(tmp_path / "config.yaml")
+    assert get_config(file).train.output_dir == "gone/before"  # a file that somebody has copied
+    (tmp_path / "log.txt").touch()
+    assert get_config(file).train.output_dir == str(tmp_path)
+    assert get_config(file).dataloader.evaluator.output_dir == str(tmp_path)
+    assert get_config(file, ["train.output_dir=a"]).train.output_dir == "a"
+    assert get_config(str(tmp_path / "mine.yaml")).train.output_dir == "gone/before"
+
+
+def test_an_output_folder_is_told_its_config(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(ConfigError, match=f"did you mean '{tmp_path}/config.yaml'") as error:
+        get_config(str(tmp_path))
+    assert "table2a_backbone" not in str(error.value)
+
+
+def test_a_file_of_another_kind_is_told_what_is_taken(tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.touch()
+    with pytest.raises(ConfigError, match=r"config\.json'.*\.py.*config\.yaml"):
+        get_config(str(file))
 
 
 @pytest.mark.parametrize(

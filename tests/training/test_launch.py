@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch.distributed as dist
+from detectron2.config import LazyConfig
 from omegaconf import DictConfig
 
 from mask_rcnn_plugin.config import ConfigError, get_config
@@ -485,6 +486,24 @@ def test_what_cannot_run_in_so_many_processes_is_refused(
     )
     with pytest.raises(ConfigError, match=message):
         launch._load(args, Placement(0, processes, 0, processes, ""))
+
+
+@pytest.mark.parametrize("gpus", [0, 1])
+def test_a_configs_own_cpu_is_asked_for(
+    gpus: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    file = tmp_path / "config.yaml"
+    LazyConfig.save(get_config(CONFIG[1], ["train.device=cpu"]), str(file))
+    args = argparse.Namespace(config=str(file), overrides=[], num_gpus=2)
+    assert launch._load(args, Placement(0, 2, 0, 2, "")).train.device == "cpu"
+
+
+def test_no_gpu_at_all_is_not_taken_for_two_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    args = argparse.Namespace(config=CONFIG[1], overrides=[], num_gpus=2)
+    with pytest.raises(ConfigError, match="--num-gpus is 2, .*train.device=cpu"):
+        launch._load(args, Placement(0, 2, 0, 2, ""))
 
 
 def test_a_task_of_srun_that_sees_its_own_gpu_only_runs(monkeypatch: pytest.MonkeyPatch) -> None:

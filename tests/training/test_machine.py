@@ -1,6 +1,5 @@
 """What a run takes from its machine, and that a config takes nothing from it."""
 
-import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,7 @@ from omegaconf import DictConfig
 from mask_rcnn_plugin import get_config
 from mask_rcnn_plugin.config import deciding, flatten
 from mask_rcnn_plugin.errors import ConfigError
-from mask_rcnn_plugin.training.machine import fit_to_machine, memory_format, precision
+from mask_rcnn_plugin.training.machine import device_of, memory_format, precision
 
 ROW = "table2a_backbone/r50_fpn"
 
@@ -43,9 +42,8 @@ def test_a_config_and_what_decides_are_the_same_on_every_machine(
         machine(gpus, bfloat16)
         cfg = get_config(config)
         assert cfg.train.device == "cuda"
-        loaded = flatten(cfg, resolve=True)
-        fit_to_machine(cfg, warn=False)
-        found.append((loaded, deciding(cfg)))
+        assert device_of(cfg).type == ("cuda" if gpus else "cpu")
+        found.append((flatten(cfg, resolve=True), deciding(cfg)))
     assert all(each == found[0] for each in found)
 
 
@@ -64,28 +62,20 @@ def test_a_config_is_the_same_in_processes_with_and_without_gpus(
     assert first.stdout == second.stdout
 
 
-def test_without_a_gpu_it_is_the_cpu_with_one_warning(
-    machine: Callable[..., None], caplog: pytest.LogCaptureFixture
-) -> None:
-    machine(0, False)
-    cfg = get_config(ROW)
-    with caplog.at_level(logging.WARNING):
-        fit_to_machine(cfg)
-    assert cfg.train.device == "cpu"
-    (record,) = caplog.records
-    assert "train.device=cpu" in record.getMessage()
-
-
-@pytest.mark.parametrize(("gpus", "device"), [(0, "cpu"), (1, "cpu"), (1, "cuda"), (2, "cuda:1")])
-def test_a_device_that_is_there_is_taken_in_silence(
-    gpus: int, device: str, machine: Callable[..., None], caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("gpus", "asked", "expected"),
+    [
+        *((0, "cuda", "cpu"), (0, "cpu", "cpu"), (1, "cpu", "cpu")),
+        *((1, "cuda", "cuda"), (2, "cuda:1", "cuda:1")),
+    ],
+)
+def test_without_a_gpu_it_is_the_cpu_and_the_config_stays(
+    gpus: int, asked: str, expected: str, machine: Callable[..., None]
 ) -> None:
     machine(gpus, True)
-    cfg = get_config(ROW, [f"train.device={device}"])
-    with caplog.at_level(logging.WARNING):
-        fit_to_machine(cfg)
-    assert cfg.train.device == device
-    assert not caplog.records
+    cfg = get_config(ROW, [f"train.device={asked}"])
+    assert device_of(cfg) == torch.device(expected)
+    assert cfg.train.device == asked
 
 
 @pytest.mark.parametrize(("gpus", "device"), [(0, "cuda:0"), (2, "cuda:2")])
@@ -94,7 +84,7 @@ def test_a_gpu_that_is_not_there_is_an_error(
 ) -> None:
     machine(gpus, True)
     with pytest.raises(ConfigError, match=f"train.device is '{device}', .* {gpus} GPUs"):
-        fit_to_machine(get_config(ROW, [f"train.device={device}"]))
+        device_of(get_config(ROW, [f"train.device={device}"]))
 
 
 def train(
@@ -156,5 +146,8 @@ def test_half_precision_that_a_cpu_lacks_is_an_error(machine: Callable[..., None
         ("cuda:0", "true", torch.channels_last),
     ],
 )
-def test_layout(device: str, wanted: str, expected: torch.memory_format) -> None:
+def test_layout(
+    device: str, wanted: str, expected: torch.memory_format, machine: Callable[..., None]
+) -> None:
+    machine(1, True)
     assert memory_format(train(device, "bf16", wanted)) == expected

@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from mask_rcnn_plugin.atomic_write import atomic_write
+from mask_rcnn_plugin.training.machine import device_of
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +87,7 @@ def write_proposals(cfg: DictConfig) -> ProposalFiles:
                 continue
             logger.info("%s: writing proposals on %s", path, name)
             if model is None:
-                model = instantiate(_with_topk(cfg.model, i)).to(cfg.train.device)
+                model = instantiate(_with_topk(cfg.model, i)).to(device_of(cfg))
                 checkpoint = torch.load(output / "model_final.pth", "cpu", weights_only=True)
                 model.load_state_dict(checkpoint["model"])
             loader = copy.deepcopy(cfg.dataloader.test)

@@ -16,6 +16,7 @@ from mask_rcnn_plugin.atomic_write import atomic_write
 from mask_rcnn_plugin.config import ConfigError, deciding
 from mask_rcnn_plugin.errors import UserError
 from mask_rcnn_plugin.evaluation.testing import evaluate
+from mask_rcnn_plugin.training.machine import device_of
 from train import do_train
 from train_stages.proposals import write_proposals
 from train_stages.stages import detector_stage, fix_backbone, rpn_stage
@@ -132,7 +133,7 @@ def _unite(cfg: DictConfig, record: Record) -> dict[str, Any]:
         with atomic_write(checkpoint) as file:
             torch.save({"model": unite_weights(*stages)}, file)
     comm.synchronize()
-    model = instantiate(cfg.model).to(cfg.train.device)
+    model = instantiate(cfg.model).to(device_of(cfg))
     model.load_state_dict(torch.load(checkpoint, "cpu", weights_only=True)["model"])
     done[UNITED] = evaluate(cfg, model)
     _write_record(root, record)
