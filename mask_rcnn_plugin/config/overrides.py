@@ -5,7 +5,7 @@ import re
 from typing import Any, Literal, get_args, get_origin
 
 import yaml
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mask_rcnn_plugin.config.check import (
@@ -88,7 +88,13 @@ def apply_override(cfg: DictConfig, override: str) -> list[str]:
     if int in kinds:
         value = _with_integers(value)
     try:
-        OmegaConf.update(cfg, key, value, merge=True)
+        if OmegaConf.is_config(node) and not isinstance(node, DictConfig):
+            # Whole, as OmegaConf 2.4 keeps tuples, in which nothing can be set.
+            elements = list(node)
+            elements[int(parts[-1])] = value
+            OmegaConf.update(cfg, ".".join(parts[:-1]), elements, merge=False)
+        else:
+            OmegaConf.update(cfg, key, value, merge=True)
     except (OmegaConfBaseException, IndexError) as error:
         raise ConfigError(f"override {override!r}: {str(error).splitlines()[0]}") from error
     return [".".join(parts[:i]) for i in range(1, len(parts) + 1)] if is_new else []
@@ -122,10 +128,10 @@ def _meant(cfg: DictConfig, parts: list[str]) -> str | None:
 
 def _settable(node: Any) -> set[str]:
     """What may be set below a node: its keys or indices, and the arguments of what it calls."""
-    if isinstance(node, ListConfig):
-        return {str(i) for i in range(len(node))}
-    if not isinstance(node, DictConfig):
+    if not OmegaConf.is_config(node):
         return set()
+    if not isinstance(node, DictConfig):
+        return {str(i) for i in range(len(node))}
     keys = {str(k) for k in node if k != "_target_"}
     signature = signature_of(node["_target_"]) if is_call(node) else None
     return keys | signature.hints.keys() if signature else keys
@@ -134,9 +140,9 @@ def _settable(node: Any) -> set[str]:
 def _get(node: Any, key: str) -> Any:
     """A key's value; None for an argument that is not set and a broken interpolation."""
     try:
-        if isinstance(node, ListConfig):
-            return node[int(key)]
-        return node.get(key) if isinstance(node, DictConfig) else None
+        if isinstance(node, DictConfig):
+            return node.get(key)
+        return node[int(key)] if OmegaConf.is_config(node) else None
     except (OmegaConfBaseException, ValueError, IndexError):
         return None
 

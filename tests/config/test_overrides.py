@@ -13,6 +13,7 @@ from mask_rcnn_plugin.config.overrides import _OTHER_NAMES, apply_override
 
 RPN = "model.proposal_generator"
 SCHEDULE = "lr_multiplier.scheduler"
+TOPK = "model.proposal_generator.post_nms_topk"
 RESIZE = "dataloader.train.mapper.augmentations.0"
 PROPOSALS = "dataloader.test.dataset.proposal_files"
 
@@ -65,6 +66,7 @@ def changed(row: DictConfig, override: str) -> DictConfig:
             9,
         ),
         ("model.pixel_std.1=2.5", "model.pixel_std[1]", 2.5),
+        (f"{TOPK}.1=7", f"{TOPK}[1]", 7),  # a tuple
         # not written in the config, but an argument of the callable there
         (
             "dataloader.train.aspect_ratio_grouping=false",
