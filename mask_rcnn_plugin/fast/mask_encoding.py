@@ -61,15 +61,13 @@ def _inside(prob: np.ndarray, box: np.ndarray, window: np.ndarray, threshold: fl
     """Which pixels of the window x0, y0, x1, y1 are in the mask: bool (w, h), columns first."""
     x = _positions(window[0], window[2], box[0], box[2])
     y = _positions(window[1], window[3], box[1], box[3])
-    side = len(prob)
-    excess = _bilinear_weights(x, side) @ (prob.T @ _bilinear_weights(y, side).T)
-    excess -= np.float32(threshold)
-    inside = excess >= 0
-    np.abs(excess, out=excess)
+    weights = _bilinear_weights(np.concatenate([x, y]), len(prob))
+    values = weights[: len(x)] @ (prob.T @ weights[len(x) :].T)
+    inside = values > np.float32(threshold + ROUNDING)
     # So written that NaN is in doubt as well: a product with NaN spreads it too far.
-    doubtful = np.flatnonzero(~(excess > ROUNDING))
-    if len(doubtful):
-        column, row = np.divmod(doubtful, len(y))
+    outside = values < np.float32(threshold - ROUNDING)
+    if np.count_nonzero(inside) + np.count_nonzero(outside) < inside.size:
+        column, row = np.divmod(np.flatnonzero(inside == outside), len(y))
         grid = torch.from_numpy(np.stack([x[column], y[row]], axis=-1))
         exact = F.grid_sample(
             torch.from_numpy(prob)[None, None], grid[None, None], align_corners=False
@@ -102,8 +100,8 @@ def _run_lengths(inside: np.ndarray, origin: np.ndarray, image_size: tuple[int, 
     flat = np.zeros(w * stride + 2, dtype=bool)
     flat[1:-1].reshape(w, stride)[:, :h] = inside
     column, row = np.divmod(np.flatnonzero(flat[1:] != flat[:-1]), stride)
-    borders = (origin[0] + column) * height + origin[1] + row
-    size = height * width
-    if len(borders) == 0 or borders[-1] != size:
-        borders = np.append(borders, size)
-    return np.diff(borders, prepend=0)
+    borders = np.empty(len(row) + 2, dtype=np.int64)
+    borders[0], borders[-1] = 0, height * width
+    borders[1:-1] = (origin[0] + column) * height + origin[1] + row
+    lengths = borders[1:] - borders[:-1]
+    return lengths if lengths[-1] else lengths[:-1]
