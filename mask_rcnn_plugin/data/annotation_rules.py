@@ -69,13 +69,9 @@ def category_error(category: object) -> str | None:
         return f"keypoints are {shown(keypoints)}, must be a list of names"
     if len(set(keypoints)) < len(keypoints):
         return f"keypoints are {shown(keypoints)}, must be different names"
-    for what, allowed in (
-        ("skeleton", list(range(1, len(keypoints) + 1))),
-        ("keypoint_flip_map", keypoints),
-    ):
-        pairs = category.get(what, [])
-        if not isinstance(pairs, list) or not all(_is_pair(pair, allowed) for pair in pairs):
-            return f"{what} is {shown(pairs)}, must be a list of pairs of keypoints"
+    pairs = category.get("keypoint_flip_map", [])
+    if not isinstance(pairs, list) or not all(_is_pair(pair, keypoints) for pair in pairs):
+        return f"keypoint_flip_map is {shown(pairs)}, must be a list of pairs of keypoints"
     sigmas = category.get("keypoint_sigmas")
     if sigmas is not None and not (
         isinstance(sigmas, list)
@@ -244,12 +240,8 @@ def are_finite(values: list[Any]) -> bool:
         return False
 
 
-def _is_pair(pair: object, allowed: list[Any]) -> bool:
-    return (
-        isinstance(pair, list)
-        and len(pair) == 2
-        and all(type(one) in (int, str) and one in allowed for one in pair)
-    )
+def _is_pair(pair: object, names: list[str]) -> bool:
+    return isinstance(pair, list) and len(pair) == 2 and all(one in names for one in pair)
 
 
 def _as_list(value: Any) -> Any:

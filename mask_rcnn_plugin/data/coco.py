@@ -5,7 +5,10 @@ DATASETS/coco/{train2014,val2014,train2017,val2017,test2017,annotations}.
 """
 
 import json
+import re
+from collections.abc import Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +63,9 @@ def register_coco_dataset(json_file: str, image_root: str) -> str:
     """Register a COCO-format annotation file with detectron2.
 
     Classes are the file's categories in the order of their ids. Keypoint names and skeleton come
-    from the categories' "keypoints" and "skeleton" as in COCO; left-right pairs from the names
-    ("left_eye" and "right_eye", "l_eye" and "r_eye") unless a category has a "keypoint_flip_map",
-    a list of pairs of names; OKS sigmas from "keypoint_sigmas".
+    from the categories' "keypoints" and "skeleton" as in COCO; left-right pairs from the names, see
+    `left_right_pairs`, unless a category has a "keypoint_flip_map", a list of pairs of names; OKS
+    sigmas from "keypoint_sigmas".
 
     Args:
         json_file: path of the annotations.
@@ -166,11 +169,12 @@ def _keypoints(name: str, categories: list[dict[str, Any]]) -> dict[str, Any]:
         "keypoint_names": names,
         "keypoint_classes": [c["name"] for c in with_keypoints],
         "keypoint_flip_map": [
-            tuple(pair) for pair in category.get("keypoint_flip_map", _left_right_pairs(names))
+            tuple(pair) for pair in category.get("keypoint_flip_map", left_right_pairs(names)[0])
         ],
-        # COCO's skeleton counts from 1; the colour is detectron2's visualizer's business.
+        # The colour is detectron2's visualizer's business.
         "keypoint_connection_rules": [
-            (names[a - 1], names[b - 1], (102, 204, 255)) for a, b in category.get("skeleton", [])
+            (names[a], names[b], (102, 204, 255))
+            for a, b in skeleton_pairs(category.get("skeleton"), len(names))
         ],
     }
     if category.get("keypoint_sigmas") is not None:
@@ -178,17 +182,41 @@ def _keypoints(name: str, categories: list[dict[str, Any]]) -> dict[str, Any]:
     return metadata
 
 
-def _left_right_pairs(names: list[str]) -> list[tuple[str, str]]:
-    """Pairs of names that differ in "left"/"right" or in a leading or trailing "l"/"r" alone."""
-    pairs = []
+def left_right_pairs(names: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
+    """Names that mirror each other, and those that name a side but have no partner.
+
+    A side is one of the words "left", "right", "l" and "r" in a name, however words are set apart:
+    left_eye, L_Eye, "Left Eye", leftEye, lefteye, LEye, eye.l.
+    """
+    sides: dict[tuple[str, ...], dict[str, str]] = {}
     for name in names:
-        words = name.split("_")
-        for left, right in (("left", "right"), ("l", "r")):
-            if words.count(left) == 1:
-                mirrored = "_".join(right if w == left else w for w in words)
-                if mirrored in names:
-                    pairs.append((name, mirrored))
-    return pairs
+        spaced = re.sub(r"(?<=[^\W_A-Z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", name)
+        spaced = re.sub(r"(?<![^\W_])(left|right)", r"\1 ", spaced, flags=re.IGNORECASE)
+        words = re.findall(r"[^\W_]+", spaced.lower())
+        found = [i for i, word in enumerate(words) if word in ("left", "right", "l", "r")]
+        if len(found) == 1:
+            side = words.pop(found[0])[0]
+            sides.setdefault((*words, str(found[0])), {}).setdefault(side, name)
+    pairs = [(both["l"], both["r"]) for both in sides.values() if len(both) == 2]
+    alone = [name for both in sides.values() if len(both) == 1 for name in both.values()]
+    return pairs, alone
+
+
+def skeleton_pairs(skeleton: object, num_keypoints: int) -> list[tuple[int, int]]:
+    """Which keypoints are joined in drawings, counted from 0.
+
+    COCO's skeletons count from 1, others from 0; one that has a 0 does. [] for no list of pairs of
+    keypoints: drawings then have points alone.
+    """
+    if not isinstance(skeleton, list):
+        return []
+    pairs = [pair for pair in skeleton if isinstance(pair, list) and len(pair) == 2]
+    first = 0 if any(0 in pair for pair in pairs) else 1
+    allowed = range(first, first + num_keypoints)
+    joined = list(chain(*pairs))
+    if len(pairs) < len(skeleton) or any(type(k) is not int or k not in allowed for k in joined):
+        return []
+    return [(a - first, b - first) for a, b in pairs]
 
 
 # As detectron2 registers COCO's other sets: on import, for its own scripts too.

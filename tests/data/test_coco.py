@@ -10,7 +10,11 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from mask_rcnn_plugin.data import coco
-from mask_rcnn_plugin.data.coco import DatasetError, register_coco_dataset
+from mask_rcnn_plugin.data.coco import (
+    DatasetError,
+    left_right_pairs,
+    register_coco_dataset,
+)
 
 IMAGE = {"id": 1, "file_name": "a.png", "width": 8, "height": 8}
 
@@ -94,6 +98,53 @@ def test_keypoints_flips_and_skeleton_come_from_the_categories(tmp_path: Path) -
     assert metadata.keypoint_oks_sigmas == [0.1, 0.2, 0.2, 0.3, 0.3]
 
 
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [
+        *(("left_eye", "right_eye"), ("l_eye", "r_eye"), ("L_Eye", "R_Eye")),
+        *(("Left Eye", "Right Eye"), ("leftEye", "rightEye"), ("eye.l", "eye.r")),
+        *(("EyeL", "EyeR"), ("LEye", "REye"), ("lefteye", "righteye"), ("eye-left", "eye-right")),
+        *(("L_F_Paw", "R_F_Paw"), ("LEFT_EYE", "RIGHT_EYE"), ("paw 1 l", "paw 1 r")),
+    ],
+)
+def test_left_and_right_are_found_in_any_usual_spelling(left: str, right: str) -> None:
+    assert left_right_pairs(["Nose", right, left, "tail"]) == ([(left, right)], [])
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["nose", "bright_spot"], ["l_to_r"], ["left_or_right_hand"], ["wheel", "roller", "tail"], []],
+)
+def test_names_without_a_side_are_no_pairs(names: list[str]) -> None:
+    assert left_right_pairs(names) == ([], [])
+
+
+def test_a_side_without_a_partner_is_told() -> None:
+    names = ["left_eye", "right_ear", "left_paw", "right_paw", "eye_right"]
+    assert left_right_pairs(names) == (
+        [("left_paw", "right_paw")],
+        ["left_eye", "right_ear", "eye_right"],
+    )
+
+
+@pytest.mark.parametrize(
+    ("skeleton", "expected"),
+    [
+        ([[1, 2], [2, 3]], [("a", "b"), ("b", "c")]),
+        ([[0, 1], [1, 2]], [("a", "b"), ("b", "c")]),  # counted from 0
+        *((nothing, []) for nothing in (None, [], 3, {"a": 1}, [[1]], [1, 2], [["a", "b"]])),
+        *((nothing, []) for nothing in ([[1, 4]], [[0, 3]], [[True, 2]], [[-1, 1]], [[1.0, 2]])),
+    ],
+)
+def test_a_skeleton_is_drawn_or_left_out(
+    skeleton: object, expected: list[tuple[str, str]], tmp_path: Path
+) -> None:
+    worm = {"id": 1, "name": "worm", "keypoints": ["a", "b", "c"], "skeleton": skeleton}
+    name = register_coco_dataset(write(tmp_path, [worm]), str(tmp_path))
+    rules = MetadataCatalog.get(name).keypoint_connection_rules
+    assert [(a, b) for a, b, _ in rules] == expected
+
+
 def test_a_flip_map_in_the_file_is_taken(tmp_path: Path) -> None:
     fish = {"id": 1, "name": "fish", "keypoints": ["p", "q"], "keypoint_flip_map": [["p", "q"]]}
     name = register_coco_dataset(write(tmp_path, [fish]), str(tmp_path))
@@ -115,7 +166,6 @@ def test_coco_keypoints_have_flip_pairs(toy_dataset: Path) -> None:
         ([{"name": "no id"}], {}, "id is None, must be an integer"),
         ([{"id": 1, "name": "a"}, {"id": "2", "name": "b"}], {}, "id is '2', must be an integer"),
         ([{"id": 1, "name": "a", "keypoints": {"x": 1}}], {}, "must be a list of names"),
-        ([{"id": 1, "name": "a", "keypoints": ["x"], "skeleton": [[1, 2]]}], {}, "skeleton is"),
         ([{"id": 1, "name": "a", "keypoint_sigmas": "0.1"}], {}, "keypoint_sigmas are '0.1'"),
         ([{"id": 1, "name": "a", "keypoint_flip_map": 3}], {}, "keypoint_flip_map is 3"),
         (5, {}, "'categories' must be"),

@@ -16,6 +16,7 @@ from mask_rcnn_plugin.data.annotation_rules import category_error, image_error, 
 from mask_rcnn_plugin.data.check import annotations, images
 from mask_rcnn_plugin.data.check.annotations import NOT_TRAINED, UNFIT_KEYPOINTS, Context
 from mask_rcnn_plugin.data.check.findings import KINDS, Findings
+from mask_rcnn_plugin.data.coco import left_right_pairs, skeleton_pairs
 
 _LISTS = ("images", "annotations", "categories")
 _NOT_SCORED = ("area-missing", "polygon-dropped")  # warnings in training, refused by an evaluation
@@ -169,7 +170,16 @@ def _check_categories(checked: Checked, entries: list[Any]) -> None:
         elif keypoints:
             checked.keypoints = keypoints
             context.num_keypoints = len(keypoints)
+            _check_drawing_and_flips(checked, category)
     checked.classes = [names[key] for key in sorted(names)]
+
+
+def _check_drawing_and_flips(checked: Checked, category: dict[str, Any]) -> None:
+    keypoints, skeleton = category["keypoints"], category.get("skeleton")
+    if skeleton and not skeleton_pairs(skeleton, len(keypoints)):
+        checked.findings.add("category-skeleton", category["id"], f"skeleton {shown(skeleton)}")
+    if "keypoint_flip_map" not in category and (alone := left_right_pairs(keypoints)[1]):
+        checked.findings.add("keypoint-unpaired", category["id"], f"{shown(alone)}")
 
 
 def _check_image_entries(checked: Checked, entries: list[Any]) -> None:
@@ -245,6 +255,9 @@ def _check_annotations(checked: Checked, entries: list[Any], training: bool) -> 
         add("no-annotation" if training else "no-test-annotation")
     if not entries:
         return
+    crowds = checked.findings["crowd"].count if "crowd" in checked.findings else 0
+    if 2 * crowds > len(entries):
+        add("mostly-crowds", text=f"{crowds} of {len(entries)} annotations")
     if has_masks and not context.needs_mask:
         for key in without_mask:
             add("mask-mixed", key)

@@ -32,6 +32,7 @@ _MEANINGS = {
     ("warning", "file"): {
         "not-standard-json": "NaN or Infinity, which Python reads and other programs refuse",
         "keypoint-none": "no keypoint is labelled: the loss will stay 0",
+        "mostly-crowds": "crowds are neither trained on nor scored: is iscrowd meant?",
         "leak": "in both training and test set: the score is too good",
     },
     ("note", "file"): {"no-test-annotation": "no annotations but crowds: nothing to score"},
@@ -40,8 +41,14 @@ _MEANINGS = {
         "category-id-duplicate": "the id is taken by an earlier category",
         "category-keypoints": "keypoints must be a list of names, the same in all that have any",
     },
-    ("warning", "category"): {"category-name-duplicate": "two classes of one name"},
-    ("note", "category"): {"category-unused": "a class without annotations is not learned"},
+    ("warning", "category"): {
+        "category-name-duplicate": "two classes of one name",
+        "keypoint-unpaired": "no partner for a left or right one: RandomFlip will not swap it",
+    },
+    ("note", "category"): {
+        "category-unused": "a class without annotations is not learned",
+        "category-skeleton": "no pairs of keypoints, counted from 1 or 0: no lines are drawn",
+    },
     ("error", "image"): {
         "image-format": "needs an integer id, a file_name, and width and height of 1 or more",
         "image-id-duplicate": "the id is taken by an earlier image",

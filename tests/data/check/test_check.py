@@ -133,6 +133,9 @@ CASES: list[tuple[str, Break]] = [
     ("category-id-duplicate", lambda d, _: d["categories"].append({"id": 7, "name": "b"})),
     ("category-name-duplicate", category(1, name="person")),
     ("category-keypoints", category(1, keypoints=["valve"])),
+    ("category-skeleton", category(0, skeleton=[[1, 3]])),
+    ("category-skeleton", category(0, skeleton={"head": "foot"})),
+    ("keypoint-unpaired", category(0, keypoints=["left_eye", "tail"])),
     ("category-unused", lambda d, _: d["categories"].append({"id": 9, "name": "dog"})),
     ("image-format", image(id=None)),
     ("image-format", image(width=True)),
@@ -257,7 +260,7 @@ def test_each_kind_has_a_test() -> None:
             "keypoints-differ",
             "num-classes",
         ),
-        *("no-keypoints", "leak"),
+        *("no-keypoints", "leak", "mostly-crowds"),
     }
     assert {kind for kind, _ in CASES} | elsewhere == set(KINDS)
 
@@ -384,6 +387,21 @@ def test_crowds_and_persons_without_keypoints(tmp_path: Path) -> None:
     assert check(file).findings.keys() == {"crowd", "crowd-polygon"}
     file = broken(tmp_path, without("annotations", 0, "keypoints"))
     assert check(file).findings.keys() == {"keypoint-missing"}
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(("crowds", "told"), [(2, False), (3, True), (5, True)])
+def test_more_crowds_than_objects_are_told(
+    crowds: int, told: bool, training: bool, tmp_path: Path
+) -> None:
+    """As masks that are drawn with a brush are exported by some programs."""
+    document = clean_document()
+    for found in document["annotations"][:crowds]:
+        found["iscrowd"] = 1
+    findings = check(write(tmp_path, document), training=training).findings
+    assert ("mostly-crowds" in findings) == told
+    if told:
+        assert findings["mostly-crowds"].example == f"{crowds} of 5 annotations"
 
 
 @pytest.mark.parametrize("change", [{"iscrowd": 1}, {"bbox": [5, 5, 0, 5], "segmentation": None}])
