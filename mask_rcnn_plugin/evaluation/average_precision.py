@@ -12,7 +12,7 @@ import contextlib
 import gc
 import io
 import pickle
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from types import SimpleNamespace
@@ -103,9 +103,10 @@ def evaluate_tasks(
             objects_of[annotation["category_id"]].append(annotation)
     evaluated: dict[str, list[Any]] = {task: [] for task in tasks}
     with _paused_gc(), contextlib.redirect_stdout(io.StringIO()):  # COCO's code tells each step
-        groups = _groups(categories, predictions, len(images))
-        for group, packed in zip(groups, _split(predictions, groups)):
+        parts, counts = _by_category(predictions, categories)
+        for group in _groups(counts, len(images)):
             objects = [annotation for category in group for annotation in objects_of[category]]
+            packed = [part for category in group for part in parts[category]]
             found = [prediction for part in packed for prediction in pickle.loads(part)]
             for task in tasks:
                 coco_eval = backend.coco_eval(
@@ -127,33 +128,34 @@ def evaluate_tasks(
     return {task: _summary(results) for task, results in evaluated.items()}
 
 
-def _groups(categories: list[Any], images: Sequence[bytes], num_images: int) -> list[list[Any]]:
+def _by_category(
+    images: Sequence[bytes], categories: list[Any]
+) -> tuple[dict[Any, list[bytes]], dict[Any, int]]:
+    """Of each category the predictions, pickled image by image, and how many they are."""
+    parts: dict[Any, list[bytes]] = {category: [] for category in categories}
+    counts = dict.fromkeys(categories, 0)
+    for image in images:
+        found = defaultdict(list)
+        for prediction in unpack(image):
+            found[prediction["category_id"]].append(prediction)
+        for category in found.keys() & parts.keys():  # COCO skips others too
+            parts[category].append(pickle.dumps(found[category], pickle.HIGHEST_PROTOCOL))
+            counts[category] += len(found[category])
+    return parts, counts
+
+
+def _groups(counts: Mapping[Any, int], num_images: int) -> list[list[Any]]:
     """Neighbouring categories that come to `_GROUP_SIZE` or less together."""
-    counts = Counter(p["category_id"] for image in images for p in unpack(image))
     groups: list[list[Any]] = []
     room = -1
-    for category in categories:
-        size = counts[category] + num_images
+    for category, count in counts.items():
+        size = count + num_images
         if size > room:
             groups.append([])
             room = _GROUP_SIZE
         groups[-1].append(category)
         room -= size
     return groups
-
-
-def _split(images: Sequence[bytes], groups: list[list[Any]]) -> list[list[bytes]]:
-    """Of each group of categories the predictions, pickled image by image."""
-    group_of = {category: n for n, group in enumerate(groups) for category in group}
-    parts: list[list[bytes]] = [[] for _ in groups]
-    for image in images:
-        of_group = defaultdict(list)
-        for prediction in unpack(image):
-            if prediction["category_id"] in group_of:  # else COCO skips it too
-                of_group[group_of[prediction["category_id"]]].append(prediction)
-        for n, predictions in of_group.items():
-            parts[n].append(pickle.dumps(predictions, pickle.HIGHEST_PROTOCOL))
-    return parts
 
 
 def _truth(
