@@ -190,7 +190,16 @@ def _hinted(hint: Any) -> list[Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads numbers as YAML 1.2 does: 010 is ten, 1e3 is a number, 1:30 and dates are texts."""
+    """Reads numbers as YAML 1.2 does: 010 is ten, 1e3 is a number, 1:30 and dates are texts.
+
+    A key that stands twice is an error.
+    """
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        if twice := [key for n, key in enumerate(keys) if key in keys[:n]]:
+            raise yaml.YAMLError(f"{twice[0]!r} is given twice")
+        return super().construct_mapping(node, deep)
 
 
 def _number(loader: _Loader, node: yaml.ScalarNode) -> float:
@@ -221,9 +230,10 @@ def _from_yaml(text: str, override: str, loader: type[yaml.BaseLoader] = _Loader
         value = yaml.load(text, loader)
         tokens = list(yaml.scan(text))
     except Exception as error:
+        reason = str(error).splitlines()[0]
         raise ConfigError(
-            f"override {override!r}: {text!r} cannot be read as YAML; in a list, quote a text with "
-            "'#', ':', quotes or brackets in it: [\"a #1\"]"
+            f"override {override!r}: {text!r} cannot be read as YAML ({reason}); in a list, quote "
+            "a text with '#', ':', quotes or brackets in it: [\"a #1\"]"
         ) from error
     end = max(
         (t.end_mark.index for t in tokens if t.end_mark.index > t.start_mark.index), default=0

@@ -138,6 +138,7 @@ def test_text_is_taken_as_it_is(row: DictConfig, key: str, text: str) -> None:
         ("train.max_iter", ["'train.max_iter'", "key=value"]),
         ("=3", ["'=3'", "key=value"]),
         ("train.max_iter=[", ["'train.max_iter=['", "YAML"]),
+        ("train.amp={enabled: true, enabled: false}", ["'enabled'", "twice"]),
         (f"{PROPOSALS}=[OUT #1/test_0.pkl]", ["'[OUT #1/test_0.pkl]'", "YAML", "quote"]),
         ("dataset.test.names=[a/b [c]/d]", ["'[a/b [c]/d]'", "YAML", "quote"]),
         ("train.max_iter=${train.eval_period}", ["'${train.eval_period}'"]),
