@@ -8,6 +8,7 @@ from typing import Any
 
 from tabulate import tabulate
 
+from mask_rcnn_plugin.config.check import METRICS
 from mask_rcnn_plugin.evaluation.evaluator import COCO_LIMIT, MaskRCNNCOCOEvaluator
 
 Results = Mapping[str, Mapping[str, float]]  # {task: {metric: AP in points}}
@@ -42,7 +43,7 @@ def results_table(results: Results, paper: Results | None = None) -> str:
 
     Metrics of single categories are left out.
     """
-    columns = ["AP", "AP50", "AP75", "APs", "APm", "APl"]
+    columns = METRICS["segm"]  # keypoints lack one of them
     rows = []
     for task, metrics in results.items():
         for name, values in ((task, metrics), (f"{task} (paper)", (paper or {}).get(task, {}))):

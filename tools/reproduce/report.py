@@ -14,10 +14,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
+from mask_rcnn_plugin.config.check import METRICS
 from mask_rcnn_plugin.config.paper import TABLES, TASKS, rows_of
 from reproduce.claims import AS_GOOD_WITHIN, CLAIMS, Claim, Effect, Measured
-
-METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 _VERDICTS = (
     f'"Agrees" and "disagrees": the seeds are sure of it to 95%, by a one-sided Student\'s t test; '
@@ -74,7 +73,7 @@ def collect(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[fl
     return {
         task: {
             m: [np.nan if r[task][m] is None else r[task][m] for r in results]
-            for m in METRICS
+            for m in METRICS["segm"]
             if m in first[task]
         }
         for task in TASKS
@@ -92,7 +91,7 @@ def columns_of(table: str) -> list[tuple[str, str]]:
     """The (task, metric) pairs that the paper compares in a table, in words or in numbers."""
     found = {(t, m) for row in rows_of(table) for t, scores in row.scores.items() for m in scores}
     found |= {(c.effect.task, c.effect.metric) for c in claims_of(table)}
-    return [(t, m) for t in TASKS for m in METRICS if (t, m) in found]
+    return [(t, m) for t in TASKS for m in METRICS["segm"] if (t, m) in found]
 
 
 def results_table(content: Content) -> str:

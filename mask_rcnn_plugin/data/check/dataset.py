@@ -179,7 +179,7 @@ def _check_drawing_and_flips(checked: Checked, category: dict[str, Any]) -> None
     if skeleton and not skeleton_pairs(skeleton, len(keypoints)):
         checked.findings.add("category-skeleton", category["id"], f"skeleton {shown(skeleton)}")
     if "keypoint_flip_map" not in category and (alone := left_right_pairs(keypoints)[1]):
-        checked.findings.add("keypoint-unpaired", category["id"], f"{shown(alone)}")
+        checked.findings.add("keypoint-unpaired", category["id"], shown(alone))
 
 
 def _check_image_entries(checked: Checked, entries: list[Any]) -> None:
