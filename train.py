@@ -188,14 +188,19 @@ def prepare(args: argparse.Namespace, cfg: DictConfig) -> None:
     setup_datasets(cfg)
 
 
-def run(args: argparse.Namespace, cfg: DictConfig) -> None:
-    """What each process does."""
+def start(args: argparse.Namespace, cfg: DictConfig) -> None:
+    """Check the datasets, make the output folder and open the log; every process calls this."""
     if not args.no_check:
         check_datasets(cfg, args.config, args.overrides)
     make_output_dir(cfg)
     default_setup(cfg, args)
     setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="mask_rcnn_plugin")
     log_processes(cfg)
+
+
+def run(args: argparse.Namespace, cfg: DictConfig) -> None:
+    """What each process does."""
+    start(args, cfg)
     classes = MetadataCatalog.get(cfg.dataset.train.names[0]).thing_classes
     logger.info("%d classes: %s", len(classes), ", ".join(classes))
     do_train(cfg, resume=args.resume)

@@ -22,20 +22,18 @@ from pathlib import Path
 # First: the plugin makes detectron2 importable on current Pillow and NumPy.
 from mask_rcnn_plugin.training import resolve_weights, setup_datasets  # isort: split
 
-from detectron2.engine import default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 
 from mask_rcnn_plugin.evaluation import results_table
 from mask_rcnn_plugin.training.batch_scaling import fit_batch
-from mask_rcnn_plugin.training.launch import log_processes, parse_program_args, run_program
+from mask_rcnn_plugin.training.launch import parse_program_args, run_program
 from mask_rcnn_plugin.training.main_process import on_main_process
-from mask_rcnn_plugin.training.preflight import check_datasets
-from mask_rcnn_plugin.training.setup import make_output_dir
 from mask_rcnn_plugin.training.weights import check_initialization
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # of train.py
+from train import start
 from train_stages.regimes import (
     CHECKPOINT,
     RECORD,
@@ -74,13 +72,8 @@ def prepare(args: argparse.Namespace, cfg: DictConfig) -> None:
 
 def run(args: argparse.Namespace, cfg: DictConfig) -> None:
     """What each process does."""
-    if not args.no_check:
-        check_datasets(cfg, args.config, args.overrides)
-    make_output_dir(cfg)
-    default_setup(cfg, args)
-    setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="mask_rcnn_plugin")
+    start(args, cfg)
     setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="train_stages")
-    log_processes(cfg)
     results = train_stages(cfg, args.regime)
     if not comm.is_main_process():
         return
