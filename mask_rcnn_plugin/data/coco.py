@@ -185,7 +185,7 @@ def _keypoints(name: str, categories: list[dict[str, Any]]) -> dict[str, Any]:
 def left_right_pairs(names: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
     """Names that mirror each other, and those that name a side but have no partner.
 
-    A side is one of the words "left", "right", "l" and "r" in a name, however words are set apart:
+    A side is the word "left" or "right" in a name, or else "l" or "r", however words are set apart:
     left_eye, L_Eye, "Left Eye", leftEye, lefteye, LEye, eye.l.
     """
     sides: dict[tuple[str, ...], dict[str, str]] = {}
@@ -193,7 +193,8 @@ def left_right_pairs(names: Sequence[str]) -> tuple[list[tuple[str, str]], list[
         spaced = re.sub(r"(?<=[^\W_A-Z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", name)
         spaced = re.sub(r"(?<![^\W_])(left|right)", r"\1 ", spaced, flags=re.IGNORECASE)
         words = re.findall(r"[^\W_]+", spaced.lower())
-        found = [i for i, word in enumerate(words) if word in ("left", "right", "l", "r")]
+        found = [i for i, word in enumerate(words) if word in ("left", "right")]
+        found = found or [i for i, word in enumerate(words) if word in ("l", "r")]
         if len(found) == 1:
             side = words.pop(found[0])[0]
             sides.setdefault((*words, str(found[0])), {}).setdefault(side, name)

@@ -105,6 +105,7 @@ def test_keypoints_flips_and_skeleton_come_from_the_categories(tmp_path: Path) -
         *(("Left Eye", "Right Eye"), ("leftEye", "rightEye"), ("eye.l", "eye.r")),
         *(("EyeL", "EyeR"), ("LEye", "REye"), ("lefteye", "righteye"), ("eye-left", "eye-right")),
         *(("L_F_Paw", "R_F_Paw"), ("LEFT_EYE", "RIGHT_EYE"), ("paw 1 l", "paw 1 r")),
+        ("left_arm_l", "right_arm_l"),
     ],
 )
 def test_left_and_right_are_found_in_any_usual_spelling(left: str, right: str) -> None:
