@@ -32,16 +32,16 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 
+from mask_rcnn_plugin.config.device import device_of
 from mask_rcnn_plugin.config.loading import base_name
 from mask_rcnn_plugin.config.paper import row_of
 from mask_rcnn_plugin.errors import UserError
 from mask_rcnn_plugin.evaluation import PREDICTIONS_FILE, results_table
 from mask_rcnn_plugin.evaluation.pictures import draw_predictions
 from mask_rcnn_plugin.evaluation.testing import evaluate, evaluator_of, score
+from mask_rcnn_plugin.main_process import on_main_process
 from mask_rcnn_plugin.training import SafeCheckpointer, resolve_weights, setup_datasets
 from mask_rcnn_plugin.training.launch import log_processes, parse_program_args, run_program
-from mask_rcnn_plugin.training.machine import device_of
-from mask_rcnn_plugin.training.main_process import on_main_process
 from mask_rcnn_plugin.training.setup import make_output_dir
 
 

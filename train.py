@@ -32,8 +32,10 @@ from omegaconf import DictConfig
 from torch import nn
 
 from mask_rcnn_plugin.config import ConfigError
+from mask_rcnn_plugin.config.device import device_of
 from mask_rcnn_plugin.data.coco import DatasetError
 from mask_rcnn_plugin.evaluation.testing import evaluate
+from mask_rcnn_plugin.main_process import on_main_process
 from mask_rcnn_plugin.training.batch_scaling import fit_batch
 from mask_rcnn_plugin.training.checkpoint import (
     BestModelHook,
@@ -44,14 +46,12 @@ from mask_rcnn_plugin.training.checkpoint import (
 from mask_rcnn_plugin.training.eval_hook import SafeEvalHook
 from mask_rcnn_plugin.training.guarded_trainer import build_trainer
 from mask_rcnn_plugin.training.launch import log_processes, parse_program_args, run_program
-from mask_rcnn_plugin.training.machine import device_of, log_machine, memory_format
-from mask_rcnn_plugin.training.main_process import on_main_process
+from mask_rcnn_plugin.training.machine import log_machine, memory_format
 from mask_rcnn_plugin.training.preemption import Preemption
 from mask_rcnn_plugin.training.preflight import check_datasets
 from mask_rcnn_plugin.training.random_states import RandomStates
-from mask_rcnn_plugin.training.setup import make_output_dir
+from mask_rcnn_plugin.training.setup import check_initialization, make_output_dir
 from mask_rcnn_plugin.training.validation_loss import build_validation_loader, validation_losses
-from mask_rcnn_plugin.training.weights import check_initialization
 
 logger = logging.getLogger("mask_rcnn_plugin")
 

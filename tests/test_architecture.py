@@ -14,9 +14,9 @@ REPOSITORY = Path(__file__).parents[1]
 PACKAGE = REPOSITORY / "mask_rcnn_plugin"
 
 # From the ground up. A module at the top of the package is a room of its own.
-GROUND = ("compat", "errors", "atomic_write")
-ROOMS = (*GROUND, "fast", "modeling", "", "config", "data", "env", "evaluation", "inference")
-ROOMS = (*ROOMS, "training")
+GROUND = ("compat", "errors", "atomic_write", "main_process")
+ROOMS = (*GROUND, "weights", "fast", "modeling", "", "config", "data", "env")
+ROOMS = (*ROOMS, "evaluation", "inference", "training")
 
 
 def modules(folder: Path) -> list[Path]:

@@ -28,10 +28,10 @@ from omegaconf import DictConfig
 from tabulate import tabulate
 from torch import Tensor, nn
 
+from mask_rcnn_plugin.config.device import device_of
 from mask_rcnn_plugin.errors import UserError
 from mask_rcnn_plugin.training import setup_datasets
 from mask_rcnn_plugin.training.guarded_trainer import build_trainer
-from mask_rcnn_plugin.training.machine import device_of
 from mask_rcnn_plugin.training.nonfinite import read_batch
 from mask_rcnn_plugin.training.random_states import set_random_state
 

@@ -27,10 +27,10 @@ from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 
 from mask_rcnn_plugin.evaluation import results_table
+from mask_rcnn_plugin.main_process import on_main_process
 from mask_rcnn_plugin.training.batch_scaling import fit_batch
 from mask_rcnn_plugin.training.launch import parse_program_args, run_program
-from mask_rcnn_plugin.training.main_process import on_main_process
-from mask_rcnn_plugin.training.weights import check_initialization
+from mask_rcnn_plugin.training.setup import check_initialization
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # of train.py
 from train import start

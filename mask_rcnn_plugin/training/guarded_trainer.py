@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mask_rcnn_plugin.config import ConfigError
+from mask_rcnn_plugin.config.device import device_of
 from mask_rcnn_plugin.errors import UserError
 from mask_rcnn_plugin.training.checkpoint import SaveError
-from mask_rcnn_plugin.training.machine import device_of, precision
+from mask_rcnn_plugin.training.machine import precision
 from mask_rcnn_plugin.training.nonfinite import NonFiniteLossError, advice, write_batch
 from mask_rcnn_plugin.training.random_states import random_state
 

@@ -27,9 +27,10 @@ from torch.distributed.rendezvous import rendezvous
 from torch.multiprocessing.spawn import ProcessExitedException, start_processes
 
 from mask_rcnn_plugin.config import ConfigError, get_config
+from mask_rcnn_plugin.config.device import device_of
 from mask_rcnn_plugin.config.printing import print_config
 from mask_rcnn_plugin.errors import UserError
-from mask_rcnn_plugin.training.machine import device_of, precision
+from mask_rcnn_plugin.training.machine import precision
 from mask_rcnn_plugin.training.placement import ALONE, Placement, placement_from
 from mask_rcnn_plugin.training.preemption import EXIT_CODE, SIGNALS
 

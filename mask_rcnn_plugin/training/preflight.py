@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mask_rcnn_plugin.data.check import Checked, Findings, check_file, compare
 from mask_rcnn_plugin.data.coco import DatasetError
-from mask_rcnn_plugin.training.main_process import on_main_process
+from mask_rcnn_plugin.main_process import on_main_process
 from mask_rcnn_plugin.training.setup import coco_files
 
 logger = logging.getLogger(__name__)

@@ -8,10 +8,12 @@ from detectron2.data.detection_utils import create_keypoint_hflip_indices
 from omegaconf import DictConfig, OmegaConf
 
 from mask_rcnn_plugin.config import ConfigError
+from mask_rcnn_plugin.config.check import walk
 from mask_rcnn_plugin.data.coco import DatasetError, register_coco_dataset
 from mask_rcnn_plugin.data.synthetic import write_dataset
 from mask_rcnn_plugin.evaluation import keypoint_oks_sigmas
-from mask_rcnn_plugin.training.main_process import on_main_process
+from mask_rcnn_plugin.main_process import on_main_process
+from mask_rcnn_plugin.weights import WeightsError
 
 _ROOM = 2**20  # bytes, for a start's log and config
 
@@ -53,6 +55,26 @@ def setup_datasets(cfg: DictConfig, *, training: bool = True) -> None:
             f"set, there is {list(train.names)} (dataset.test.names, dataset.train.names)"
         )
     _fit_model(cfg, (train if training else test).names)
+
+
+def check_initialization(cfg: DictConfig) -> None:
+    """
+    Raises:
+        WeightsError: if a training starts from no weights, and leaves some layers as they are.
+    """
+    if cfg.train.init_checkpoint:
+        return
+    frozen = {}  # what freezes layers, and what does not
+    for key, value in walk(OmegaConf.to_container(cfg.model, resolve=False), "model"):
+        if value == "FrozenBN":
+            frozen[f"{key}=FrozenBN"] = f"{key}=BN"
+        elif key.endswith(".freeze_at") and value:
+            frozen[f"{key}={value}"] = f"{key}=0"
+    if frozen:
+        raise WeightsError(
+            f"train.init_checkpoint is empty, and {', '.join(frozen)} would freeze layers at "
+            f"their initial values: give weights, or set {' '.join(frozen.values())}"
+        )
 
 
 def make_output_dir(cfg: DictConfig) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 
 from mask_rcnn_plugin.training import checkpoint as checkpoint_module
 from mask_rcnn_plugin.training.checkpoint import SafeCheckpointer, SaveError, check_readable
-from mask_rcnn_plugin.training.weights import WeightsError, resolve_weights
+from mask_rcnn_plugin.weights import WeightsError, resolve_weights
 
 
 def model(width: int = 3) -> nn.Module:

@@ -11,8 +11,9 @@ from omegaconf import DictConfig
 
 from mask_rcnn_plugin import get_config
 from mask_rcnn_plugin.config import deciding, flatten
+from mask_rcnn_plugin.config.device import device_of
 from mask_rcnn_plugin.errors import ConfigError
-from mask_rcnn_plugin.training.machine import device_of, memory_format, precision
+from mask_rcnn_plugin.training.machine import memory_format, precision
 
 ROW = "table2a_backbone/r50_fpn"
 

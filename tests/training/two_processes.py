@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mask_rcnn_plugin.errors import UserError
+from mask_rcnn_plugin.main_process import on_main_process
 from mask_rcnn_plugin.training.checkpoint import SafeCheckpointer
 from mask_rcnn_plugin.training.guarded_trainer import GuardedTrainer
 from mask_rcnn_plugin.training.launch import destroy_process_group
-from mask_rcnn_plugin.training.main_process import on_main_process
 from mask_rcnn_plugin.training.nonfinite import NonFiniteLossError
 from mask_rcnn_plugin.training.validation_loss import validation_losses
 

@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from mask_rcnn_plugin.atomic_write import atomic_write
-from mask_rcnn_plugin.training.machine import device_of
+from mask_rcnn_plugin.config.device import device_of
 
 logger = logging.getLogger(__name__)
 

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from mask_rcnn_plugin.atomic_write import atomic_write
 from mask_rcnn_plugin.config import ConfigError, deciding
+from mask_rcnn_plugin.config.device import device_of
 from mask_rcnn_plugin.errors import UserError
 from mask_rcnn_plugin.evaluation.testing import evaluate
-from mask_rcnn_plugin.training.machine import device_of
 from train import do_train
 from train_stages.proposals import write_proposals
 from train_stages.stages import detector_stage, fix_backbone, rpn_stage

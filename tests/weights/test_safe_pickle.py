@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mask_rcnn_plugin.training import safe_pickle
+from mask_rcnn_plugin.weights import safe_pickle
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
 ARRAYS = [

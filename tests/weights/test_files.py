@@ -10,7 +10,8 @@ from torch import nn
 
 from mask_rcnn_plugin import get_config
 from mask_rcnn_plugin.training.checkpoint import SafeCheckpointer
-from mask_rcnn_plugin.training.weights import WeightsError, check_initialization, resolve_weights
+from mask_rcnn_plugin.training.setup import check_initialization
+from mask_rcnn_plugin.weights import WeightsError, resolve_weights
 
 ROW = "table2a_backbone/r50_fpn"
 

@@ -6,12 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.utils.file_io import PathManager
-from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from mask_rcnn_plugin.config.check import walk
 from mask_rcnn_plugin.errors import UserError
-from mask_rcnn_plugin.training import safe_pickle
+from mask_rcnn_plugin.weights import safe_pickle
 
 _SUFFIXES = (".pth", ".pkl", ".pyth")
 # ImageNet weights fill all but an FPN's layers; those of another library, next to none.
@@ -52,26 +50,6 @@ def resolve_weights(weights: str) -> str:
             ) from error
     there = f"has {_in(path.parent)}" if path.parent.is_dir() else "does not exist either"
     raise WeightsError(f"weights file {weights!r} does not exist; {path.parent} {there}")
-
-
-def check_initialization(cfg: DictConfig) -> None:
-    """
-    Raises:
-        WeightsError: if a training starts from no weights, and leaves some layers as they are.
-    """
-    if cfg.train.init_checkpoint:
-        return
-    frozen = {}  # what freezes layers, and what does not
-    for key, value in walk(OmegaConf.to_container(cfg.model, resolve=False), "model"):
-        if value == "FrozenBN":
-            frozen[f"{key}=FrozenBN"] = f"{key}=BN"
-        elif key.endswith(".freeze_at") and value:
-            frozen[f"{key}={value}"] = f"{key}=0"
-    if frozen:
-        raise WeightsError(
-            f"train.init_checkpoint is empty, and {', '.join(frozen)} would freeze layers at "
-            f"their initial values: give weights, or set {' '.join(frozen.values())}"
-        )
 
 
 def _in(folder: Path) -> str:

@@ -1,0 +1,89 @@
+"""Weights read into a model."""
+
+import logging
+from typing import Any
+
+import torch.distributed as dist
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils import comm
+
+from mask_rcnn_plugin.main_process import on_main_process
+from mask_rcnn_plugin.weights.files import (
+    WeightsError,
+    check_backbone,
+    check_complete,
+    check_weights,
+    describe_fit,
+    read_pkl,
+    resolve_weights,
+    unreadable,
+)
+
+
+class WeightsLoader(DetectionCheckpointer):
+    """detectron2's checkpointer, for weights that may be damaged or of others.
+
+    What a training starts from may fit the model in part, as an ImageNet backbone does; what is
+    used or resumed must cover all of it. No file can run code by being read.
+
+    All processes call the methods alike, and the main process alone reads.
+    """
+
+    _strict = False
+    _path = ""
+
+    def load_strictly(self, path: str) -> None:
+        """Load a model's weights for inference, from what `resolve_weights` takes.
+
+        Raises:
+            WeightsError: if the file cannot be read, or if a parameter of the model is missing from
+                it or has another shape.
+        """
+        self._strict = True
+        self._load_weights(path)
+
+    def _load_weights(self, path: str) -> None:
+        """The main process reads the file, the others get the model that it has then."""
+        on_main_process(lambda: self._read_weights(path))
+        if path and comm.get_world_size() > 1:
+            for weight in self.model.state_dict().values():
+                buffer = weight.contiguous()
+                dist.broadcast(buffer, src=0)
+                weight.copy_(buffer)
+
+    def _read_weights(self, path: str) -> None:
+        self._path = path
+        try:
+            self.load(resolve_weights(path) if path else "", checkpointables=[])
+        except WeightsError:
+            raise
+        except Exception as error:  # whatever a file of something else comes up with
+            offline = "; without internet give a downloaded file: train.init_checkpoint=FILE"
+            hint = offline if isinstance(error, OSError) else ""
+            raise WeightsError(f"weights {path} cannot be loaded: {error!r}{hint}") from error
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        try:
+            pkl = filename.endswith(".pkl")
+            content = read_pkl(filename) if pkl else super()._load_file(filename)
+        except Exception as error:  # whatever unpickling comes up with
+            raise unreadable(filename, error) from error
+        check_weights(filename, content)
+        return content
+
+    def _load_model(self, checkpoint: Any) -> Any:
+        # fvcore calls it before it touches the optimizer.
+        details = logging.getLogger("detectron2.checkpoint.c2_model_loading")
+        details.disabled = True  # it logs each weight, where one line says it all
+        try:
+            incompatible = super()._load_model(checkpoint)
+        finally:
+            details.disabled = False
+        if self._strict:
+            check_complete(self._path, incompatible)
+        else:
+            check_backbone(self._path, self.model, incompatible)
+        return incompatible
+
+    def _log_incompatible_keys(self, incompatible: Any) -> None:
+        self.logger.info(describe_fit(self._path, self.model, incompatible))
