@@ -23,6 +23,10 @@ A tensor called `logits` holds values before sigmoid or softmax; `probs` holds p
 
 import warnings
 from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mask_rcnn_plugin.inference.predictor import Predictor, load
 
 _spec = find_spec("detectron2")
 if _spec is None or _spec.origin is None:  # a mere folder of that name is no detectron2
@@ -47,9 +51,19 @@ from mask_rcnn_plugin.inference.optimize import optimize_for_inference  # noqa: 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Predictor",
     "add_mask_rcnn_config",
     "get_config",
     "list_configs",
+    "load",
     "modeling",
     "optimize_for_inference",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("Predictor", "load"):  # with all that reads images, only when asked for
+        from mask_rcnn_plugin.inference import predictor
+
+        return getattr(predictor, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -21,6 +21,7 @@ dataset = OmegaConf.create(
             max_detections=100,  # an image; Sec. 3.1. More than 100 count in AP too
         ),
         synthetic=None,  # what to draw, see the overlay of that name
+        metadata=None,  # names of classes and keypoints, which a training writes here
     )
 )
 

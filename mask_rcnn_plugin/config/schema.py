@@ -82,6 +82,7 @@ class Dataset:
     train: Split
     test: TestSplit
     synthetic: Synthetic | None = None
+    metadata: dict[str, Any] | None = None
 
 
 @dataclass

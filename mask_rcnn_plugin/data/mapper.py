@@ -80,7 +80,7 @@ class MaskRCNNDatasetMapper(DatasetMapper):
                 and evaluation alike.
         """
         dataset_dict = copy.deepcopy(dataset_dict)
-        image = _read_image(dataset_dict["file_name"], self.image_format)
+        image = read_image(dataset_dict["file_name"], self.image_format)
         _check_size(dataset_dict, image)
         augmented = T.AugInput(image)
         transforms = self.augmentations(augmented)
@@ -169,7 +169,7 @@ def _xywh(box: Any, mode: BoxMode) -> Any:
         return box  # no four numbers, as `annotation_error` will say
 
 
-def _read_image(file_name: str, image_format: str) -> np.ndarray:
+def read_image(file_name: str, image_format: str) -> np.ndarray:
     """As detectron2's `read_image`, (H, W, C), but 16 bits are not clipped to 8, nor PNGs mended.
 
     Raises:
@@ -181,23 +181,32 @@ def _read_image(file_name: str, image_format: str) -> np.ndarray:
             # Here, not in detectron2's look at the EXIF data, which decodes a PNG and then takes
             # what is broken for pixels of 0.
             image.load()
-        kind, mode = image.format, image.mode
-        image = utils._apply_exif_orientation(image)
-        # PNG has no more than 16 bits; older Pillow gives them as "I".
-        if mode.startswith("I;16") or (mode == "I" and kind == "PNG"):
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        if image.mode not in ("I", "F"):
-            return utils.convert_PIL_to_numpy(image, image_format)
+        return pixels_of(image, image_format, file_name)
+    except ImageError:
+        raise
     except FileNotFoundError as error:
         raise ImageError(file_name, "it does not exist") from error
     except Exception as error:  # Pillow raises many kinds on broken files
         raise ImageError(
             file_name, f"it cannot be decoded ({type(error).__name__}: {error})"
         ) from error
-    raise ImageError(
-        file_name,
-        f"its pixels ({kind}, mode {mode!r}) have no known range: convert it to 8 bits a channel",
-    )
+
+
+def pixels_of(image: Image.Image, image_format: str, name: str) -> np.ndarray:
+    """A Pillow image as `read_image` gives a file's; `name` is for the error.
+
+    Raises:
+        ImageError: if it has more than 8 bits a channel, and nothing says what is white.
+    """
+    kind, mode = image.format, image.mode
+    image = utils._apply_exif_orientation(image)
+    # PNG has no more than 16 bits; older Pillow gives them as "I".
+    if mode.startswith("I;16") or (mode == "I" and kind == "PNG"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        what = f"its pixels ({kind}, mode {mode!r}) have no known range"
+        raise ImageError(name, f"{what}: convert it to 8 bits a channel")
+    return utils.convert_PIL_to_numpy(image, image_format)
 
 
 def _check_size(dataset_dict: dict[str, Any], image: np.ndarray) -> None:

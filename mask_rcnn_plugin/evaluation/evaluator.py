@@ -150,7 +150,12 @@ class MaskRCNNCOCOEvaluator(COCOEvaluator):
             DatasetError: if it is no such file, or one of another dataset or other tasks.
         """
         self.reset()
-        predictions = read_predictions(file)
+        root = self._metadata.get("image_root", "")
+        images = self._coco_api.imgs.items()
+        files = {
+            f"{root}/{image['file_name']}": id_ for id_, image in images if "file_name" in image
+        }
+        predictions = read_predictions(file, files=files)
         unknown = predictions.keys() - self._coco_api.imgs.keys()
         if unknown:
             raise DatasetError(

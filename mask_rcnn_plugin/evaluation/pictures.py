@@ -37,12 +37,14 @@ def draw_predictions(
     Returns:
         The files, named IMAGE-ID_NAME.jpg.
     """
-    predictions = read_predictions(predictions_file, score_threshold)
     output_dir.mkdir(parents=True, exist_ok=True)
     files: list[Path] = []
     for name in dataset_names:
         metadata = MetadataCatalog.get(name)
-        for image in DatasetCatalog.get(name)[: count - len(files)]:
+        images = DatasetCatalog.get(name)
+        ids = {image["file_name"]: image["image_id"] for image in images}
+        predictions = read_predictions(predictions_file, score_threshold, ids)
+        for image in images[: count - len(files)]:
             truth = draw_truth(image, metadata)
             predicted = draw_prediction(image, predictions[image["image_id"]], metadata)
             picture = np.concatenate([truth, predicted], axis=1)[:, :, ::-1]
@@ -63,7 +65,7 @@ def draw_truth(image: dict[str, Any], metadata: Metadata) -> np.ndarray:
     if any("keypoints" in a for a in annotations):
         none = [0.0] * 3 * len(metadata.keypoint_names)
         annotations = [{"keypoints": none, **a} for a in annotations]
-    visualizer = _visualizer(image, metadata)
+    visualizer = _visualizer(read_image(image["file_name"], format="RGB"), metadata)
     return visualizer.draw_dataset_dict({**image, "annotations": annotations}).get_image()
 
 
@@ -71,13 +73,32 @@ def draw_prediction(
     image: dict[str, Any], predictions: list[dict[str, Any]], metadata: Metadata
 ) -> np.ndarray:
     """An image's predictions in COCO's results format, drawn as `draw_truth` draws."""
-    visualizer = _visualizer(image, metadata)
-    instances = _to_instances(predictions, visualizer.img.shape[:2], metadata)
-    return visualizer.draw_instance_predictions(instances).get_image()
-
-
-def _visualizer(image: dict[str, Any], metadata: Metadata) -> Visualizer:
     pixels = read_image(image["file_name"], format="RGB")
+    instances = _to_instances(predictions, pixels.shape[:2], metadata)
+    return draw_instances(pixels, instances, metadata)
+
+
+def draw_instances(pixels: np.ndarray, instances: Instances, metadata: Metadata) -> np.ndarray:
+    """A model's predictions on an image.
+
+    Args:
+        pixels: uint8 (H, W, 3), RGB.
+        instances: on the CPU, in its pixels.
+
+    Returns:
+        uint8 (H, W, 3), RGB; enlarged if it is small.
+    """
+    if instances.has("pred_keypoints"):
+        # A detection of a category without keypoints has them predicted all the same.
+        with_keypoints = metadata.get("keypoint_classes", metadata.thing_classes)
+        has = [metadata.thing_classes[c] in with_keypoints for c in instances.pred_classes]
+        shown = Instances(instances.image_size, **instances.get_fields())
+        shown.pred_keypoints = instances.pred_keypoints * torch.tensor(has)[:, None, None]
+        instances = shown
+    return _visualizer(pixels, metadata).draw_instance_predictions(instances).get_image()
+
+
+def _visualizer(pixels: np.ndarray, metadata: Metadata) -> Visualizer:
     return Visualizer(pixels, metadata, scale=max(1.0, _MIN_HEIGHT / pixels.shape[0]))
 
 
@@ -101,8 +122,5 @@ def _to_instances(
         keypoints = torch.tensor([p["keypoints"] for p in predictions])
         keypoints = keypoints.reshape(len(predictions), -1, 3)
         keypoints[:, :, :2] += 0.5  # from pixel indices to continuous coordinates
-        # A detection of a category without keypoints has them predicted all the same.
-        with_keypoints = metadata.get("keypoint_classes", metadata.thing_classes)
-        has = [metadata.thing_classes[c] in with_keypoints for c in classes]
-        instances.pred_keypoints = keypoints * torch.tensor(has)[:, None, None]
+        instances.pred_keypoints = keypoints
     return instances

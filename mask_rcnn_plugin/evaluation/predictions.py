@@ -7,7 +7,7 @@ import pickle
 import zipfile
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO, TypedDict
 
@@ -67,10 +67,11 @@ def write_predictions(path: Path, images: Iterable[bytes]) -> None:
     """Write all images' predictions as one JSON list, as `json.dumps` would, an image at a time."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
-        _write(file, map(unpack, images))
+        write_json(file, map(unpack, images))
 
 
-def _write(file: TextIO, images: Iterable[list[dict[str, Any]]]) -> None:
+def write_json(file: TextIO, images: Iterable[list[dict[str, Any]]]) -> None:
+    """Write the predictions of images, as they come, as one JSON list."""
     texts = (json.dumps(image)[1:-1] for image in images if image)  # without the brackets
     file.write("[")
     for i, text in enumerate(texts):
@@ -90,13 +91,20 @@ class _Scored(TypedDict):
 
 
 class _Prediction(_Scored, total=False):
+    file_name: str
     bbox: list[float]
     segmentation: _RLE
     keypoints: list[float]
 
 
-def read_predictions(path: Path, least_score: float = -math.inf) -> PredictionsOf:
+def read_predictions(
+    path: Path, least_score: float = -math.inf, files: Mapping[str, Any] | None = None
+) -> PredictionsOf:
     """{image id: predictions of at least that score} of a file in COCO's results format.
+
+    Args:
+        files: {file of an image: its id} of the dataset. A prediction that has a "file_name", as
+            those of tools/predict.py, belongs to the one file whose path ends with it.
 
     Raises:
         DatasetError: if it is no such file.
@@ -105,11 +113,25 @@ def read_predictions(path: Path, least_score: float = -math.inf) -> PredictionsO
         predictions = msgspec.json.decode(path.read_bytes(), type=list[_Prediction])
     except (OSError, msgspec.DecodeError) as error:
         raise DatasetError(f"predictions file {str(path)!r} cannot be read: {error}") from error
+    ids = _by_ending(files or {}) if any("file_name" in p for p in predictions) else {}
     images: PredictionsOf = defaultdict(list)
     for prediction in predictions:
+        if "file_name" in prediction:
+            name = prediction.pop("file_name")
+            prediction["image_id"] = ids.get(name, name)
         if prediction["score"] >= least_score:
             images[prediction["image_id"]].append(dict(prediction))
     return images
+
+
+def _by_ending(files: Mapping[str, Any]) -> dict[str, Any]:
+    """Ids by all endings of the paths that no two of them share."""
+    ids: defaultdict[str, set[Any]] = defaultdict(set)
+    for file, id_ in files.items():
+        parts = Path(file).parts
+        for i in range(len(parts)):
+            ids["/".join(parts[i:])].add(id_)
+    return {ending: of.pop() for ending, of in ids.items() if len(of) == 1}
 
 
 def write_submissions(
@@ -137,7 +159,7 @@ def write_submissions(
             zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive,
             io.TextIOWrapper(archive.open(f"{name}.json", "w")) as text,
         ):
-            _write(text, (_submitted(unpack(image), field) for image in images))
+            write_json(text, (_submitted(unpack(image), field) for image in images))
         files.append(file)
     return files
 

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from mask_rcnn_plugin.config import ConfigError
 from mask_rcnn_plugin.config.check import walk
 from mask_rcnn_plugin.data.coco import DatasetError, register_coco_dataset
+from mask_rcnn_plugin.data.metadata import keep_metadata
 from mask_rcnn_plugin.data.synthetic import write_dataset
 from mask_rcnn_plugin.evaluation import keypoint_oks_sigmas
 from mask_rcnn_plugin.main_process import on_main_process
@@ -26,6 +27,7 @@ def setup_datasets(cfg: DictConfig, *, training: bool = True) -> None:
       `names`.
     * `model.roi_heads.num_classes` becomes the number of classes of the dataset; with a keypoint
       branch, the number of keypoints and their left-right pairs likewise.
+    * `dataset.metadata` becomes what the classes and keypoints are called; see `keep_metadata`.
 
     Args:
         training: False leaves the training set alone, which need not be there to evaluate.
@@ -54,7 +56,9 @@ def setup_datasets(cfg: DictConfig, *, training: bool = True) -> None:
             f"there must be one test set, there is {list(test.names)}, and at least one training "
             f"set, there is {list(train.names)} (dataset.test.names, dataset.train.names)"
         )
-    _fit_model(cfg, (train if training else test).names)
+    names = (train if training else test).names
+    _fit_model(cfg, names)
+    keep_metadata(cfg, names[0])
 
 
 def check_initialization(cfg: DictConfig) -> None:

@@ -1,0 +1,165 @@
+"""tools/predict.py, from photos to pictures and COCO's format."""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from detectron2.config import LazyConfig, instantiate
+
+from mask_rcnn_plugin import get_config
+from mask_rcnn_plugin.training import setup_datasets
+
+REPOSITORY = Path(__file__).parents[2]
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def trained(toy_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a training leaves, of a model that finds 20 things in each image."""
+    folder = tmp_path_factory.mktemp("trained")
+    cfg = get_config(
+        "table2a_backbone/r50_fpn+synthetic",
+        [
+            f"dataset.test.json={toy_dataset}/val.json",
+            f"dataset.test.images={toy_dataset}/val",
+            "model.roi_heads.box_predictor.test_score_thresh=0.0",
+            "train.device=cpu",
+        ],
+    )
+    setup_datasets(cfg, training=False)
+    torch.manual_seed(0)
+    torch.save({"model": instantiate(cfg.model).state_dict()}, folder / "model_final.pth")
+    LazyConfig.save(cfg, str(folder / "config.yaml"))
+    return folder
+
+
+@pytest.fixture
+def predict(run_python: Run, trained: Path, tmp_path: Path) -> Run:
+    def run(*args: object) -> subprocess.CompletedProcess[str]:
+        program = REPOSITORY / "tools" / "predict.py"
+        output = ["--weights", trained, "--output", tmp_path / "out"]
+        return run_python(program, *output, *args, cwd=tmp_path)
+
+    return run
+
+
+def test_predictions_score_as_the_evaluation_does(
+    predict: Run, run_python: Run, trained: Path, toy_dataset: Path, tmp_path: Path
+) -> None:
+    done = predict("--input", toy_dataset / "val")
+    assert done.returncode == 0, done.stderr
+    assert "120 detections in 6 images" in done.stdout
+    assert len(list((tmp_path / "out" / "pictures").glob("*.jpg"))) == 6
+
+    # Ground truth is a part of what was found, so that there is something to score.
+    found = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    truth = json.loads((toy_dataset / "val.json").read_text())
+    ids = {image["file_name"]: 50 - image["id"] for image in truth["images"]}
+    truth["images"] = [{**image, "id": ids[image["file_name"]]} for image in truth["images"]]
+    truth["annotations"] = [
+        {**f, "id": i, "image_id": ids[f["file_name"]], "area": f["bbox"][2] * f["bbox"][3]}
+        for i, f in enumerate(found)
+        if i % 3 == 0
+    ]
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+
+    both = []
+    for source in (
+        ["--weights", trained / "model_final.pth", "--output", tmp_path / "weights"],
+        ["--predictions", tmp_path / "out" / "predictions.json", "--output", tmp_path / "file"],
+    ):
+        args = ["--config-file", trained / "config.yaml", *source, "--visualize", 1]
+        args.append(f"dataset.test.json={tmp_path / 'truth.json'}")
+        scored = run_python(REPOSITORY / "eval.py", *args, cwd=tmp_path)
+        assert scored.returncode == 0, scored.stderr
+        both.append(json.loads((Path(source[-1]) / "results.json").read_text()))
+    for task in ("bbox", "segm"):
+        assert both[0][task] == both[1][task]
+        assert 5 < both[0][task]["AP"] < 95
+    folders = [tmp_path / name / "pictures" for name in ("weights", "file")]
+    pictures = [[p.read_bytes() for p in folder.iterdir()] for folder in folders]
+    assert pictures[0] == pictures[1]
+
+
+def test_a_broken_photo_costs_a_line(predict: Run, toy_dataset: Path, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    (photos / "more").mkdir(parents=True)
+    for name in ("a.jpg", "more/b.jpg", "more/d.JPG"):
+        shutil.copy(toy_dataset / "val" / "000000.jpg", photos / name)
+    cv2.imwrite(str(photos / "a.png"), cv2.imread(str(photos / "a.jpg")))
+    (photos / "broken.jpg").write_bytes(b"no image")
+    (photos / "notes.txt").write_text("no image either")
+    done = predict("--input", photos, "--batch-size", 3, "--confidence-threshold", 2)
+    assert done.returncode == 0, done.stderr
+    assert [line for line in done.stderr.splitlines() if "broken.jpg" in line]
+    assert "Traceback" not in done.stderr
+    assert "in 4 images" in done.stdout
+    assert "could not be read: 1" in done.stdout
+    assert "nothing reaches --confidence-threshold 2.0: the best score is" in done.stdout
+    names = {"a.jpg", "a.png.jpg", "more/b.jpg", "more/d.jpg"}
+    pictures = tmp_path / "out" / "pictures"
+    assert {p.relative_to(pictures).as_posix() for p in pictures.rglob("*.jpg")} == names
+    found = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert {f["file_name"] for f in found} == {"a.jpg", "a.png", "more/b.jpg", "more/d.JPG"}
+    assert {f["image_id"] for f in found} == {1, 2, 3, 4}
+    assert all(f["category_name"] for f in found)
+
+
+def test_files_and_patterns(predict: Run, toy_dataset: Path, tmp_path: Path) -> None:
+    val = toy_dataset / "val"
+    done = predict("--input", val / "000001.jpg", val / "00000[34].jpg", val / "000003.jpg")
+    assert done.returncode == 0, done.stderr
+    pictures = sorted(p.name for p in (tmp_path / "out" / "pictures").iterdir())
+    assert pictures == ["000001.jpg", "000003.jpg", "000004.jpg"]
+
+
+def test_a_video_becomes_one(predict: Run, toy_dataset: Path, tmp_path: Path) -> None:
+    film = str(tmp_path / "film.avi")
+    writer = cv2.VideoWriter(film, cv2.VideoWriter_fourcc(*"MJPG"), 5.0, (64, 64))
+    for i in range(3):
+        writer.write(cv2.imread(str(toy_dataset / "val" / f"00000{i}.jpg")))
+    writer.release()
+    done = predict("--video-input", film, "--confidence-threshold", "0.1")
+    assert done.returncode == 0, done.stderr
+    video = cv2.VideoCapture(str(tmp_path / "out" / "film.mp4"))
+    frames = [video.read()[1] for _ in range(3)]
+    assert not video.read()[0]
+    assert video.get(cv2.CAP_PROP_FPS) == 5
+    original = cv2.imread(str(toy_dataset / "val" / "000000.jpg"))
+    assert frames[0].shape == original.shape
+    assert not np.allclose(frames[0], original, atol=60)  # something is drawn
+    found = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert {f["image_id"] for f in found} == {1, 2, 3}
+
+
+@pytest.mark.parametrize(
+    ("args", "named"),
+    [
+        (["--input", "no*.jpg"], "no*.jpg"),
+        (["--input", "."], "'.'"),
+        (["--video-input", "no.mp4"], "no.mp4"),
+        (["--input", ".", "--weights", "nowhere"], "nowhere"),
+        (["--input", __file__, "train.max_itre=1"], "max_iter"),
+        ([], "--input"),
+    ],
+)
+def test_mistakes_are_one_line(args: list[str], named: str, predict: Run, tmp_path: Path) -> None:
+    done = predict(*args)
+    assert done.returncode == 2
+    assert named in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.rglob("predictions.json"))
+
+
+def test_nothing_readable_is_a_failure(predict: Run, tmp_path: Path) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"")
+    done = predict("--input", tmp_path / "broken.jpg")
+    assert done.returncode == 1
+    assert "0 images" in done.stdout
+    assert json.loads((tmp_path / "out" / "predictions.json").read_text()) == []

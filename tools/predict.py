@@ -1,0 +1,256 @@
+#!/usr/bin/env python
+"""Find objects in photos and videos.
+
+    python tools/predict.py --weights output/demo --input photo.jpg more/*.png --output output/found
+    python tools/predict.py --weights a.pth --config-file table2a_backbone/r50_fpn --input photos
+    python tools/predict.py --weights output/demo --video-input film.mp4 --output output/film
+    python tools/predict.py --weights output/demo --webcam
+
+Writes to --output: pictures/, or for a video a video, with the detections of at least
+--confidence-threshold, and predictions.json with all of them: COCO's results format, with
+"file_name" and "category_name" beside the ids. `eval.py --predictions` scores it on the same
+photos. A photo that cannot be read is left out, with a line that says why.
+"""
+
+import argparse
+import glob
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+# First: the plugin makes detectron2 importable on current Pillow and NumPy.
+from mask_rcnn_plugin import Predictor, get_config  # isort: split
+
+import cv2
+import numpy as np
+from detectron2.utils.video_visualizer import VideoVisualizer
+from PIL import Image
+from tqdm import tqdm
+
+from mask_rcnn_plugin.data.mapper import ImageError
+from mask_rcnn_plugin.errors import UserError
+from mask_rcnn_plugin.evaluation.predictions import write_json
+from mask_rcnn_plugin.inference.predictor import find_config, find_weights
+from mask_rcnn_plugin.inference.result import Result
+
+Image.init()
+SUFFIXES = {s for s, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+
+
+class Summary:
+    """What was found so far, of all images."""
+
+    def __init__(self, threshold: float) -> None:
+        self._threshold = threshold
+        self.images = self.unreadable = self._found = self._shown = 0
+        self._best = (0.0, "")
+
+    def add(self, result: Result, name: str) -> None:
+        self.images += 1
+        self._found += len(result)
+        self._shown += len(result.above(self._threshold))
+        for score, class_ in zip(result.scores, result.names):
+            self._best = max(self._best, (score, f"{class_} in {name}"))
+
+    def text(self) -> str:
+        lines = [f"{self._found} detections in {self.images} images"]
+        if self.unreadable:
+            lines.append(f"files that could not be read: {self.unreadable}")
+        if self._shown:
+            lines[0] += f", {self._shown} of them with a score of {self._threshold} or more"
+        elif self._found:
+            score, where = self._best
+            lines.append(
+                f"nothing reaches --confidence-threshold {self._threshold}: the best score is "
+                f"{score:.3f} ({where})"
+            )
+        return "\n".join(lines)
+
+
+def photos(inputs: list[str]) -> list[str]:
+    """Files of arguments that are files, globs and folders, which may hold others.
+
+    Raises:
+        UserError: for an argument that gives no image.
+    """
+    files: list[str] = []
+    for given in inputs:
+        if os.path.isdir(given):
+            found = [str(p) for p in sorted(Path(given).rglob("*")) if p.suffix.lower() in SUFFIXES]
+        else:
+            found = [given] if os.path.isfile(given) else sorted(glob.glob(given, recursive=True))
+        if not found:
+            raise UserError(f"--input {given!r} is no file, and no folder or pattern with images")
+        files += found
+    return list(dict.fromkeys(files))
+
+
+def results_of(predictor: Predictor, files: list[str], summary: Summary) -> Iterator[Result]:
+    """Results of a batch, without the files that cannot be read."""
+    try:
+        yield from predictor(files, batch_size=len(files))
+    except ImageError as error:
+        if len(files) > 1:  # which of them
+            yield from chain(*(results_of(predictor, [file], summary) for file in files))
+        else:
+            summary.unreadable += 1
+            tqdm.write(str(error), file=sys.stderr)
+
+
+def predict_photos(
+    predictor: Predictor,
+    files: list[str],
+    folder: Path,
+    batch_size: int,
+    summary: Summary,
+    threshold: float,
+) -> Iterator[list[dict[str, Any]]]:
+    """Draw each photo, and give its predictions in COCO's format."""
+    root = os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file in files])
+    written: set[str] = set()
+    with tqdm(total=len(files), unit="image", disable=None) as bar:
+        for start in range(0, len(files), batch_size):
+            batch = files[start : start + batch_size]
+            for result in results_of(predictor, batch, summary):
+                name = os.path.relpath(str(result.file), root)
+                picture = str(Path(name).with_suffix(".jpg"))
+                if picture in written:  # of another image, a.png beside a.jpg
+                    picture = f"{name}.jpg"
+                written.add(picture)
+                result.save(folder / picture, threshold)
+                summary.add(result, name)
+                yield named(result, summary.images, Path(name).as_posix())
+            bar.update(len(batch))
+
+
+def named(result: Result, image_id: int, file_name: str) -> list[dict[str, Any]]:
+    return [{**found, "file_name": file_name} for found in result.to_coco(image_id)]
+
+
+def open_video(source: str | int) -> cv2.VideoCapture:
+    """
+    Args:
+        source: a file, or the number of a camera.
+
+    Raises:
+        UserError: if it cannot be opened.
+    """
+    video = cv2.VideoCapture(source)
+    if not video.isOpened():
+        what = f"--video-input {source!r}" if isinstance(source, str) else f"camera {source}"
+        raise UserError(f"{what} cannot be opened")
+    return video
+
+
+def predict_video(
+    predictor: Predictor, video: cv2.VideoCapture, file: Path, summary: Summary, threshold: float
+) -> Iterator[list[dict[str, Any]]]:
+    """Write a video, and give each frame's predictions, its number as the image's id.
+
+    Raises:
+        UserError: if the file cannot be written.
+    """
+    size = int(video.get(cv2.CAP_PROP_FRAME_WIDTH)), int(video.get(cv2.CAP_PROP_FRAME_HEIGHT))
+    rate = video.get(cv2.CAP_PROP_FPS) or 10.0
+    writer = cv2.VideoWriter(str(file), cv2.VideoWriter_fourcc(*"mp4v"), rate, size)
+    if not writer.isOpened():
+        raise UserError(f"{file} cannot be written: this OpenCV has no encoder for mp4")
+    visualizer = VideoVisualizer(predictor.metadata)
+    frames = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
+    with tqdm(total=frames if frames > 0 else None, unit="frame", disable=None) as bar:
+        try:
+            while (read := video.read())[0]:
+                result = predictor(read[1])
+                shown = result.above(threshold).instances
+                pixels = np.ascontiguousarray(read[1][:, :, ::-1])
+                picture = visualizer.draw_instance_predictions(pixels, shown).get_image()
+                writer.write(cv2.resize(picture[:, :, ::-1], size))
+                summary.add(result, f"frame {summary.images + 1}")
+                yield named(result, summary.images, file.stem)
+                bar.update()
+        finally:
+            video.release()
+            writer.release()
+
+
+def until_interrupted(images: Iterable[Any]) -> Iterator[Any]:
+    """Ctrl-C ends the work; what is done already is kept."""
+    try:
+        yield from images
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--weights", required=True, help="a training's output folder, or what eval.py takes"
+    )
+    parser.add_argument(
+        "--config-file", dest="config", help="default: the config.yaml beside the weights"
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--input", nargs="+", metavar="FILE", help="images, folders of them, or patterns: '*.jpg'"
+    )
+    source.add_argument("--video-input", metavar="FILE", help="a video")
+    source.add_argument("--webcam", action="store_true", help="the first camera, until Ctrl-C")
+    parser.add_argument("--output", type=Path, default=Path("output/predictions"), metavar="DIR")
+    parser.add_argument(
+        "--confidence-threshold", type=float, default=0.5, help="least score of what is drawn"
+    )
+    parser.add_argument("--batch-size", type=int, default=1, help="images that are seen at once")
+    parser.add_argument("--no-optimize", action="store_true", help="as in eval.py")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
+    args = parser.parse_intermixed_args()
+    # What follows --input is taken for its files.
+    changes = [x for x in args.input or () if "=" in x and not os.path.exists(x)]
+    args.overrides += changes
+    args.input = args.input and [x for x in args.input if x not in changes]
+    if args.batch_size < 1:
+        parser.error(f"--batch-size is {args.batch_size}, must be 1 or more")
+    return args
+
+
+def run(args: argparse.Namespace) -> bool:
+    """Whether anything could be read."""
+    weights = find_weights(args.weights)
+    cfg = get_config(args.config or find_config(weights), args.overrides)
+    files = photos(args.input) if args.input else []
+    video = None if files else open_video(0 if args.webcam else args.video_input)
+    predictor = Predictor.from_config(cfg, weights, optimize=not args.no_optimize)
+    print(f"{weights}: {len(predictor.names)} classes: {', '.join(predictor.names)}")
+
+    output, threshold = args.output, args.confidence_threshold
+    output.mkdir(parents=True, exist_ok=True)
+    drawn = output / "pictures"
+    summary = Summary(threshold)
+    if video:
+        drawn = output / f"{'webcam' if args.webcam else Path(args.video_input).stem}.mp4"
+        images = predict_video(predictor, video, drawn, summary, threshold)
+    else:
+        images = predict_photos(predictor, files, drawn, args.batch_size, summary, threshold)
+    predictions = output / "predictions.json"
+    with predictions.open("w") as file:
+        write_json(file, until_interrupted(images))
+    print(summary.text())
+    print(f"{drawn}, {predictions}")
+    return summary.images > 0
+
+
+def main() -> None:
+    try:
+        done = run(parse_args())
+    except UserError as error:
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        sys.exit(2)
+    sys.exit(0 if done else 1)
+
+
+if __name__ == "__main__":
+    main()
