@@ -36,7 +36,7 @@ from mask_rcnn_plugin.config.device import device_of
 from mask_rcnn_plugin.data.coco import DatasetError
 from mask_rcnn_plugin.evaluation.testing import evaluate
 from mask_rcnn_plugin.main_process import on_main_process
-from mask_rcnn_plugin.training.batch_scaling import fit_batch
+from mask_rcnn_plugin.training.batch_scaling import fit_batch, fit_epochs
 from mask_rcnn_plugin.training.checkpoint import (
     BestModelHook,
     CheckpointHook,
@@ -110,6 +110,7 @@ def do_train(
             type(train_loader).__name__,
         )
     checkpointer = SafeCheckpointer(model, cfg.train.output_dir, **parts)
+    checkpointer.class_names = (cfg.dataset.get("metadata") or {}).get("thing_classes", ())
     saving = CheckpointHook(checkpointer, **cfg.train.checkpointer)
     preemption = Preemption(saving)
     best = BestModelHook(checkpointer, cfg.train.best_metric)
@@ -186,6 +187,7 @@ def prepare(args: argparse.Namespace, cfg: DictConfig) -> None:
         check_initialization(cfg)
     fit_batch(cfg)
     setup_datasets(cfg)
+    fit_epochs(cfg)
 
 
 def start(args: argparse.Namespace, cfg: DictConfig) -> None:

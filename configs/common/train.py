@@ -28,6 +28,8 @@ train = OmegaConf.create(
         output_dir="output",  # train.py: output/CONFIG
         init_checkpoint="detectron2://ImageNetPretrained/MSRA/R-50.pkl",
         max_iter=160_000,
+        # Of the training set, in place of max_iter; an evaluation and a checkpoint come after each.
+        epochs=None,
         accumulate_steps=1,  # batches whose gradients are added up for one step of the optimizer
         # Batch that the learning rate and all periods are meant for: where another one is used,
         # they are scaled to it. null: taken as they are.

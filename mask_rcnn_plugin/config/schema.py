@@ -37,6 +37,7 @@ class Train:
     output_dir: str | None
     init_checkpoint: str | None
     max_iter: int
+    epochs: float | None
     accumulate_steps: int
     reference_batch_size: int | None
     eval_period: int
@@ -119,6 +120,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(_NOT_NEGATIVES.split(), _NOT_NEGATIVE),
     **dict.fromkeys(_FRACTIONS.split(), _FRACTION),
     "momentum": (0, 0.9999),
+    "epochs": (1e-3, _FINITE),
     "process_group_timeout": (1e-3, _FINITE),  # minutes
     "seed": (-_FINITE, 2**31 - 1),  # the rank is added, and NumPy takes 32 bits
 }

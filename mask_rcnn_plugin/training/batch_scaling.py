@@ -1,5 +1,8 @@
-"""A schedule for another batch than the one that it was made for: the linear rule."""
+"""A schedule for another batch than the one that it was made for, and for a dataset's size."""
 
+import math
+
+from detectron2.config import instantiate
 from detectron2.utils import comm
 from omegaconf import DictConfig, OmegaConf
 
@@ -70,3 +73,28 @@ def scale_to_batch(cfg: DictConfig) -> list[str]:
             change(key, max(1, round(old * reference / batch)))
     cfg.train.reference_batch_size = batch
     return changes
+
+
+def fit_epochs(cfg: DictConfig) -> None:
+    """Turn `train.epochs`, where it is set, into iterations, in place: the training's length, an
+    evaluation and a checkpoint each epoch, and a warm-up no longer than one.
+
+    Args:
+        cfg: its datasets set up by `setup_datasets`, its batch fitted by `fit_batch`.
+    """
+    epochs = cfg.train.epochs
+    if epochs is None:
+        return
+    images = len(instantiate(cfg.dataloader.train.dataset))
+    batch = cfg.dataloader.train.total_batch_size * cfg.train.accumulate_steps
+    epoch = max(1, math.ceil(images / batch))
+    cfg.train.max_iter = max(1, math.ceil(epochs * images / batch))
+    cfg.train.eval_period = cfg.train.checkpointer.period = epoch
+    warmup = OmegaConf.select(cfg, "lr_multiplier.warmup_length")
+    if isinstance(warmup, DictConfig) and "iterations" in warmup:
+        warmup.iterations = min(warmup.iterations, epoch)
+    if comm.is_main_process():
+        print(
+            f"{epochs:g} epochs of {images} images, {batch} an iteration: {cfg.train.max_iter} "
+            f"iterations, an evaluation every {epoch}"
+        )

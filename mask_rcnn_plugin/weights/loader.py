@@ -1,6 +1,7 @@
 """Weights read into a model."""
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import torch.distributed as dist
@@ -8,6 +9,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 
 from mask_rcnn_plugin.main_process import on_main_process
+from mask_rcnn_plugin.weights.classes import class_names_of, keep_classes
 from mask_rcnn_plugin.weights.files import (
     WeightsError,
     check_backbone,
@@ -27,8 +29,13 @@ class WeightsLoader(DetectionCheckpointer):
     used or resumed must cover all of it. No file can run code by being read.
 
     All processes call the methods alike, and the main process alone reads.
+
+    Attributes:
+        class_names: of the model's classes. Where they are given, a start takes the classes that a
+            file knows by the same name, in whatever order.
     """
 
+    class_names: Sequence[str] = ()
     _strict = False
     _path = ""
 
@@ -73,6 +80,8 @@ class WeightsLoader(DetectionCheckpointer):
 
     def _load_model(self, checkpoint: Any) -> Any:
         # fvcore calls it before it touches the optimizer.
+        if self.class_names and not self._strict:
+            self._keep_classes(checkpoint["model"])
         details = logging.getLogger("detectron2.checkpoint.c2_model_loading")
         details.disabled = True  # it logs each weight, where one line says it all
         try:
@@ -84,6 +93,16 @@ class WeightsLoader(DetectionCheckpointer):
         else:
             check_backbone(self._path, self.model, incompatible)
         return incompatible
+
+    def _keep_classes(self, weights: dict[str, Any]) -> None:
+        theirs, ours = class_names_of(self._path, weights), list(self.class_names)
+        if not theirs or theirs == ours:
+            return
+        kept = keep_classes(weights, self.model, theirs, ours)
+        self.logger.info(
+            f"{self._path}: {len(kept)} of {len(ours)} classes are known by their names"
+            + (f": {', '.join(kept)}" if kept else "")
+        )
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
         self.logger.info(describe_fit(self._path, self.model, incompatible))

@@ -1,0 +1,63 @@
+"""Rows of a head that belong to a class, taken over by its name."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.data import MetadataCatalog
+from omegaconf import OmegaConf
+from torch import nn
+
+# Rows of each class, and of the background after them. Layers that no class has rows of are not
+# of these sizes, and are left as they are.
+_ROWS = {
+    "roi_heads.box_predictor.cls_score": (1, 1),
+    "roi_heads.box_predictor.bbox_pred": (4, 0),
+    "roi_heads.mask_head.predictor": (1, 0),
+}
+
+
+def class_names_of(path: str, weights: dict[str, Any]) -> list[str]:
+    """Names of the classes of a file's weights: those of the config.yaml beside it, else COCO's for
+    80 classes; [] if they are not known."""
+    try:
+        cfg = OmegaConf.load(Path(path).with_name("config.yaml"))
+        names = list(OmegaConf.select(cfg, "dataset.metadata.thing_classes") or ())
+    except Exception:  # no such file, or one of another program
+        names = []
+    count = len(weights.get("roi_heads.box_predictor.cls_score.bias", ())) - 1
+    if not names and count == 80:
+        names = list(MetadataCatalog.get("coco_2017_val").thing_classes)
+    return names if len(names) == count else []
+
+
+def keep_classes(
+    weights: dict[str, Any], model: nn.Module, theirs: Sequence[str], ours: Sequence[str]
+) -> list[str]:
+    """Bring the rows of classes into a model's order, in place; new classes have the model's rows.
+
+    Args:
+        weights: of a file, by name.
+        theirs, ours: names of its classes, and of the model's.
+
+    Returns:
+        The names that both have.
+    """
+    shared = [name for name in ours if name in theirs]
+    state = model.state_dict()
+    for layer, (each, background) in _ROWS.items():
+        for key in (f"{layer}.weight", f"{layer}.bias"):
+            if key not in weights or key not in state:
+                continue
+            old, new = torch.as_tensor(weights[key]), state[key].clone()
+            sizes = [each * len(names) + background for names in (theirs, ours)]
+            if old.shape[1:] != new.shape[1:] or [len(old), len(new)] != sizes:
+                continue
+            for name in shared:
+                source, target = each * theirs.index(name), each * ours.index(name)
+                new[target : target + each] = old[source : source + each]
+            if background:
+                new[-background:] = old[-background:]
+            weights[key] = new
+    return shared
