@@ -113,6 +113,8 @@ def do_train(
     checkpointer.class_names = (cfg.dataset.get("metadata") or {}).get("thing_classes", ())
     saving = CheckpointHook(checkpointer, **cfg.train.checkpointer)
     preemption = Preemption(saving)
+    if not cfg.dataset.test.names:
+        logger.warning("There is no test set: nothing is evaluated, no best model is kept")
     best = BestModelHook(checkpointer, cfg.train.best_metric)
 
     results: dict[str, Any] = {}
@@ -139,7 +141,9 @@ def do_train(
             preemption,
             best,
             validation,
-            SafeEvalHook(cfg.train.eval_period, test, saving, preemption),
+            SafeEvalHook(cfg.train.eval_period, test, saving, preemption)
+            if cfg.dataset.test.names
+            else None,
             hooks.PeriodicWriter(
                 default_writers(cfg.train.output_dir, cfg.train.max_iter),
                 period=cfg.train.log_period,

@@ -11,6 +11,7 @@ from mask_rcnn_plugin.data.mapper import MaskRCNNDatasetMapper
 from mask_rcnn_plugin.evaluation import MaskRCNNCOCOEvaluator
 
 # `names` are detectron2's; a file of your own goes in `json` and its folder of images in `images`.
+# A test set without names is none: nothing is evaluated.
 dataset = OmegaConf.create(
     dict(
         train=dict(names=list(TRAINVAL35K), json="", images=""),
@@ -20,6 +21,8 @@ dataset = OmegaConf.create(
             images="",
             max_detections=100,  # an image; Sec. 3.1. More than 100 count in AP too
         ),
+        folder=None,  # of your own data; finds json and images of both sets in it
+        split=None,  # share of the training set's images to test on, where there is no test set
         synthetic=None,  # what to draw, see the overlay of that name
         metadata=None,  # names of classes and keypoints, which a training writes here
     )
@@ -60,7 +63,7 @@ dataloader.test = L(build_detection_test_loader)(
     num_workers=4,
 )
 dataloader.evaluator = L(MaskRCNNCOCOEvaluator)(
-    dataset_name="${dataset.test.names[0]}",
+    dataset_name="${dataset.test.names}",
     tasks=["bbox", "segm"],
     output_dir="${train.output_dir}",
     max_detections="${dataset.test.max_detections}",

@@ -46,12 +46,15 @@ _OTHER_NAMES = {
     "workers": "dataloader.train.num_workers",
 }
 
+_SHORT = {"dataset": "dataset.folder"}
+
 
 def apply_override(cfg: DictConfig, override: str) -> list[str]:
     """Apply one "key=value" in place.
 
     A key must exist already or, under a node that calls a class or function, be one of its
     arguments; a number is an index: dataloader.test.mapper.augmentations.0.max_size=1000.
+    dataset=FOLDER is dataset.folder=FOLDER.
 
     Returns:
         The key of a "+key=value" and those above it; else [].
@@ -66,6 +69,7 @@ def apply_override(cfg: DictConfig, override: str) -> list[str]:
         raise ConfigError(
             f"override {override!r} is not of the form key=value, such as train.device=cpu"
         )
+    key = _SHORT.get(key, key)
     parts = key.split(".")
     if not is_new:
         _check_exists(cfg, parts)

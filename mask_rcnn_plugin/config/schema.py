@@ -83,6 +83,8 @@ class Dataset:
     train: Split
     test: TestSplit
     synthetic: Synthetic | None = None
+    folder: str | None = None
+    split: float | None = None
     metadata: dict[str, Any] | None = None
 
 
@@ -121,6 +123,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(_FRACTIONS.split(), _FRACTION),
     "momentum": (0, 0.9999),
     "epochs": (1e-3, _FINITE),
+    "split": (1e-6, 0.999999),
     "process_group_timeout": (1e-3, _FINITE),  # minutes
     "seed": (-_FINITE, 2**31 - 1),  # the rank is added, and NumPy takes 32 bits
 }

@@ -53,7 +53,7 @@ class MaskRCNNCOCOEvaluator(COCOEvaluator):
     COCO's API that is installed, named by `backend`; they are the same on each.
 
     Args:
-        dataset_name: a name in detectron2's catalogs.
+        dataset_name: a name in detectron2's catalogs, or a list of it alone.
         tasks: of "bbox", "segm", "keypoints"; or "box_proposals" alone, the average recall (AR) of
             an RPN's boxes.
         distributed: score the predictions of all ranks, on the first, or those of this one.
@@ -74,7 +74,7 @@ class MaskRCNNCOCOEvaluator(COCOEvaluator):
 
     def __init__(
         self,
-        dataset_name: str,
+        dataset_name: str | Sequence[str],
         tasks: Sequence[Task],
         distributed: bool = True,
         output_dir: str | None = None,
@@ -85,6 +85,8 @@ class MaskRCNNCOCOEvaluator(COCOEvaluator):
     ) -> None:
         if not set(tasks) <= set(get_args(Task)):
             raise ValueError(f"tasks are {list(tasks)}, must be of {get_args(Task)}")
+        if not isinstance(dataset_name, str):
+            (dataset_name,) = dataset_name
         self.dataset_name = dataset_name
         self._num_keypoints = None
         if "keypoints" in tasks:

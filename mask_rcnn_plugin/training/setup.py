@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from mask_rcnn_plugin.config import ConfigError
 from mask_rcnn_plugin.config.check import walk
 from mask_rcnn_plugin.data.coco import DatasetError, register_coco_dataset
+from mask_rcnn_plugin.data.folder import locate_sets
 from mask_rcnn_plugin.data.metadata import keep_metadata
 from mask_rcnn_plugin.data.synthetic import write_dataset
 from mask_rcnn_plugin.evaluation import keypoint_oks_sigmas
@@ -22,6 +23,7 @@ _ROOM = 2**20  # bytes, for a start's log and config
 def setup_datasets(cfg: DictConfig, *, training: bool = True) -> None:
     """Register the config's datasets and fit the model to them, in place.
 
+    * The sets of `dataset.folder` and `dataset.split` are found; see `locate_sets`.
     * `dataset.synthetic`, where a split is in it, is drawn if it is not there yet.
     * `dataset.{train,test}.json` and `.images`, where set, are registered and become the split's
       `names`.
@@ -34,9 +36,11 @@ def setup_datasets(cfg: DictConfig, *, training: bool = True) -> None:
 
     Raises:
         DatasetError: if a dataset does not exist or is not COCO-format, if training and test set
-            have different classes or keypoints, if there is not one test set, or if the model has
-            a keypoint branch and the dataset no keypoints.
+            have different classes or keypoints, if there is no training set or more than one test
+            set (exactly one to evaluate), or if the model has a keypoint branch and the dataset no
+            keypoints.
     """
+    locate_sets(cfg)
     train, test = cfg.dataset.train, cfg.dataset.test
     splits = (train, test) if training else (test,)
     if training and train.json and train.json == test.json and train.images != test.images:
@@ -51,10 +55,11 @@ def setup_datasets(cfg: DictConfig, *, training: bool = True) -> None:
             )
         for name in split.names:
             _check_exists(name)
-    if len(test.names) != 1 or (training and not train.names):
+    if len(test.names) > 1 or not (train if training else test).names:
         raise DatasetError(
-            f"there must be one test set, there is {list(test.names)}, and at least one training "
-            f"set, there is {list(train.names)} (dataset.test.names, dataset.train.names)"
+            f"there must be at least one training set, there is {list(train.names)}, and one test "
+            f"set, which a training goes without, there is {list(test.names)} "
+            "(dataset.train.names, dataset.test.names)"
         )
     names = (train if training else test).names
     _fit_model(cfg, names)
@@ -139,12 +144,13 @@ def _check_exists(name: str) -> None:
             raise DatasetError(
                 f"dataset {name!r}: {file} does not exist. Set DETECTRON2_DATASETS to the folder "
                 "that holds coco/, or give dataset.train.json=... dataset.train.images=..., and "
-                "dataset.test.* likewise"
+                "dataset.test.* likewise; without a test set, dataset.split=0.1 holds out a tenth "
+                "and 'dataset.test.names=[]' trains on all"
             )
 
 
 def _fit_model(cfg: DictConfig, names: list[str]) -> None:
-    train, test = names[0], cfg.dataset.test.names[0]
+    train, test = names[0], next(iter(cfg.dataset.test.names), names[0])
     roi_heads = cfg.model.roi_heads
     roi_heads.num_classes = len(_same(train, test, "thing_classes"))
     if OmegaConf.select(roi_heads, "keypoint_head") is None:

@@ -30,7 +30,7 @@ def build_validation_loader(cfg: DictConfig) -> DataLoader:
         ConfigError: if the test set has no annotations, or a mapper no augmentations to exchange.
     """
     refused = f"train.validation_period is {cfg.train.validation_period}, but"
-    images = instantiate(cfg.dataloader.test.dataset)
+    images = instantiate(cfg.dataloader.test.dataset) if cfg.dataset.test.names else []
     if not any("annotations" in image for image in images):
         raise ConfigError(
             f"{refused} the test set {list(cfg.dataset.test.names)} has no annotations: set it to 0"

@@ -102,7 +102,7 @@ def own_file(tmp_path: Path) -> Callable[..., str]:
         ),
         *(f"model.roi_heads.mask_pooler.{key}=foo" for key in ("pooler_type", "aggregation")),
         *("model.pixel_mean=[a, b, c]", "dataset.train.names=a", "dataset.train.names={a: 1}"),
-        *("dataset.test.max_detections=0", "dataset=null", "dataset.synthetic={size: 3}"),
+        *("dataset.test.max_detections=0", "dataset.synthetic={size: 3}"),
         *("dataloader.train.total_batch_size=0", "dataloader.test.num_workers=-1"),
         "dataloader.train.mapper.augmentations.0.max_size=0",
         "dataloader.train.mapper.augmentations.0.short_edge_length=[640, -800]",
@@ -110,7 +110,7 @@ def own_file(tmp_path: Path) -> Callable[..., str]:
         *("dataloader.evaluator=null", "train.ddp=3"),
         # which others refer to
         *("dataset.test.names=coco_2017_val", "dataset.train.names=coco_2017_train", "train=3"),
-        *("dataset=1", "dataset.test=x", "model.roi_heads=5", "dataset.synthetic=5"),
+        *("dataset.test=x", "model.roi_heads=5", "dataset.synthetic=5"),
     ],
 )
 def test_a_wrong_value_is_refused_by_its_key(refused: Any, override: str) -> None:

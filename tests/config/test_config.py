@@ -28,7 +28,7 @@ ADDED, REMOVED = "added", "removed"  # a node, with all that is below it
 def _test_split(*names: str) -> dict[str, Any]:
     return {
         "dataset.test.names": list(names),
-        "dataloader.evaluator.dataset_name": names[0],
+        "dataloader.evaluator.dataset_name": list(names),
         "dataloader.test.dataset.names": list(names),
         "train.eval_period": 0,
     }

@@ -114,7 +114,7 @@ def test_text_is_taken_as_it_is(row: DictConfig, key: str, text: str) -> None:
         ("model.backbone.nam=x", ["did you mean 'model.backbone.name'"]),
         ("model.backbone.depth=50", ["'model.backbone.depth'", "freeze_at"]),
         ("lr=0.1", ["'lr'", "'optimizer.lr'"]),
-        ("epochs=3", ["'epochs'", "'train.max_iter'"]),
+        ("epochs=3", ["'epochs'", "'train.epochs'"]),
         ("batch_size=3", ["'dataloader.train.total_batch_size'"]),
         ("SOLVER.BASE_LR=0.1", ["'optimizer.lr'"]),
         ("SOLVER.IMS_PER_BATCH=2", ["'dataloader.train.total_batch_size'"]),

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 from detectron2.config import instantiate
 from detectron2.utils import comm
@@ -5,7 +7,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from mask_rcnn_plugin import get_config
 from mask_rcnn_plugin.config import ConfigError
-from mask_rcnn_plugin.training.batch_scaling import fit_batch, scale_to_batch
+from mask_rcnn_plugin.training import setup_datasets
+from mask_rcnn_plugin.training.batch_scaling import fit_batch, fit_epochs, scale_to_batch
 
 ROW = "table2a_backbone/r50_fpn"
 
@@ -111,3 +114,36 @@ def test_a_config_without_a_learning_rate_is_refused() -> None:
     del cfg.optimizer.lr
     with pytest.raises(ConfigError, match="no optimizer.lr"):
         scale_to_batch(cfg)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "batch", "expected"),
+    # 12 images. Iterations of the training, periods, warm-up.
+    [("3", 2, (18, 6, 6)), ("0.5", 5, (2, 3, 3)), ("2", 24, (1, 1, 1))],
+)
+def test_epochs_are_of_the_dataset(
+    epochs: str, batch: int, expected: tuple[int, ...], toy_dataset: Path
+) -> None:
+    cfg = get_config(
+        "table2a_backbone/r50_fpn",
+        [
+            f"dataset={toy_dataset}",
+            f"train.epochs={epochs}",
+            f"dataloader.train.total_batch_size={batch}",
+            "dataloader.train.dataset.filter_empty=False",
+        ],
+    )
+    setup_datasets(cfg)
+    fit_epochs(cfg)
+    train = cfg.train
+    assert train.eval_period == train.checkpointer.period
+    warm_up = cfg.lr_multiplier.warmup_length.iterations
+    assert (train.max_iter, train.eval_period, warm_up) == expected
+
+
+def test_without_epochs_the_schedule_is_the_configs(toy_dataset: Path) -> None:
+    cfg = get_config("table2a_backbone/r50_fpn", [f"dataset={toy_dataset}"])
+    setup_datasets(cfg)
+    before = cfg.train.copy()
+    fit_epochs(cfg)
+    assert cfg.train == before

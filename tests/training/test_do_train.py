@@ -370,3 +370,15 @@ def test_a_training_set_without_an_annotated_image_is_an_error(
     cfg = build("out", f"dataset.train.json={tmp_path / 'none.json'}")
     with pytest.raises(DatasetError, match=r"training set \['.*none\.json'\]"):
         do_train(cfg)
+
+
+def test_a_training_goes_without_a_test_set(build: Any) -> None:
+    cfg = build(
+        "alone",
+        "dataset.test.names=[]",
+        "dataset.test.json=",
+        "dataset.test.images=",
+        "train.best_metric=segm/AP",
+    )
+    assert do_train(cfg) == {}
+    assert (Path(cfg.train.output_dir) / "model_final.pth").is_file()

@@ -39,7 +39,7 @@ def test_number_of_classes_comes_from_the_dataset(tmp_path: Path) -> None:
     heads = cfg.model.roi_heads
     assert heads.num_classes == heads.box_predictor.num_classes == heads.mask_head.num_classes == 2
     assert cfg.dataloader.train.dataset.names == [str(tmp_path / "train.json")]
-    assert cfg.dataloader.evaluator.dataset_name == str(tmp_path / "test.json")
+    assert cfg.dataloader.evaluator.dataset_name == [str(tmp_path / "test.json")]
 
 
 def test_keypoints_come_from_the_dataset(tmp_path: Path) -> None:
@@ -173,13 +173,17 @@ def test_evaluation_needs_no_training_set(tmp_path: Path) -> None:
     assert cfg.model.roi_heads.keypoint_head.num_keypoints == 3
 
 
-@pytest.mark.parametrize("names", [[], ["coco_2014_minival", "coco_2017_val"]])
-def test_there_is_one_test_set(names: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("names", "training"), [([], False), (["coco_2014_minival", "coco_2017_val"], True)]
+)
+def test_there_is_one_test_set(
+    names: list[str], training: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("mask_rcnn_plugin.training.setup._check_exists", lambda name: None)
     cfg = get_config("table2a_backbone/r50_fpn")
     cfg.dataset.test.names = names
-    with pytest.raises(DatasetError, match="there must be one test set"):
-        setup_datasets(cfg)
+    with pytest.raises(DatasetError, match="one test set"):
+        setup_datasets(cfg, training=training)
 
 
 def test_one_file_with_two_image_folders_is_an_error(tmp_path: Path) -> None:
