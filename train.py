@@ -47,6 +47,7 @@ from mask_rcnn_plugin.training.eval_hook import SafeEvalHook
 from mask_rcnn_plugin.training.guarded_trainer import build_trainer
 from mask_rcnn_plugin.training.launch import log_processes, parse_program_args, run_program
 from mask_rcnn_plugin.training.machine import log_machine, memory_format
+from mask_rcnn_plugin.training.pictures import PictureHook
 from mask_rcnn_plugin.training.preemption import Preemption
 from mask_rcnn_plugin.training.preflight import check_datasets
 from mask_rcnn_plugin.training.random_states import RandomStates
@@ -116,12 +117,14 @@ def do_train(
     if not cfg.dataset.test.names:
         logger.warning("There is no test set: nothing is evaluated, no best model is kept")
     best = BestModelHook(checkpointer, cfg.train.best_metric)
+    pictures = PictureHook(cfg)
 
     results: dict[str, Any] = {}
 
     def test() -> dict[str, Any]:
         results.update(do_test(cfg, model))
         best.update(results)
+        pictures.draw_test()
         return results
 
     validation = None
@@ -140,6 +143,7 @@ def do_train(
             saving,
             preemption,
             best,
+            pictures,
             validation,
             SafeEvalHook(cfg.train.eval_period, test, saving, preemption)
             if cfg.dataset.test.names

@@ -11,7 +11,7 @@ Private names of detectron2's that the plugin uses, and that a new version may m
 * `utils.comm._LOCAL_PROCESS_GROUP` and `._get_global_gloo_group`, set by training/launch.py: who
   shares a machine, and a gloo group with the run's time-out;
 * `DetectionCheckpointer._load_file`, `._load_model` and `._log_incompatible_keys`, overridden in
-  training/checkpoint.py to read a file safely, refuse weights that do not fit, and log one line;
+  weights/loader.py to read a file safely, refuse weights that do not fit, and log one line;
 * `SimpleTrainer._data_loader_iter` in training/guarded_trainer.py, for several batches a step;
 * `COCOEvaluator._coco_api`, `._cpu_device`, `._derive_coco_results`, `._distributed`,
   `._do_evaluation`, `._kpt_oks_sigmas`, `._logger`, `._max_dets_per_image`, `._metadata`,
@@ -22,6 +22,8 @@ Private names of detectron2's that the plugin uses, and that a new version may m
 * `config.defaults._C` in env.py: what `get_cfg` copies;
 * the logger "detectron2.checkpoint.c2_model_loading", silenced while weights are matched.
 """
+
+import warnings
 
 import numpy as np
 from PIL import Image
@@ -35,9 +37,18 @@ _PILLOW_ALIASES = {"LINEAR": Image.Resampling.BILINEAR}
 # visualizer fail; `float`, `object` and `str` serve its other evaluators and datasets.
 _NUMPY_ALIASES = {"int": int, "float": float, "bool": bool, "object": object, "str": str}
 
+# What torch says, once a process, of lines of detectron2's that are as they should be.
+_WARNINGS = (
+    ("torch.meshgrid: in an upcoming release", "torch.functional"),
+    ("The given NumPy array is not writable", "detectron2.data.detection_utils"),
+    ("Creating a tensor from a list of numpy.ndarrays", "detectron2.structures.keypoints"),
+)
+
 
 def apply() -> None:
-    """Add the missing names. Safe to call more than once."""
+    """Add the missing names, and leave out warnings that nobody can act on. Safe to call twice."""
+    for message, module in _WARNINGS:
+        warnings.filterwarnings("ignore", message, UserWarning, module)
     for name, value in _PILLOW_ALIASES.items():
         if not hasattr(Image, name):
             setattr(Image, name, value)

@@ -98,3 +98,13 @@ def test_compat_replaces_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     compat.apply()
     assert np.int == PIL.Image.LINEAR == "mine"  # type: ignore[attr-defined]
     assert np.bool is own_bool
+
+
+def test_warnings_that_nobody_can_act_on_are_left_out() -> None:
+    done = python(
+        "import mask_rcnn_plugin, numpy, torch\n"
+        "from detectron2.structures import Keypoints\n"
+        "Keypoints([numpy.zeros((1, 3)), numpy.zeros((1, 3))])\n"
+        "torch.meshgrid(torch.arange(2), torch.arange(2))"
+    )
+    assert (done.returncode, done.stderr) == (0, "")

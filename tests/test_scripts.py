@@ -72,6 +72,9 @@ def test_training_writes_everything(trained: Path) -> None:
     # What was asked for, for a resume on another machine; what it was on this one.
     assert get_config(str(out / "config.yaml")).train.device == "cuda"
     assert "device cpu" in (out / "log.txt").read_text()
+    # Pictures of the first batch, and of the test set.
+    assert cv2.imread(str(out / "train_batch.jpg")).shape == (480, 960, 3)
+    assert len(list((out / "pictures" / "3").glob("*.jpg"))) == 4
     results = json.loads((out / "results.json").read_text())
     assert list(results) == [
         *("dataset", "bbox", "keypoints", "segm", "evaluator", "ms_per_image"),
@@ -85,6 +88,7 @@ def test_tensorboard_reads_the_events(trained: Path) -> None:
     events = EventAccumulator(str(trained / "out"))
     events.Reload()
     assert {"total_loss", "loss_mask", "segm/AP"} <= set(events.Tags()["scalars"])
+    assert set(events.Tags()["images"]) == {"train_batch", *(f"test/{i}" for i in range(4))}
 
 
 def module(script: str) -> ModuleType:

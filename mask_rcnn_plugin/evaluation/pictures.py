@@ -1,5 +1,6 @@
-"""Pictures of predictions beside their ground truth."""
+"""Pictures of predictions beside their ground truth, and of what a model is trained on."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import cv2
 import numpy as np
 import torch
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
-from detectron2.data.detection_utils import read_image
+from detectron2.data.detection_utils import convert_image_to_rgb, read_image
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.visualizer import Visualizer
 
@@ -96,6 +97,43 @@ def draw_instances(pixels: np.ndarray, instances: Instances, metadata: Metadata)
         shown.pred_keypoints = instances.pred_keypoints * torch.tensor(has)[:, None, None]
         instances = shown
     return _visualizer(pixels, metadata).draw_instance_predictions(instances).get_image()
+
+
+def draw_inputs(
+    batch: Sequence[dict[str, Any]], metadata: Metadata, image_format: str, columns: int = 4
+) -> np.ndarray:
+    """What a model is trained on: images as the mapper gives them, with their ground truth.
+
+    Args:
+        batch: with "image", uint8 (3, H, W) in `image_format`, and "instances".
+        columns: of the grid, at most.
+
+    Returns:
+        uint8 (H, W, 3), RGB: a grid of pictures 480 pixels a side, the images scaled to fit.
+    """
+    tiles = []
+    for image in batch:
+        pixels = convert_image_to_rgb(image["image"].permute(1, 2, 0), image_format)
+        truth = image["instances"].to("cpu")
+        fields = {k.removeprefix("gt_"): v for k, v in truth.get_fields().items()}
+        names = [metadata.thing_classes[c] for c in fields.pop("classes").tolist()]
+        shown = {k: fields[k] for k in ("boxes", "masks", "keypoints") if k in fields}
+        visualizer = _visualizer(pixels.astype(np.uint8), metadata)
+        tiles.append(_fit(visualizer.overlay_instances(labels=names, **shown).get_image()))
+    columns = min(columns, len(tiles))
+    tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % columns)
+    rows = [np.hstack(tiles[i : i + columns]) for i in range(0, len(tiles), columns)]
+    return np.vstack(rows)
+
+
+def _fit(picture: np.ndarray) -> np.ndarray:
+    """A picture scaled into a white square."""
+    height, width = picture.shape[:2]
+    scale = _MIN_HEIGHT / max(height, width)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    tile = np.full((_MIN_HEIGHT, _MIN_HEIGHT, 3), 255, np.uint8)
+    tile[: size[1], : size[0]] = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+    return tile
 
 
 def _visualizer(pixels: np.ndarray, metadata: Metadata) -> Visualizer:

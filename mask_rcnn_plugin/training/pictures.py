@@ -1,0 +1,66 @@
+"""Pictures of a training as it goes, in its folder and in TensorBoard."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+from omegaconf import DictConfig
+from torch import nn
+
+from mask_rcnn_plugin.data.metadata import metadata_of
+from mask_rcnn_plugin.evaluation import PREDICTIONS_FILE
+from mask_rcnn_plugin.evaluation.pictures import draw_inputs, draw_predictions
+from mask_rcnn_plugin.training.random_states import random_states_kept
+
+logger = logging.getLogger(__name__)
+
+_COUNT = 4
+
+
+class PictureHook(HookBase):
+    """Draws the first batch, train_batch.jpg, and, when `draw_test` is called, a few images of the
+    test set with their predictions, pictures/ITERATION/.
+
+    The main process draws. What cannot be drawn is a warning, never the end of a training.
+    """
+
+    def __init__(self, cfg: DictConfig) -> None:
+        self._cfg = cfg
+        self._output = Path(cfg.train.output_dir)
+
+    def before_train(self) -> None:
+        if comm.is_main_process() and self.trainer.start_iter == 0:
+            self._handle = self.trainer.model.register_forward_pre_hook(self._draw_batch)
+
+    def _draw_batch(self, model: nn.Module, args: tuple[Any, ...]) -> None:
+        self._handle.remove()
+        file = self._output / "train_batch.jpg"
+        try:
+            with random_states_kept():  # the colours are drawn by chance
+                picture = draw_inputs(args[0], metadata_of(self._cfg), self._cfg.model.input_format)
+            cv2.imwrite(str(file), picture[:, :, ::-1])
+            self._show("train_batch", picture)
+        except Exception as error:  # of a model or mapper that is not like the plugin's own
+            logger.warning("%s is not drawn: %r", file, error)
+
+    def draw_test(self) -> None:
+        """Draw some of the predictions that an evaluation has just written."""
+        if not comm.is_main_process():
+            return
+        folder = self._output / "pictures" / f"{min(self.trainer.iter + 1, self.trainer.max_iter)}"
+        names = list(self._cfg.dataset.test.names)
+        try:
+            with random_states_kept():
+                files = draw_predictions(names, self._output / PREDICTIONS_FILE, folder, _COUNT)
+            for i, file in enumerate(files):
+                self._show(f"test/{i}", np.asarray(cv2.imread(str(file)))[:, :, ::-1])
+        except Exception as error:
+            logger.warning("no pictures are drawn in %s: %r", folder, error)
+
+    def _show(self, name: str, picture: np.ndarray) -> None:
+        self.trainer.storage.put_image(name, torch.from_numpy(picture.copy()).permute(2, 0, 1))

@@ -1,0 +1,64 @@
+"""tools/browse_dataset.py and the pictures of a training."""
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import Metadata
+from detectron2.structures import Instances
+from PIL import Image
+
+from mask_rcnn_plugin.evaluation.pictures import draw_inputs
+
+PROGRAM = Path(__file__).parents[2] / "tools" / "browse_dataset.py"
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def browse(run_python: Run, toy_dataset: Path, tmp_path: Path) -> Run:
+    def run(*args: object) -> subprocess.CompletedProcess[str]:
+        config = ["--config-file", "table5_multitask/keypoint_and_mask+synthetic"]
+        folder = [f"dataset={toy_dataset}", "dataloader.train.dataset.min_keypoints=0"]
+        return run_python(PROGRAM, *config, *folder, *args, cwd=tmp_path)
+
+    return run
+
+
+def test_pages_of_what_is_trained_on(browse: Run, tmp_path: Path) -> None:
+    done = browse("--count", 3, "--output", "a")
+    assert done.returncode == 0, done.stderr
+    (page,) = (tmp_path / "a").iterdir()
+    assert Image.open(page).size == (3 * 480, 480)
+    assert browse("--count", 3, "--output", "b").returncode == 0
+    assert (tmp_path / "b" / page.name).read_bytes() == page.read_bytes()
+    assert browse("--count", 3, "--seed", 1, "--output", "c").returncode == 0
+    assert (tmp_path / "c" / page.name).read_bytes() != page.read_bytes()
+
+
+def test_a_mistake_is_one_line(browse: Run, tmp_path: Path) -> None:
+    done = browse("dataset.train.jsom=x")
+    assert done.returncode == 2
+    assert "dataset.train.json" in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "output").exists()
+
+
+def test_a_grid_has_a_tile_an_image(ground_truth: Callable[..., Instances]) -> None:
+    names = ["a", "b", "c"]
+    metadata = Metadata(
+        thing_classes=names, keypoint_names=names, keypoint_connection_rules=[("a", "b", (9, 9, 9))]
+    )
+    image = torch.zeros(3, 96, 128, dtype=torch.uint8)
+    image[0] = 255  # blue, of BGR
+    batch = [{"image": image, "instances": ground_truth(n)} for n in (3, 0, 3)]
+    grid = draw_inputs(batch, metadata, "BGR", columns=2)
+    assert grid.shape == (960, 960, 3)
+    empty = grid[:480, 480:]
+    assert np.array_equal(empty[100, 100], [0, 0, 255])
+    assert np.array_equal(empty[400, 100], [255, 255, 255])  # below an image wider than high
+    assert np.array_equal(grid[:480, :480], grid[480:, :480]) is False  # colours are by chance
+    drawn = (grid[:360, :480] != empty[:360]).any(-1).mean()
+    assert 0.1 < drawn < 0.9
+    assert (grid[480:, 480:] == 255).all()
