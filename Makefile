@@ -25,10 +25,12 @@ READY := .venv/.ready
 setup: $(READY)
 
 # torch comes with the first pip; the second finds detectron2's requirements, torch not among them.
+# SAHI, for an example in the tests, without its OpenCV, which would replace the headless one.
 $(READY): pyproject.toml tools/install_detectron2.py $(wildcard tools/detectron2_*)
 	@$(PYTHON) -c '$(CHECK_VERSION)'
 	$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv .venv
 	$(PY) -m pip install --editable '.[dev]'
+	$(PY) -m pip install --no-deps 'sahi>=0.12'
 	$(PY) tools/install_detectron2.py
 	@touch $@
 endif

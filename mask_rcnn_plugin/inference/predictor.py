@@ -40,7 +40,7 @@ class Predictor:
     def __init__(self, model: nn.Module, mapper: DatasetMapper, metadata: Metadata) -> None:
         self.model = model
         self.metadata = metadata
-        self._mapper = mapper
+        self.mapper = mapper
 
     @classmethod
     def from_config(
@@ -116,14 +116,14 @@ class Predictor:
 
     def _input(self, source: str | Image.Image) -> dict[str, Any]:
         """As the mapper makes it of a dataset's image."""
-        order = self._mapper.image_format
+        order = self.mapper.image_format
         pixels = (
             read_image(source, order)
             if isinstance(source, str)
             else pixels_of(source, order, "of Pillow")
         )
         augmented = T.AugInput(pixels)
-        self._mapper.augmentations(augmented)
+        self.mapper.augmentations(augmented)
         image = torch.as_tensor(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))
         return {"image": image, "height": pixels.shape[0], "width": pixels.shape[1]}
 
