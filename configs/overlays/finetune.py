@@ -24,7 +24,7 @@ _SETTINGS = {"FPN": zoo_fpn, "C4": zoo_c4}
 def overlay(cfg: DictConfig) -> None:
     """Change a config in place."""
     heads, tasks = cfg.model.roi_heads, cfg.dataloader.evaluator.tasks
-    network, features = cfg.model.backbone.name.rsplit("-", 1)
+    network, _, features = cfg.model.backbone.get("name", "").rpartition("-")
     if network in _NETWORKS and features in _SETTINGS:  # others keep the weights of their row
         kind = "COCO-Detection/faster_rcnn"
         if "mask_head" in heads:

@@ -44,14 +44,8 @@ def overlay(cfg: DictConfig, size: int = 128) -> None:
         resize.short_edge_length = [size]
     loaders.test.mapper.augmentations[0].short_edge_length = size
 
-    backbone = cfg.model.backbone
-    network, features = backbone.name.rsplit("-", 1)
-    backbone.name = f"{_BACKBONES[network]}-{features}"
-    if backbone.name.endswith("C4"):
-        backbone.width = 32  # its res5 runs on every RoI
-    backbone.norm = "BN"  # from scratch: nothing to freeze
-    backbone.freeze_at = 0
-    backbone.stride_in_1x1 = False
+    if "name" in cfg.model.backbone:  # one of the plugin's; others are left as they are
+        _shrink(cfg.model.backbone)
 
     rpn = cfg.model.proposal_generator
     # The largest anchor as large as the image, for figures that fill it.
@@ -88,6 +82,16 @@ def overlay(cfg: DictConfig, size: int = 128) -> None:
     cfg.train.log_period = 10
     cfg.train.seed = 0
     cfg.train.amp = dict(enabled=True, dtype="auto")
+
+
+def _shrink(backbone: DictConfig) -> None:
+    network, features = backbone.name.rsplit("-", 1)
+    backbone.name = f"{_BACKBONES.get(network, network)}-{features}"
+    if backbone.name.endswith("C4"):
+        backbone.width = 32  # its res5 runs on every RoI
+    backbone.norm = "BN"  # from scratch: nothing to freeze
+    backbone.freeze_at = 0
+    backbone.stride_in_1x1 = False
 
 
 def set_widths(model: DictConfig, convolutions: int, fully_connected: int) -> None:

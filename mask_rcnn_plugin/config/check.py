@@ -19,6 +19,8 @@ from omegaconf.errors import OmegaConfBaseException
 from mask_rcnn_plugin.config import schema
 from mask_rcnn_plugin.config.schema import BOUNDS, COUNT, SCHEMAS
 from mask_rcnn_plugin.errors import ConfigError
+from mask_rcnn_plugin.modeling.mask_loss import find_masks
+from mask_rcnn_plugin.modeling.roi_pooling import find_roi_layer
 
 # The top of a config. What others refer to comes first, so that it is named, not they.
 NODES = ("train", "dataset", "model", "optimizer", "lr_multiplier", "dataloader")
@@ -67,6 +69,7 @@ def check_config(cfg: DictConfig, added: Collection[str] = ()) -> None:
     if not re.fullmatch(r"cpu|cuda(:\d+)?", values["train"]["device"]):
         device = values["train"]["device"]
         raise ConfigError(f"train.device is {device!r}, must be 'cpu', 'cuda' or 'cuda:N'")
+    _check_choices(values)
     _check_branches(values)
     _check_best_metric(values)
     _check_max_detections(values)
@@ -295,6 +298,19 @@ def _check_bounds(value: Any, key: str) -> None:
     if not least <= value <= most or (bounds == COUNT and not isinstance(value, int)):
         limit = f" and at most {most:g}" if most < 2**63 else ""
         raise ConfigError(f"{key} is {value!r}, must be {number}, at least {least:g}{limit}")
+
+
+def _check_choices(values: dict[str, Any]) -> None:
+    """Check the names of RoI layers and mask losses, of which there may be a user's own."""
+    finders: dict[str, Callable[[str], Any]]
+    finders = {"pooler_type": find_roi_layer, "loss_type": find_masks}
+    for key, value in walk(values["model"], "model"):
+        node, _, name = key.rpartition(".")
+        if name in finders and isinstance(value, str) and _is_known(at(values, node)):
+            try:
+                finders[name](value)
+            except ValueError as error:
+                raise ConfigError(f"{node}.{error}") from error
 
 
 def _check_branches(values: dict[str, Any]) -> None:

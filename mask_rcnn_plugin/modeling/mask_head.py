@@ -17,7 +17,7 @@ from detectron2.structures import Instances
 from fvcore.nn import weight_init
 from torch import Tensor, nn
 
-from mask_rcnn_plugin.modeling.mask_loss import build_masks, mask_targets
+from mask_rcnn_plugin.modeling.mask_loss import find_masks, mask_targets
 from mask_rcnn_plugin.modeling.yaml_keys import require_mask_rcnn_config, require_pooler
 
 
@@ -125,7 +125,7 @@ class MaskRCNNFCNHead(MaskBranch, MaskRCNNConvUpsampleHead):
         num_classes: K, or 1 for class-agnostic masks.
         conv_dims: output channels of each 3x3 convolution, then of the deconvolution.
         conv_norm: normalisation of the 3x3 convolutions, as `detectron2.layers.get_norm` takes it.
-        loss_type: "sigmoid" (the paper's) or "softmax" (Table 2b).
+        loss_type: "sigmoid" (the paper's), "softmax" (Table 2b), or another; see `find_masks`.
         loss_weight: multiplier of the loss.
 
     Raises:
@@ -140,12 +140,12 @@ class MaskRCNNFCNHead(MaskBranch, MaskRCNNConvUpsampleHead):
         num_classes: int,
         conv_dims: Sequence[int],
         conv_norm: str | Callable[[int], nn.Module] = "",
-        loss_type: str = "sigmoid",
+        loss_type: str | Callable[..., Any] = "sigmoid",
         loss_weight: float = 1.0,
     ) -> None:
         if not conv_dims:
             raise ValueError("conv_dims is empty, must name at least the deconvolution's channels")
-        masks = build_masks(loss_type)
+        masks = find_masks(loss_type)()
         super().__init__(
             input_shape,
             num_classes=masks.num_maps(num_classes),
@@ -186,7 +186,7 @@ class MaskRCNNMLPHead(MaskBranch, BaseMaskRCNNHead, nn.Sequential):  # type: ign
         num_classes: K, or 1 for class-agnostic masks.
         fc_dims: widths of the hidden layers, each followed by a ReLU; may be empty.
         mask_side: M of the predicted masks.
-        loss_type: "sigmoid" (the paper's) or "softmax" (Table 2b).
+        loss_type: "sigmoid" (the paper's), "softmax" (Table 2b), or another; see `find_masks`.
         loss_weight: multiplier of the loss.
 
     Raises:
@@ -201,7 +201,7 @@ class MaskRCNNMLPHead(MaskBranch, BaseMaskRCNNHead, nn.Sequential):  # type: ign
         num_classes: int,
         fc_dims: Sequence[int] = (1024, 1024),
         mask_side: int = 28,
-        loss_type: str = "sigmoid",
+        loss_type: str | Callable[..., Any] = "sigmoid",
         loss_weight: float = 1.0,
     ) -> None:
         super().__init__(loss_weight=loss_weight)  # type: ignore[call-overload]
@@ -209,7 +209,7 @@ class MaskRCNNMLPHead(MaskBranch, BaseMaskRCNNHead, nn.Sequential):  # type: ign
             raise ValueError(
                 f"input_shape is {input_shape}: fully connected layers need its height and width"
             )
-        masks = build_masks(loss_type)
+        masks = find_masks(loss_type)()
         self.num_classes = num_classes
         self.loss_type = loss_type
         self.flatten = nn.Flatten()

@@ -5,7 +5,7 @@ that of the ground-truth class alone. Table 2b compares them with multinomial ma
 compete for each cell, as in an FCN for semantic segmentation.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from detectron2.structures import BitMasks, PolygonMasks
 from pycocotools import mask as coco_mask
 from torch import Tensor, nn
+
+from mask_rcnn_plugin.modeling.choices import MASK_LOSS_REGISTRY, chosen
 
 # Bitmaps are made floats for RoIAlign, so many at a time: 27 MB in float32 at 800 x 1088.
 BITMAPS_AT_ONCE = 8
@@ -109,16 +111,23 @@ class MultinomialMasks(nn.Module):
         return F.cross_entropy(_in_float32(maps), labels)
 
 
-def build_masks(loss_type: str) -> IndependentMasks | MultinomialMasks:
-    """The last layer of a mask head by the name of its loss, "sigmoid" or "softmax".
+LOSS_TYPES: dict[str, Callable[..., Any]] = {
+    "sigmoid": IndependentMasks,
+    "softmax": MultinomialMasks,
+}
+
+
+def find_masks(loss_type: str | Callable[..., Any]) -> Callable[..., Any]:
+    """What makes the last layer of a mask head.
+
+    Args:
+        loss_type: a name of `LOSS_TYPES` or in `MASK_LOSS_REGISTRY`, a class's full name, or the
+            class, made without arguments: a module with the methods of `IndependentMasks`.
 
     Raises:
-        ValueError: on another loss_type.
+        ValueError: on any other.
     """
-    kinds: dict[str, Any] = {"sigmoid": IndependentMasks, "softmax": MultinomialMasks}
-    if loss_type not in kinds:
-        raise ValueError(f"loss_type is {loss_type!r}, must be one of {list(kinds)}")
-    return kinds[loss_type]()
+    return chosen("loss_type", loss_type, LOSS_TYPES, MASK_LOSS_REGISTRY)
 
 
 def _in_float32(x: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import nn
 
 from mask_rcnn_plugin.fast.folding import fold_frozen_batch_norm
 from mask_rcnn_plugin.modeling.backbone import res5_head
-from mask_rcnn_plugin.modeling.roi_pooling import POOLER_TYPES, RoIPooler
+from mask_rcnn_plugin.modeling.roi_pooling import RoIPooler, find_roi_layer
 from mask_rcnn_plugin.modeling.yaml_keys import require_mask_rcnn_config
 
 _RES5_SIDE = 7  # of res5's output on an RoI (Fig. 4, left)
@@ -26,16 +26,12 @@ Shapes = dict[str, ShapeSpec]
 def _pooler_from_config(cfg: CfgNode, branch: str, input_shape: Shapes) -> RoIPooler:
     """The pooler that the keys of the "BOX", "MASK" or "KEYPOINT" head describe."""
     head = cfg.MODEL[f"ROI_{branch}_HEAD"]
-    if head.POOLER_TYPE not in POOLER_TYPES:
-        raise ValueError(
-            f"MODEL.ROI_{branch}_HEAD.POOLER_TYPE is {head.POOLER_TYPE!r}, must be one of "
-            f"{POOLER_TYPES}"
-        )
+    layer = find_roi_layer(head.POOLER_TYPE, f"MODEL.ROI_{branch}_HEAD.POOLER_TYPE")
     return RoIPooler(
         output_size=head.POOLER_RESOLUTION,
         scales=[1 / input_shape[f].stride for f in cfg.MODEL.ROI_HEADS.IN_FEATURES],
         sampling_ratio=head.POOLER_SAMPLING_RATIO,
-        pooler_type=head.POOLER_TYPE,
+        pooler_type=layer,
         aggregation=head.POOLER_AGGREGATION,
     )
 

@@ -10,7 +10,8 @@ All of them are built from torchvision's operators and `roi_align`, so they run 
 (to the features) wherever those do.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal, get_args
 
 import torch
@@ -28,11 +29,8 @@ from torchvision.ops import roi_align as torchvision_roi_align
 from torchvision.ops import roi_pool
 
 from mask_rcnn_plugin.fast.roi_align import roi_align
+from mask_rcnn_plugin.modeling.choices import ROI_LAYER_REGISTRY, chosen
 
-# detectron2's own names keep detectron2's meaning, so that an existing YAML file can change its
-# heads and nothing else. Its "ROIAlign" is the first version, half a feature cell off.
-PoolerType = Literal["RoIAlign", "RoIWarp", "RoIPool", "ROIAlignV2", "ROIAlign", "ROIPool"]
-POOLER_TYPES = get_args(PoolerType)
 Aggregation = Literal["ave", "max"]
 AGGREGATIONS = get_args(Aggregation)
 
@@ -54,7 +52,18 @@ class RoIPool(torchvision.ops.RoIPool):
     Args:
         output_size: (rows, columns) of bins.
         spatial_scale: feature cells per image pixel, e.g. 1/16.
+        sampling_ratio, aggregation: of other layers; this one has no points and takes the max.
     """
+
+    def __init__(
+        self,
+        output_size: tuple[int, int],
+        spatial_scale: float,
+        sampling_ratio: int = 0,
+        *,
+        aggregation: Aggregation = "max",
+    ) -> None:
+        super().__init__(output_size, spatial_scale)
 
     def forward(self, features: Tensor, rois: Tensor) -> Tensor:
         """As `RoIAlign.forward`."""
@@ -168,17 +177,46 @@ class RoIWarp(RoIAlign):
         return torch.cat([rois[:, :1], corners], dim=1)
 
 
+# detectron2's own names keep detectron2's meaning, so that an existing YAML file can change its
+# heads and nothing else. Its "ROIAlign" is the first version, half a feature cell off.
+POOLER_TYPES: dict[str, Callable[..., nn.Module]] = {
+    "RoIAlign": RoIAlign,
+    "RoIWarp": RoIWarp,
+    "RoIPool": RoIPool,
+    "ROIAlignV2": RoIAlign,
+    "ROIAlign": partial(RoIAlign, aligned=False),
+    "ROIPool": RoIPool,
+}
+
+
+def find_roi_layer(
+    pooler_type: str | Callable[..., nn.Module], key: str = "pooler_type"
+) -> Callable[..., nn.Module]:
+    """What makes the RoI layers of a type.
+
+    Args:
+        pooler_type: a name of `POOLER_TYPES` or in `ROI_LAYER_REGISTRY`, a class's full name, or
+            the class.
+        key: that it stands under, for the message.
+
+    Raises:
+        ValueError: on any other.
+    """
+    return chosen(key, pooler_type, POOLER_TYPES, ROI_LAYER_REGISTRY)
+
+
 def build_roi_layer(
-    pooler_type: PoolerType,
+    pooler_type: str | Callable[..., nn.Module],
     output_size: tuple[int, int],
     spatial_scale: float,
     sampling_ratio: int = 2,
     aggregation: Aggregation = "ave",
 ) -> nn.Module:
-    """The RoI layer of one feature level, by name.
+    """The RoI layer of one feature level.
 
     Args:
-        pooler_type: one of `POOLER_TYPES`.
+        pooler_type: see `find_roi_layer`. A layer of your own is made as
+            layer(output_size, spatial_scale, sampling_ratio, aggregation=aggregation).
         output_size, spatial_scale, sampling_ratio, aggregation: see `RoIAlign`. RoIPool has no
             sampling points and always takes the max.
 
@@ -189,16 +227,8 @@ def build_roi_layer(
         ValueError: on an unknown type or aggregation.
     """
     _check_aggregation(aggregation)
-    if pooler_type in ("RoIPool", "ROIPool"):
-        return RoIPool(output_size, spatial_scale)
-    if pooler_type == "RoIWarp":
-        return RoIWarp(output_size, spatial_scale, sampling_ratio, aggregation=aggregation)
-    if pooler_type in ("RoIAlign", "ROIAlignV2", "ROIAlign"):
-        aligned = pooler_type != "ROIAlign"
-        return RoIAlign(
-            output_size, spatial_scale, sampling_ratio, aligned, aggregation=aggregation
-        )
-    raise ValueError(f"pooler_type is {pooler_type!r}, must be one of {POOLER_TYPES}")
+    layer = find_roi_layer(pooler_type)
+    return layer(output_size, spatial_scale, sampling_ratio, aggregation=aggregation)
 
 
 class RoIPooler(ROIPooler):
@@ -224,7 +254,7 @@ class RoIPooler(ROIPooler):
         output_size: int | tuple[int, int],
         scales: Sequence[float],
         sampling_ratio: int = 2,
-        pooler_type: PoolerType = "RoIAlign",
+        pooler_type: str | Callable[..., nn.Module] = "RoIAlign",
         canonical_box_size: int = 224,
         canonical_level: int = 4,
         *,

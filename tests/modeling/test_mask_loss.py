@@ -11,7 +11,7 @@ from torch import Tensor
 from mask_rcnn_plugin.modeling.mask_loss import (
     IndependentMasks,
     MultinomialMasks,
-    build_masks,
+    find_masks,
     mask_targets,
 )
 
@@ -273,7 +273,7 @@ def test_independent_masks_are_logits_already() -> None:
 
 
 def test_number_of_maps() -> None:
-    assert [build_masks(loss).num_maps(80) for loss in ("sigmoid", "softmax")] == [80, 81]
+    assert [find_masks(loss)().num_maps(80) for loss in ("sigmoid", "softmax")] == [80, 81]
 
 
 def test_images_of_a_batch_have_their_targets_in_order() -> None:
