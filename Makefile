@@ -1,6 +1,7 @@
 # make setup   .venv with everything; done in a moment when nothing has changed
 # make demo    tools/demo.py; its arguments: make demo DEMO_ARGS="--quick"
 # make test    the tests, on all cores; pytest's arguments: make test TEST_ARGS="-n 0 tests/modeling"
+# make docs    the documentation's site in output/site, warnings are errors
 # make lint    ruff and mypy
 #
 # PYTHON=python3.12 names the Python that .venv is made of.
@@ -13,7 +14,7 @@ CHECK_VERSION = import sys; v = sys.version.split()[0]; sys.exit( \
 	sys.version_info < (3, 10) and "Python 3.10 or newer is needed, this one is " + v + ": " \
 	+ sys.executable + ". Name another: make PYTHON=python3.x, or PY=... for one to use as it is.")
 
-.PHONY: setup demo test lint
+.PHONY: setup demo test docs lint
 
 ifdef PY
 setup:
@@ -43,6 +44,9 @@ ALL_CORES = import importlib.util as u; print("-n auto --dist worksteal" if u.fi
 
 test: setup
 	$(PY) -m pytest $$($(PY) -c '$(ALL_CORES)') $(TEST_ARGS)
+
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 
 lint: setup
 	$(PY) -m ruff check .

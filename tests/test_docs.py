@@ -6,6 +6,7 @@ import re
 import runpy
 import shlex
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -113,3 +114,11 @@ def test_the_tests_of_the_reliability_page_are_there() -> None:
     for file, test in tests:
         source = (REPOSITORY / file).read_text()
         assert f"\ndef {test}(" in source, f"{file}::{test}"
+
+
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    reference = (tmp_path / "api" / "inference" / "index.html").read_text()
+    assert "mask_rcnn_plugin.inference.predictor.load" in reference
