@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""Write what README.md and docs/ take from data: tables, numbers, whole pages.
+"""Write what docs/ takes from data: tables, numbers, whole pages.
 
     python tools/update_docs.py            # after a benchmark, a reproduction, a change of a row
     python tools/update_docs.py --check    # writes nothing; exit code 1 if something is out of date
 
-The data are the paper's numbers, docs/benchmarks/*.json and docs/reproduction/*.json. In README.md
-the text between `<!-- begin NAME -->` and `<!-- end NAME -->` is replaced.
+The data are the paper's numbers, docs/benchmarks/*.json and docs/reproduction/*.json. In docs/paper.md and
+docs/speed.md the text between `<!-- begin NAME -->` and `<!-- end NAME -->` is replaced.
 """
 
 import argparse
@@ -39,12 +39,17 @@ def generate(root: Path = REPOSITORY) -> dict[Path, str]:
         pages[REPRODUCTION / f"{name}.md"] = reproduction.table_page(content)
     pages[REPRODUCTION / "index.md"] = reproduction.index_page(how, list(contents.values()))
     blocks = {
-        "paper": paper_table(),
-        "benchmark": benchmark_block(_read(root / BENCHMARKS / "cpu.json")),
-        "dataset-check": dataset_check_line(_read(root / BENCHMARKS / "dataset_check.json")),
-        "reproduction": reproduction_block(contents),
+        Path("docs/paper.md"): {
+            "paper": paper_table(),
+            "reproduction": reproduction_block(contents),
+        },
+        Path("docs/speed.md"): {
+            "benchmark": benchmark_block(_read(root / BENCHMARKS / "cpu.json")),
+            "dataset-check": dataset_check_line(_read(root / BENCHMARKS / "dataset_check.json")),
+        },
     }
-    pages[Path("README.md")] = replace_blocks((root / "README.md").read_text(), blocks)
+    for page, of_page in blocks.items():
+        pages[page] = replace_blocks((root / page).read_text(), of_page)
     return pages
 
 
@@ -93,7 +98,7 @@ def dataset_check_line(report: dict[str, Any]) -> str:
         f"Checked without opening images, on {report['environment']}: {largest['images']:,} images "
         f"with {largest['annotations']:,} annotations, a file of {largest['file_mb']:.0f} MB, in "
         f"{largest['seconds']:.0f} s and {largest['grown_mb']:.0f} MB of memory beyond the imports "
-        "([measured](docs/benchmarks/dataset_check.md))."
+        "([measured](benchmarks/dataset_check.md))."
     )
 
 
