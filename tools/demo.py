@@ -1,11 +1,13 @@
 #!/usr/bin/env python
 """Mask R-CNN from nothing to pictures, in minutes: `make demo`.
 
-Draws a dataset of people and shapes, trains boxes, masks and keypoints on one half of it from
-random weights, evaluates on the other half and draws the predictions. Everything it does is
+Draws a dataset of people and shapes, trains boxes, masks and keypoints on it from random weights,
+evaluates on images that were held out, draws the predictions and, last, finds what is in a picture of
+its own. Everything it does is
 
     python train.py --config-file table5_multitask/keypoint_and_mask+synthetic ...
     python eval.py --config-file table5_multitask/keypoint_and_mask+synthetic --visualize 8 ...
+    python tools/predict.py --weights output/demo --input output/demo/photo.jpg
 
 on all that is drawn, not the people alone, in one process with a progress bar. A new run replaces
 the last one's output/demo; the drawn images are used again.
@@ -21,14 +23,17 @@ import time
 from pathlib import Path
 
 # First: the plugin makes detectron2 importable on current Pillow and NumPy.
-from mask_rcnn_plugin import get_config  # isort: split
+from mask_rcnn_plugin import get_config, load  # isort: split
 
+import cv2
+import numpy as np
 from detectron2.config import LazyConfig
 from detectron2.engine import HookBase
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 from tqdm import tqdm
 
+from mask_rcnn_plugin.data.synthetic import draw_sample
 from mask_rcnn_plugin.errors import UserError
 from mask_rcnn_plugin.evaluation import PREDICTIONS_FILE, results_table
 from mask_rcnn_plugin.evaluation.pictures import draw_predictions
@@ -106,11 +111,20 @@ def main() -> None:
         list(cfg.dataset.test.names), OUTPUT / PREDICTIONS_FILE, OUTPUT / "pictures", PICTURES
     )
 
+    photo = OUTPUT / "photo.jpg"
+    cv2.imwrite(str(photo), draw_sample(np.random.default_rng([7, 7, 7]), 128)[0])
+    result = load(OUTPUT)(photo)
+    result.save(OUTPUT / "photo_found.jpg")
+    found = ", ".join(result.above(0.5).names) or "nothing"
+
     print(f"\nOn {cfg.dataset.synthetic.val} held-out images (AP in points, COCO's metrics):\n")
     print(results_table(results))
     print(f"\n{OUTPUT}/results.json             these numbers, and the AP of each category")
     print(f"{OUTPUT}/pictures/                {len(pictures)} pictures: truth, prediction")
     print(f"tensorboard --logdir {OUTPUT}     the losses")
+    print(f"{OUTPUT}/photo_found.jpg          one more picture: {found}")
+    print("\nThe same for pictures of yours, once the model is trained on what is in them:\n")
+    print(f"    python tools/predict.py --weights {OUTPUT} --input {photo}")
     print(f"\n{time.perf_counter() - start:.0f} s in all")
 
 
