@@ -2,8 +2,8 @@
 """Mask R-CNN from nothing to pictures, in minutes: `make demo`.
 
 Draws a dataset of people and shapes, trains boxes, masks and keypoints on it from random weights,
-evaluates on images that were held out, draws the predictions and, last, finds what is in a picture of
-its own. Everything it does is
+evaluates on images that were held out, draws the predictions and, last, finds what is in a picture
+of its own. Everything it does is
 
     python train.py --config-file table5_multitask/keypoint_and_mask+synthetic ...
     python eval.py --config-file table5_multitask/keypoint_and_mask+synthetic --visualize 8 ...

@@ -5,7 +5,8 @@
     python tools/update_docs.py --check    # writes nothing; exit code 1 if something is out of date
 
 The data are the paper's numbers, docs/benchmarks/*.json and docs/reproduction/*.json. In
-docs/paper.md and docs/speed.md the text between `<!-- begin NAME -->` and `<!-- end NAME -->` is replaced.
+docs/paper.md and docs/speed.md the text between `<!-- begin NAME -->` and `<!-- end NAME -->` is
+replaced.
 """
 
 import argparse
