@@ -15,13 +15,17 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import mask_rcnn_plugin  # noqa: F401, I001  before anything of detectron2's, see compat.py
 
+import cv2
 import pytest
 import torch
+from detectron2.config import LazyConfig, instantiate
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.structures import Boxes, Instances, Keypoints, PolygonMasks
 from torch import Tensor, nn
 
+from mask_rcnn_plugin import get_config
 from mask_rcnn_plugin.data.synthetic import write_dataset
+from mask_rcnn_plugin.training import setup_datasets
 
 # What processes that tests fork find imported. Neither detectron2 nor the plugin: what they do when
 # they are imported, they do in each process.
@@ -95,6 +99,27 @@ def toy_overrides(toy_dataset: Path, tmp_path: Path) -> list[str]:
         "train.device=cpu",
         f"train.output_dir={tmp_path / 'out'}",
     ]
+
+
+@pytest.fixture
+def demo(toy_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to work in, with a photo and a model that finds 20 things in it, in output/demo."""
+    folder = tmp_path / "output" / "demo"
+    folder.mkdir(parents=True)
+    cfg = get_config(
+        "table2a_backbone/r50_fpn+synthetic",
+        [
+            f"dataset={toy_dataset}",
+            "model.roi_heads.box_predictor.test_score_thresh=0.0",
+        ],
+    )
+    setup_datasets(cfg)
+    torch.save({"model": instantiate(cfg.model).state_dict()}, folder / "model_final.pth")
+    LazyConfig.save(cfg, str(folder / "config.yaml"))
+    photo = cv2.imread(str(toy_dataset / "val" / "000000.jpg"))
+    cv2.imwrite(str(tmp_path / "photo.jpg"), cv2.resize(photo, (700, 700)))  # some tiles
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 @pytest.fixture

@@ -3,9 +3,7 @@
 import re
 from pathlib import Path
 
-import cv2
 import pytest
-import torch
 from detectron2.config import LazyConfig, get_cfg, instantiate
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_roi_heads
@@ -26,27 +24,6 @@ DOCS = Path(__file__).parent.parent / "docs"
 
 def blocks(page: str) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", (DOCS / page).read_text(), re.DOTALL | re.MULTILINE)
-
-
-@pytest.fixture
-def demo(toy_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder to work in, with a photo and a model that finds 20 things in it, in output/demo."""
-    folder = tmp_path / "output" / "demo"
-    folder.mkdir(parents=True)
-    cfg = get_config(
-        "table2a_backbone/r50_fpn+synthetic",
-        [
-            f"dataset={toy_dataset}",
-            "model.roi_heads.box_predictor.test_score_thresh=0.0",
-        ],
-    )
-    setup_datasets(cfg)
-    torch.save({"model": instantiate(cfg.model).state_dict()}, folder / "model_final.pth")
-    LazyConfig.save(cfg, str(folder / "config.yaml"))
-    photo = cv2.imread(str(toy_dataset / "val" / "000000.jpg"))
-    cv2.imwrite(str(tmp_path / "photo.jpg"), cv2.resize(photo, (700, 700)))  # some tiles
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def test_predict(demo: Path) -> None:

@@ -1,7 +1,10 @@
 """What the README says is so."""
 
 import re
+import shlex
+from collections.abc import Callable
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 from detectron2.config import get_cfg
@@ -68,9 +71,10 @@ def test_yaml_of_the_readme_builds_the_model_it_names(keypoints: bool, tmp_path:
         assert name in (*dict(ROI_HEADS_REGISTRY), *dict(ROI_MASK_HEAD_REGISTRY))
 
 
-def test_python_of_the_readme_runs() -> None:
+def test_python_of_the_readme_runs(demo: Path) -> None:
     for code in blocks("python"):
         exec(code, {})
+    assert (demo / "found.jpg").is_file()
 
 
 def test_overrides_of_the_readme_exist() -> None:
@@ -92,3 +96,46 @@ def test_make_targets_of_the_readme_exist() -> None:
     makefile = (REPOSITORY / "Makefile").read_text()
     for target in re.findall(r"(?:^|`)make (\w+)", README, flags=re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+
+
+def readme_commands() -> list[list[str]]:
+    """Its commands that start a program, in their order."""
+    text = README.replace("\\\n", " ")
+    code = re.findall(r"```\n(.*?)```", text, flags=re.DOTALL)
+    lines = [line for part in code for line in part.splitlines()]
+    return [shlex.split(line)[1:] for line in lines if line.startswith("python ")]
+
+
+def small(command: list[str], toy: Path) -> list[str]:
+    """The same on a CPU, with drawn images and for a few steps."""
+    program, *args = command
+    args = [a.replace("r50_fpn+finetune", "r50_fpn+synthetic+finetune") for a in args]
+    if program != "train.py":
+        return [program, *args]
+    few = ["finetune.epochs=0.5", "finetune.lr=0.001"]
+    if "dataset=my/data" not in args:  # COCO, on 8 GPUs
+        args = ["2" if a == "8" else a.replace("r50_fpn", "r50_fpn+synthetic") for a in args]
+        drawn = [f"dataset.synthetic.root={toy}", "dataset.synthetic.train=12"]
+        drawn += ["dataset.synthetic.val=6", "dataset.synthetic.size=64"]
+        few = [*drawn, "dataloader.train.total_batch_size=2", "train.max_iter=2"]
+    return [program, *args, "train.device=cpu", *few]
+
+
+def test_commands_of_the_readme_run(
+    demo: Path, toy_dataset: Path, run_python: Callable[..., CompletedProcess[str]]
+) -> None:
+    (demo / "my").mkdir()
+    (demo / "my" / "data").symlink_to(toy_dataset)
+    (demo / "photos").mkdir()
+    (demo / "photo.jpg").rename(demo / "photos" / "photo.jpg")
+    ran = [command[0] for command in readme_commands()]
+    assert {"train.py", "eval.py", "tools/predict.py", "tools/browse_dataset.py"} <= {*ran}
+    for command in readme_commands():
+        program, *args = small(command, toy_dataset)
+        done = run_python(REPOSITORY / program, *args, cwd=demo)
+        assert done.returncode == 0, (command, done.stderr)
+    for file in (
+        *("found/pictures/photo.jpg", "browse/000.jpg", "mine/model_best.pth"),
+        *("mine/report/index.html", "table2a_backbone/r50_fpn+synthetic/model_final.pth"),
+    ):
+        assert (demo / "output" / file).is_file(), file
