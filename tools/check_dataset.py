@@ -38,7 +38,9 @@ def parse_args() -> argparse.Namespace:
         "--no-images", action="store_true", help="do not open images, only see that they are there"
     )
     parser.add_argument(
-        "--fix", metavar="OUT", help="write a copy of FILE without what is wrong, and say what went"
+        "--fix",
+        metavar="OUT",
+        help="write a copy of FILE, wrong entries repaired or left out, and say which",
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
     args = parser.parse_intermixed_args()

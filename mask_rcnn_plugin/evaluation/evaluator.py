@@ -16,6 +16,7 @@ from detectron2.data.datasets.coco import convert_to_coco_dict
 from detectron2.evaluation import COCOEvaluator
 from detectron2.utils import comm
 
+from mask_rcnn_plugin.data.annotation_rules import with_integers
 from mask_rcnn_plugin.data.coco import COCO_KEYPOINT_OKS_SIGMAS, DatasetError
 from mask_rcnn_plugin.evaluation.average_precision import evaluate_tasks, find_backend
 from mask_rcnn_plugin.evaluation.ground_truth import check_ground_truth, prediction_error
@@ -100,8 +101,11 @@ class MaskRCNNCOCOEvaluator(COCOEvaluator):
             super().__init__(
                 name, tuple(tasks), distributed, output_dir, use_fast_impl=False, **kwargs
             )
+        for image in self._coco_api.imgs.values():
+            image.update(with_integers(image, "width", "height"))
         for annotation in self._coco_api.anns.values():
-            annotation.setdefault("iscrowd", 0)
+            if annotation.get("iscrowd") is None:
+                annotation["iscrowd"] = 0
         check_ground_truth(dataset_name, self._coco_api, tasks, self._num_keypoints)
 
     @property

@@ -74,8 +74,8 @@ def check_datasets(cfg: DictConfig, config: str, overrides: Sequence[str] = ()) 
         command = shlex.join(["python", "tools/check_dataset.py", *arguments])
         if errors := _summary(found, "error", command):
             raise DatasetError(
-                f"{errors}, and with --json FILE --images DIR --fix OUT.json writes a copy "
-                "without; --no-check trains all the same"
+                f"{errors}, and with --json FILE --images DIR --fix OUT.json writes a repaired "
+                "copy; --no-check trains all the same"
             )
         if warnings := _summary(found, "warning", command):
             logger.warning(warnings)
