@@ -105,6 +105,27 @@ def register_coco_dataset(json_file: str, image_root: str) -> str:
     return name
 
 
+def has_coco_file(name: str) -> bool:
+    """Whether a registered dataset is read from a COCO file, not by a loader of its own."""
+    loader = DatasetCatalog[name]
+    return getattr(loader, "func", loader).__module__ in (__name__, load_coco_json.__module__)
+
+
+def load(name: str) -> list[dict[str, Any]]:
+    """The records of a registered dataset.
+
+    Raises:
+        DatasetError: if its loader fails, whatever it raises.
+    """
+    try:
+        return DatasetCatalog.get(name)
+    except DatasetError:
+        raise
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}"
+        raise DatasetError(f"dataset {name!r}: its loader fails with {what}") from error
+
+
 def _load(json_file: str, image_root: str) -> list[dict[str, Any]]:
     """detectron2's `load_coco_json`, which fails in many ways on a broken file, with one error."""
     try:

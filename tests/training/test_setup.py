@@ -175,7 +175,7 @@ def test_evaluation_needs_no_training_set(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("names", [[], ["coco_2014_minival", "coco_2017_val"]])
 def test_there_is_one_test_set(names: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mask_rcnn_plugin.training.setup._check_exists", lambda name: None)
+    monkeypatch.setattr("mask_rcnn_plugin.training.setup.check_exists", lambda name: None)
     cfg = get_config("table2a_backbone/r50_fpn")
     cfg.dataset.test.names = names
     with pytest.raises(DatasetError, match="there must be one test set"):

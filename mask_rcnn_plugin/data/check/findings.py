@@ -31,6 +31,7 @@ _MEANINGS = {
         "refused": "train.py stops with this",
     },
     ("warning", "file"): {
+        "not-checked": "what its loader gives is not of COCO's kind, and left alone",
         "not-standard-json": "NaN or Infinity, which Python reads and other programs refuse",
         "keypoint-none": "no keypoint is labelled: the loss will stay 0",
         "mostly-crowds": "crowds are neither trained on nor scored: is iscrowd meant?",

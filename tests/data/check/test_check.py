@@ -289,7 +289,7 @@ def test_each_kind_has_a_test() -> None:
             "keypoints-differ",
             "num-classes",
         ),
-        *("no-keypoints", "leak", "mostly-crowds", "refused"),
+        *("no-keypoints", "leak", "mostly-crowds", "refused", "not-checked"),
         *("box-xyxy", "category-heading", "image-too-large"),
     }
     assert {kind for kind, _ in CASES} | elsewhere == set(KINDS)
