@@ -174,23 +174,21 @@ def _mask_box_area_doubts(
                 yield "mask-partly-outside", ""
     if not any(kind.startswith(("box-", "non-")) for kind in faults):
         box = x, y, w, h = annotation["bbox"]
-        text, corners = f"bbox {shown(box)}", x < w <= width and y < h <= height
+        corners = x < w <= width and y < h <= height
         of_mask = _clipped(mask[1], size) if mask is not None and mask[0] > 0 else None
         agrees = of_mask is None or _agree((x, y, x + w, y + h), of_mask, size)
         if xyxy and corners and of_mask and not agrees and _agree(box, of_mask, size):
-            yield "box-xyxy", text
+            yield "box-xyxy", f"bbox {shown(box)}, mask over {shown(list(of_mask))}"
             agrees = True
         elif x < -1 or y < -1 or x + w > width + 1 or y + h > height + 1:
             doubt = "; is it x1, y1, x2, y2?" if corners else ""
-            yield "box-partly-outside", f"{text} in {width} x {height}{doubt}"
+            yield "box-partly-outside", f"bbox {shown(box)} in {width} x {height}{doubt}"
         if w < 1 or h < 1:
-            yield "box-small", text
+            yield "box-small", f"bbox {shown(box)}"
         if of_mask and not agrees:
             x0, y0, x1, y1 = of_mask
-            yield (
-                "box-contradicts",
-                f"{text}, mask over {[x0, y0, round(x1 - x0, 2), round(y1 - y0, 2)]}",
-            )
+            as_box = [x0, y0, round(x1 - x0, 2), round(y1 - y0, 2)]
+            yield "box-contradicts", f"bbox {shown(box)}, mask over {as_box}"
     area = annotation.get("area")
     if area is None:
         yield "area-missing", ""
@@ -204,10 +202,9 @@ def _mask_box_area_doubts(
 
 def _agree(box: Sequence[float], of_mask: Box, size: tuple[int, int]) -> bool:
     """Whether the edges of two boxes x1, y1, x2, y2 inside an image lie near each other."""
-    x0, y0, x1, y1 = of_mask
-    limits = 2 + 0.05 * (x1 - x0), 2 + 0.05 * (y1 - y0)
-    pairs = zip(_clipped(box, size), of_mask, limits * 2)
-    return all(abs(ours - theirs) <= limit for ours, theirs, limit in pairs)
+    (a0, b0, a1, b1), (x0, y0, x1, y1) = _clipped(box, size), of_mask
+    across, along = max(abs(a0 - x0), abs(a1 - x1)), max(abs(b0 - y0), abs(b1 - y1))
+    return across <= 2 + 0.05 * (x1 - x0) and along <= 2 + 0.05 * (y1 - y0)
 
 
 def _differs(area: float, of_mask: float) -> bool:

@@ -31,7 +31,7 @@ _MEANINGS = {
         "refused": "train.py stops with this",
     },
     ("warning", "file"): {
-        "not-checked": "what its loader gives is not of COCO's kind, and left alone",
+        "not-checked": "its loader gives what COCO's format cannot hold: not checked",
         "not-standard-json": "NaN or Infinity, which Python reads and other programs refuse",
         "keypoint-none": "no keypoint is labelled: the loss will stay 0",
         "mostly-crowds": "crowds are neither trained on nor scored: is iscrowd meant?",
@@ -46,8 +46,7 @@ _MEANINGS = {
     ("warning", "category"): {
         "category-name-duplicate": "two classes of one name",
         "category-heading": (
-            "no annotations, only the supercategory of others: a class too many, which --fix "
-            "drops; do so for training and test set"
+            "no class, but the heading of others: --fix drops it; do so for training and test set"
         ),
         "keypoint-unpaired": "no partner for a left or right one: RandomFlip will not swap it",
     },
@@ -94,7 +93,7 @@ _MEANINGS = {
         "box-missing": "no bbox",
         "box-format": "bbox must be [x, y, width, height] in pixels",
         "box-negative": "negative width or height: is it x1, y1, x2, y2?",
-        "box-xyxy": "x1, y1, x2, y2, as most masks say; must be x, y, width, height: --fix",
+        "box-xyxy": "x1, y1, x2, y2, as masks say; must be x, y, width, height; --fix converts",
         "box-outside": "the box does not meet the image",
         "mask-missing": "no segmentation, which the mask branch needs",
         "mask-format": "segmentation must be polygons or RLE",
