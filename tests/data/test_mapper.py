@@ -41,7 +41,7 @@ def annotation(x: float, **fields: Any) -> dict[str, Any]:
 
 def mapped(tmp_path: Path, annotations: list[dict[str, Any]], flip: bool = False, **kwargs: Any):
     file = tmp_path / "image.png"
-    cv2.imwrite(str(file), np.zeros((50, 60, 3), dtype=np.uint8))
+    cv2.imwrite(str(file), np.full((50, 60, 3), 255, dtype=np.uint8))
     mapper = MaskRCNNDatasetMapper(
         is_train=True,
         augmentations=[T.RandomFlip(prob=1.0)] if flip else [],
@@ -83,7 +83,7 @@ def test_flip_swaps_left_and_right(tmp_path: Path) -> None:
 def test_integers_keep_their_fractions_when_resized(tmp_path: Path) -> None:
     """Half the size: detectron2 alone gives [2, 5, 12, 15]."""
     file = tmp_path / "image.png"
-    cv2.imwrite(str(file), np.zeros((50, 60, 3), dtype=np.uint8))
+    cv2.imwrite(str(file), np.full((50, 60, 3), 255, dtype=np.uint8))
     mapper = MaskRCNNDatasetMapper(
         is_train=True,
         augmentations=[T.Resize((25, 30))],
@@ -119,7 +119,7 @@ def test_polygons_and_rle_side_by_side_become_bitmaps(tmp_path: Path, first: boo
 
 def test_format_is_chosen_for_each_image_anew(tmp_path: Path) -> None:
     file = tmp_path / "image.png"
-    cv2.imwrite(str(file), np.zeros((50, 60, 3), dtype=np.uint8))
+    cv2.imwrite(str(file), np.full((50, 60, 3), 255, dtype=np.uint8))
     mapper = MaskRCNNDatasetMapper(
         is_train=True, augmentations=[], image_format="BGR", use_instance_mask=True
     )
@@ -231,7 +231,7 @@ def test_image_that_loses_all_instances_is_background(tmp_path: Path) -> None:
 def test_a_warning_is_given_once_and_seldom(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    cv2.imwrite(str(tmp_path / "image.png"), np.zeros((50, 60, 3), dtype=np.uint8))
+    cv2.imwrite(str(tmp_path / "image.png"), np.full((50, 60, 3), 255, dtype=np.uint8))
     mapper = MaskRCNNDatasetMapper(
         is_train=True, augmentations=[], image_format="BGR", use_instance_mask=True
     )
