@@ -153,11 +153,8 @@ def _check_categories(checked: Checked, entries: list[Any]) -> None:
             add("category-format", f"#{index}", text)
             checked.bad_categories[index] = "category-format"
             continue
-        key, name, keypoints = (
-            int(category["id"]),
-            category["name"],
-            category.get("keypoints") or [],
-        )
+        key, name = int(category["id"]), category["name"]
+        keypoints = category.get("keypoints") or []
         if key in names:
             add("category-id-duplicate", key, f"{names[key]!r} and {name!r}")
             checked.bad_categories[index] = "category-id-duplicate"
@@ -283,12 +280,8 @@ def _check_annotations(checked: Checked, entries: list[Any], training: bool) -> 
 
 def _check_headings(checked: Checked, used: set[int]) -> None:
     """Categories that only name a group of others."""
-    assert checked.document
-    sound = [
-        (index, category)
-        for index, category in enumerate(checked.document["categories"])
-        if index not in checked.bad_categories
-    ]
+    entries = checked.document["categories"] if checked.document else []
+    sound = [(i, entry) for i, entry in enumerate(entries) if i not in checked.bad_categories]
     groups = [category.get("supercategory") for _, category in sound]
     for index, category in sound:
         top = category.get("supercategory") == "none" != category["name"]
