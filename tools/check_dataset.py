@@ -14,16 +14,20 @@ is an error, else 0; 2 for a mistake in the arguments, or if --fix would leave n
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 # First: the plugin makes detectron2 importable on current Pillow and NumPy.
 from mask_rcnn_plugin import get_config  # isort: split
 
+from detectron2.config import instantiate
+
 from mask_rcnn_plugin.data.check import Findings, check_file, clean
 from mask_rcnn_plugin.data.check.findings import total
+from mask_rcnn_plugin.data.coco import DatasetError
 from mask_rcnn_plugin.errors import UserError
 from mask_rcnn_plugin.training.preflight import check_sets
-from mask_rcnn_plugin.training.setup import draw_synthetic
+from mask_rcnn_plugin.training.setup import setup_datasets
 
 
 def parse_args() -> argparse.Namespace:
@@ -38,7 +42,9 @@ def parse_args() -> argparse.Namespace:
         "--no-images", action="store_true", help="do not open images, only see that they are there"
     )
     parser.add_argument(
-        "--fix", metavar="OUT", help="write a copy of FILE without what is wrong, and say what went"
+        "--fix",
+        metavar="OUT",
+        help="write a copy of FILE, wrong entries repaired or left out, and say which",
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
     args = parser.parse_intermixed_args()
@@ -53,6 +59,15 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
+def refusal(start: Callable[[], object]) -> str:
+    """What a training would stop with."""
+    try:
+        start()
+    except (DatasetError, AssertionError) as error:  # detectron2's: no valid data
+        return str(error)
+    return ""
+
+
 def check(args: argparse.Namespace) -> bool:
     """Print what is found; whether there is no error."""
     open_images = not args.no_images
@@ -61,8 +76,14 @@ def check(args: argparse.Namespace) -> bool:
         together = Findings()
     else:
         cfg = get_config(args.config, args.overrides)
-        draw_synthetic(cfg)
+        refused = refusal(lambda: setup_datasets(cfg))
+        if cfg.dataset.folder or cfg.dataset.split:  # where the sets are is what is wrong
+            raise DatasetError(refused)
         found, together = check_sets(cfg, args.overrides, open_images=open_images)
+        if not refused and not total([together, *(c.findings for c in found)], "error"):
+            refused = refusal(lambda: instantiate(cfg.dataloader.train.dataset))
+        if refused:
+            together.add("refused", text=refused)
     for checked in found:
         print(f"{checked.json_file}: {checked.size()}\n\n{checked.findings.table()}\n")
     if together:

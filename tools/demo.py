@@ -45,7 +45,6 @@ from train import do_train
 CONFIG = "table5_multitask/keypoint_and_mask+synthetic"
 OUTPUT = Path("output/demo")
 PICTURES = 8
-IMAGES = Path("output/synthetic_128")
 QUICK = ["train.max_iter=40", "dataset.synthetic.train=64", "dataset.synthetic.val=16"]
 
 
@@ -84,19 +83,16 @@ def main() -> None:
     args = parser.parse_args()
 
     start = time.perf_counter()
-    images = IMAGES.with_name("synthetic_quick") if args.quick else IMAGES
     overrides = [
         f"train.output_dir={OUTPUT}",
         f"train.seed={args.seed}",
-        f"dataset.synthetic.root={images}",
-        # All that is drawn, not the people alone.
-        f"dataset.train.json={images}/train.json",
-        f"dataset.test.json={images}/val.json",
         "dataloader.train.dataset.min_keypoints=0",
     ]
     if args.quick:
         overrides += QUICK
     cfg = get_config(CONFIG, overrides)
+    for split, name in ((cfg.dataset.train, "train"), (cfg.dataset.test, "val")):
+        split.json = f"{cfg.dataset.synthetic.root}/{name}.json"  # not the people alone
     try:
         setup_datasets(cfg)
     except UserError as error:  # e.g. images of an earlier version of the drawing

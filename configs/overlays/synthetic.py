@@ -23,8 +23,9 @@ _BACKBONES = {
 
 def overlay(cfg: DictConfig, size: int = 128) -> None:
     """Change a config in place, for images of `size` pixels a side."""
+    drawn = "_".join(f"${{dataset.synthetic.{key}}}" for key in ("size", "train", "val", "seed"))
     cfg.dataset.synthetic = dict(
-        root=f"output/synthetic_{size}", train=800, val=800, size=size, seed=0
+        root=f"output/synthetic_{drawn}", train=800, val=800, size=size, seed=0
     )
     for split, name in ((cfg.dataset.train, "train"), (cfg.dataset.test, "val")):
         people = "person_keypoints_" if split.names[0].startswith("keypoints_") else ""

@@ -60,7 +60,7 @@ def category_error(category: object) -> str | None:
     if not isinstance(category, dict):
         return f"category is {shown(category)}, must be an object"
     key, name = category.get("id"), category.get("name")
-    if type(key) is not int or abs(key) >= 2**63:
+    if not is_integer(key):
         return f"id is {shown(key)}, must be an integer"
     if not isinstance(name, str) or not name:
         return f"name is {shown(name)}, must be a text"
@@ -157,7 +157,7 @@ def _polygons_fault(polygons: list[Any], width: int, height: int) -> Fault | Non
 
 def _rle_fault(rle: dict[str, Any], width: int, height: int) -> Fault | None:
     size = _as_list(rle.get("size"))
-    if not (isinstance(size, list) and len(size) == 2 and all(map(is_integer, size))):
+    if not (isinstance(size, list) and len(size) == 2 and _are_ints(size)):
         return "rle-format", f"RLE size is {shown(size)}, must be [height, width]"
     if size != [height, width]:
         return "rle-size", f"RLE is of size {size} (height, width), its image {[height, width]}"
@@ -187,9 +187,7 @@ def rle_counts(counts: object) -> npt.NDArray[np.int64] | None:
     """Run lengths of COCO's counts, compressed or not; None for what are no run lengths."""
     counts = _as_list(counts)
     if isinstance(counts, list):
-        if not all(
-            issubclass(t, numbers.Integral) and t is not bool for t in set(map(type, counts))
-        ):
+        if not _are_ints(counts):
             return None
         if counts and not (min(counts) >= 0 and max(counts) < 2**32):
             return None
@@ -220,8 +218,20 @@ def _decompress(counts: bytes) -> npt.NDArray[np.int64] | None:
 
 
 def is_integer(value: object) -> bool:
-    """Whether a JSON value is an integer, which true and false are not."""
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    """Whether a JSON value equals an integer of 64 bits, as 1.0 does; true and false do not."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+        return False
+    return bool(-(2**63) <= value < 2**63 and value == int(value))
+
+
+def _are_ints(values: list[Any]) -> bool:
+    """Whether all are written as integers, which pycocotools insists on."""
+    return all(issubclass(t, numbers.Integral) and t is not bool for t in set(map(type, values)))
+
+
+def with_integers(entry: dict[str, Any], *keys: str) -> dict[str, Any]:
+    """A copy with integers for such numbers as 1.0."""
+    return {k: int(v) if k in keys and is_integer(v) else v for k, v in entry.items()}
 
 
 def are_numbers(values: list[Any]) -> bool:

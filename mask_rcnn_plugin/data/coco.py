@@ -16,7 +16,12 @@ import msgspec
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
-from mask_rcnn_plugin.data.annotation_rules import category_error, image_error, shown
+from mask_rcnn_plugin.data.annotation_rules import (
+    category_error,
+    image_error,
+    shown,
+    with_integers,
+)
 from mask_rcnn_plugin.errors import UserError
 
 # Sec. 4: the 80k training images and 35k of validation (2014), the remaining 5k to validate; the
@@ -90,7 +95,7 @@ def register_coco_dataset(json_file: str, image_root: str) -> str:
     metadata = {
         "thing_classes": [c["name"] for c in categories],
         # Else set by the first loading, before which an evaluator would take classes for ids.
-        "thing_dataset_id_to_contiguous_id": {c["id"]: i for i, c in enumerate(categories)},
+        "thing_dataset_id_to_contiguous_id": {int(c["id"]): i for i, c in enumerate(categories)},
         **_keypoints(name, categories),
     }
     DatasetCatalog.register(name, partial(_load, name, str(image_root)))
@@ -100,16 +105,43 @@ def register_coco_dataset(json_file: str, image_root: str) -> str:
     return name
 
 
+def has_coco_file(name: str) -> bool:
+    """Whether a registered dataset is read from a COCO file, not by a loader of its own."""
+    loader = DatasetCatalog[name]
+    return getattr(loader, "func", loader).__module__ in (__name__, load_coco_json.__module__)
+
+
+def load(name: str) -> list[dict[str, Any]]:
+    """The records of a registered dataset.
+
+    Raises:
+        DatasetError: if its loader fails, whatever it raises.
+    """
+    try:
+        return DatasetCatalog.get(name)
+    except DatasetError:
+        raise
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}"
+        raise DatasetError(f"dataset {name!r}: its loader fails with {what}") from error
+
+
 def _load(json_file: str, image_root: str) -> list[dict[str, Any]]:
     """detectron2's `load_coco_json`, which fails in many ways on a broken file, with one error."""
     try:
-        return load_coco_json(json_file, image_root, json_file, extra_annotation_keys=["id"])
+        records = load_coco_json(json_file, image_root, json_file, extra_annotation_keys=["id"])
     except Exception as error:
         raise DatasetError(
             f"annotation file {json_file!r} cannot be loaded ({type(error).__name__}: {error}): "
             f"`python tools/check_dataset.py --json {json_file} --images {image_root} "
-            "--fix OUT.json` lists what is wrong and writes a copy without it"
+            "--fix OUT.json` lists what is wrong and writes a repaired copy"
         ) from error
+    for record in records:
+        record.update(with_integers(record, "image_id", "width", "height"))
+        for annotation in record["annotations"]:
+            if annotation.get("iscrowd", 0) is None:  # a crowd to detectron2
+                annotation["iscrowd"] = 0
+    return records
 
 
 def _read_categories(json_file: str) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 import copy
 import functools
 import logging
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,14 @@ from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
+from detectron2.utils.logger import log_first_n
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from mask_rcnn_plugin.config import ConfigError
 from mask_rcnn_plugin.data.annotation_rules import annotation_error
 from mask_rcnn_plugin.data.coco import DatasetError
+from mask_rcnn_plugin.data.image_doubts import has_16_bits, is_dark, pages
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +68,9 @@ class MaskRCNNDatasetMapper(DatasetMapper):
     @functools.wraps(DatasetMapper.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        crops = [a for a in self.augmentations.augs if "Crop" in type(a).__name__]
+        if crops and self.is_train and self.use_instance_mask and not find_spec("shapely"):
+            raise ConfigError(f"{type(crops[0]).__name__} of polygons needs `pip install shapely`")
         self._dropped: set[tuple[str, int]] = set()
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
@@ -102,7 +109,7 @@ class MaskRCNNDatasetMapper(DatasetMapper):
     ) -> None:
         annotations = []
         for index, annotation in enumerate(dataset_dict["annotations"]):
-            if annotation.get("iscrowd", 0) == 1:
+            if annotation.pop("iscrowd", 0) == 1:
                 continue
             reason = self._prepare(annotation, dataset_dict["width"], dataset_dict["height"])
             if reason is None:
@@ -172,20 +179,28 @@ def _xywh(box: Any, mode: BoxMode) -> Any:
 def read_image(file_name: str, image_format: str) -> np.ndarray:
     """As detectron2's `read_image`, (H, W, C), but 16 bits are not clipped to 8, nor PNGs mended.
 
+    What `image_doubts` finds is logged for the first such image of a process.
+
     Raises:
         ImageError: whatever is wrong with the file.
     """
     try:
         with PathManager.open(file_name, "rb") as file:
             image: Image.Image = Image.open(file)
+            count, deep = pages(image), has_16_bits(image)
             # Here, not in detectron2's look at the EXIF data, which decodes a PNG and then takes
             # what is broken for pixels of 0.
             image.load()
-        return pixels_of(image, image_format, file_name)
+        pixels = pixels_of(image, image_format, file_name)
+        _log_doubts(file_name, pixels, count, deep)
+        return pixels
     except ImageError:
         raise
     except FileNotFoundError as error:
         raise ImageError(file_name, "it does not exist") from error
+    except Image.DecompressionBombError as error:
+        reason = f"it has more pixels than Pillow opens ({error}): cut it into tiles"
+        raise ImageError(file_name, reason) from error
     except Exception as error:  # Pillow raises many kinds on broken files
         raise ImageError(
             file_name, f"it cannot be decoded ({type(error).__name__}: {error})"
@@ -198,15 +213,32 @@ def pixels_of(image: Image.Image, image_format: str, name: str) -> np.ndarray:
     Raises:
         ImageError: if it has more than 8 bits a channel, and nothing says what is white.
     """
-    kind, mode = image.format, image.mode
+    kind, mode, deep = image.format, image.mode, has_16_bits(image)
     image = utils._apply_exif_orientation(image)
-    # PNG has no more than 16 bits; older Pillow gives them as "I".
-    if mode.startswith("I;16") or (mode == "I" and kind == "PNG"):
+    if deep:
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
         what = f"its pixels ({kind}, mode {mode!r}) have no known range"
         raise ImageError(name, f"{what}: convert it to 8 bits a channel")
     return utils.convert_PIL_to_numpy(image, image_format)
+
+
+def _log_doubts(file_name: str, pixels: np.ndarray, count: int, deep: bool) -> None:
+    if count > 1:
+        log_first_n(
+            logging.WARNING,
+            f"image {file_name}: it has {count} pages or frames, of which only the first is read; "
+            "save each as an image of its own. Others like it are not named",
+            name=__name__,
+        )
+    if is_dark(pixels, deep):
+        log_first_n(
+            logging.WARNING,
+            f"image {file_name}: it is nearly black, its largest value is {pixels.max()} of 255; "
+            "if it has 10 to 14 bits in 16, multiply all images to the whole range, e.g. 12 bits "
+            "by 16. Others like it are not named",
+            name=__name__,
+        )
 
 
 def _check_size(dataset_dict: dict[str, Any], image: np.ndarray) -> None:

@@ -16,7 +16,8 @@ from detectron2.data.datasets.coco import convert_to_coco_dict
 from detectron2.evaluation import COCOEvaluator
 from detectron2.utils import comm
 
-from mask_rcnn_plugin.data.coco import COCO_KEYPOINT_OKS_SIGMAS, DatasetError
+from mask_rcnn_plugin.data.annotation_rules import with_integers
+from mask_rcnn_plugin.data.coco import COCO_KEYPOINT_OKS_SIGMAS, DatasetError, load
 from mask_rcnn_plugin.evaluation.average_precision import evaluate_tasks, find_backend
 from mask_rcnn_plugin.evaluation.ground_truth import check_ground_truth, prediction_error
 from mask_rcnn_plugin.evaluation.predictions import (
@@ -46,8 +47,8 @@ class MaskRCNNCOCOEvaluator(COCOEvaluator):
       count as unlabelled, so keypoint AP is that of the categories that have them;
     * OKS sigmas from the dataset's metadata (`keypoint_oks_sigmas`);
     * annotations that do not say whether they are crowds: they are none;
-    * datasets that are not COCO files, as they are now. detectron2 converts such a dataset once and
-      scores it from the file in `output_dir` ever after, whatever has changed since.
+    * datasets that are not COCO files, as LVIS, as they are now. detectron2 converts such a dataset
+      once and scores it from the file in `output_dir` ever after, whatever has changed since.
 
     It keeps one compressed string of an image. Numbers come from the fastest implementation of
     COCO's API that is installed, named by `backend`; they are the same on each.
@@ -98,12 +99,15 @@ class MaskRCNNCOCOEvaluator(COCOEvaluator):
             kwargs["kpt_oks_sigmas"] = keypoint_oks_sigmas(dataset_name, given)
         kwargs.setdefault("max_dets_per_image", max(COCO_LIMIT, max_detections))
         self._backend = find_backend(official or not kwargs.pop("use_fast_impl", True))
-        with _in_coco_format(dataset_name) as name:
+        with in_coco_format(dataset_name) as name:
             super().__init__(
                 name, tuple(tasks), distributed, output_dir, use_fast_impl=False, **kwargs
             )
+        for image in self._coco_api.imgs.values():
+            image.update(with_integers(image, "width", "height"))
         for annotation in self._coco_api.anns.values():
-            annotation.setdefault("iscrowd", 0)
+            if annotation.get("iscrowd") is None:
+                annotation["iscrowd"] = 0
         check_ground_truth(dataset_name, self._coco_api, tasks, self._num_keypoints)
 
     @property
@@ -251,21 +255,34 @@ class MaskRCNNCOCOEvaluator(COCOEvaluator):
 
 
 @contextmanager
-def _in_coco_format(dataset_name: str) -> Iterator[str]:
-    """A name in the catalogs under which a dataset is a COCO file, inside the block."""
+def in_coco_format(dataset_name: str, *, numbered: bool = False) -> Iterator[str]:
+    """A name in the catalogs under which a dataset is a COCO file, inside the block.
+
+    Args:
+        numbered: convert what the loader gives, even if the dataset has a file, and number its
+            images from 1, whose ids may be anything.
+    """
     metadata = MetadataCatalog.get(dataset_name)
-    if hasattr(metadata, "json_file"):
+    as_coco = str(metadata.get("evaluator_type", "coco")).startswith("coco")
+    if not numbered and as_coco and hasattr(metadata, "json_file"):
         yield dataset_name
         return
-    name = f"{dataset_name} in COCO's format"
     # A copy, as the conversion moves keypoints in place, which may be the dataset's own.
-    DatasetCatalog.register(name, lambda: copy.deepcopy(DatasetCatalog.get(dataset_name)))
-    fields = {k: v for k, v in metadata.as_dict().items() if k != "name"}
+    records = copy.deepcopy(load(dataset_name))
+    if numbered:
+        records = [{**record, "image_id": i} for i, record in enumerate(records, 1)]
+    name = f"{dataset_name} in COCO's format"
+    DatasetCatalog.register(name, lambda: records)
+    fields = {k: v for k, v in metadata.as_dict().items() if k not in ("name", "json_file")}
     try:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "annotations.json"
             MetadataCatalog.get(name).set(**fields, json_file=str(file))
-            file.write_text(json.dumps(convert_to_coco_dict(name)))
+            document = convert_to_coco_dict(name)
+            for category in document["categories"]:
+                if category["name"] in metadata.get("keypoint_classes", [category["name"]]):
+                    category["keypoints"] = list(metadata.get("keypoint_names") or [])
+            file.write_text(json.dumps(document, default=lambda array: array.tolist()))
             yield name
     finally:
         DatasetCatalog.remove(name)

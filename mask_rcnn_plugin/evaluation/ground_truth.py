@@ -47,7 +47,7 @@ def check_ground_truth(
         raise DatasetError(
             f"{len(wrong)} annotations of the test set {name!r} cannot be scored, e.g. {wrong[0]}; "
             "`python tools/check_dataset.py --json ... --images ... --fix OUT.json` writes a copy "
-            "without them"
+            "with them repaired or left out"
         )
 
 

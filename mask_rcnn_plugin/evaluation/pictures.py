@@ -63,9 +63,8 @@ def draw_truth(image: dict[str, Any], metadata: Metadata) -> np.ndarray:
     """
     # The visualizer wants keypoints on all instances or on none.
     annotations = image.get("annotations", [])
-    if any("keypoints" in a for a in annotations):
-        none = [0.0] * 3 * len(metadata.keypoint_names)
-        annotations = [{"keypoints": none, **a} for a in annotations]
+    if most := max((len(a.get("keypoints", ())) for a in annotations), default=0):
+        annotations = [{"keypoints": [0.0] * most, **a} for a in annotations]
     visualizer = _visualizer(read_image(image["file_name"], format="RGB"), metadata)
     return visualizer.draw_dataset_dict({**image, "annotations": annotations}).get_image()
 
@@ -145,7 +144,8 @@ def _to_instances(
 ) -> Instances:
     """Predictions of one image in COCO's format as a detectron2 model gives them."""
     to_class = metadata.get("thing_dataset_id_to_contiguous_id")
-    classes = [to_class[p["category_id"]] for p in predictions]
+    ids = [p["category_id"] for p in predictions]
+    classes = [to_class[id_] for id_ in ids] if to_class else ids
     boxes = torch.tensor([p["bbox"] for p in predictions]).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]  # from width and height
     instances = Instances(

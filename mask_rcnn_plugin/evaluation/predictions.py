@@ -85,8 +85,8 @@ class _RLE(TypedDict):
 
 
 class _Scored(TypedDict):
-    image_id: int | str
-    category_id: int
+    image_id: int | float | str
+    category_id: int | float
     score: float
 
 

@@ -4,14 +4,16 @@ import logging
 import shlex
 from collections import Counter
 from collections.abc import Sequence
-from functools import partial
+from typing import Any
 
+from detectron2.data import MetadataCatalog
 from omegaconf import DictConfig, OmegaConf
 
 from mask_rcnn_plugin.data.check import Checked, Findings, check_file, compare
-from mask_rcnn_plugin.data.coco import DatasetError
+from mask_rcnn_plugin.data.coco import DatasetError, has_coco_file
+from mask_rcnn_plugin.evaluation.evaluator import in_coco_format
 from mask_rcnn_plugin.main_process import on_main_process
-from mask_rcnn_plugin.training.setup import coco_files
+from mask_rcnn_plugin.training.setup import check_exists, coco_files
 
 logger = logging.getLogger(__name__)
 
@@ -27,33 +29,51 @@ def check_sets(
         open_images: whether to open and decode each image.
 
     Returns:
-        What was found in each file, the test set last, and in their comparison.
+        What was found in each dataset, test sets last, and in their comparison.
 
     Raises:
-        DatasetError: if a dataset's name is not registered, or there is not one test set.
+        DatasetError: if a dataset's name is not registered, or its loader fails.
     """
-    train, test = (
-        [(split.json, split.images)] if split.json else [coco_files(name) for name in split.names]
-        for split in (cfg.dataset.train, cfg.dataset.test)
-    )
-    if len(test) != 1 or not train:
-        raise DatasetError(f"training sets are {train}, test sets {test}: give some and one")
     # A user's mapper may be a function, or have no such argument.
     needs_mask = bool(OmegaConf.select(cfg, "dataloader.train.mapper.use_instance_mask"))
 
-    check = partial(check_file, needs_mask=needs_mask, open_images=open_images)
-    checked = [check(*files, training=True) for files in train]
-    checked.append(check(*test[0], training=False))
+    options = {"needs_mask": needs_mask, "open_images": open_images}
+    train, test = (
+        [check_file(split.json, split.images, training=training, **options)]
+        if split.json
+        else [_check_registered(name, training=training, **options) for name in split.names]
+        for split, training in ((cfg.dataset.train, True), (cfg.dataset.test, False))
+    )
+    checked = [*train, *test]
+    if not train or not test:  # of which `setup_datasets` tells
+        return checked, Findings()
     key = "model.roi_heads.num_classes="
     given = [o.rpartition("=")[2] for o in overrides if o.removeprefix("+").startswith(key)]
     together = compare(
-        checked[:-1],
-        checked[-1],
+        train,
+        test[0],
         num_classes=int(given[-1]) if given and given[-1].isdecimal() else None,
         needs_keypoints=OmegaConf.select(cfg.model.roi_heads, "keypoint_head") is not None,
         open_images=open_images,
     )
     return checked, together
+
+
+def _check_registered(name: str, **options: Any) -> Checked:
+    """`check_file` of a dataset in detectron2's catalogs, or the same of what its loader gives."""
+    check_exists(name)
+    if has_coco_file(name):
+        return check_file(*coco_files(name), **options)
+    checked = Checked(name)
+    try:
+        with in_coco_format(name, numbered=True) as converted:
+            checked = check_file(MetadataCatalog.get(converted).json_file, "", **options)
+            checked.json_file = name
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # of the conversion
+        if isinstance(error, DatasetError):
+            raise
+        checked.findings.add("not-checked", text=f"{type(error).__name__}: {error}")
+    return checked
 
 
 def check_datasets(cfg: DictConfig, config: str, overrides: Sequence[str] = ()) -> None:
@@ -74,8 +94,8 @@ def check_datasets(cfg: DictConfig, config: str, overrides: Sequence[str] = ()) 
         command = shlex.join(["python", "tools/check_dataset.py", *arguments])
         if errors := _summary(found, "error", command):
             raise DatasetError(
-                f"{errors}, and with --json FILE --images DIR --fix OUT.json writes a copy "
-                "without; --no-check trains all the same"
+                f"{errors}, and with --json FILE --images DIR --fix OUT.json writes a repaired "
+                "copy; --no-check trains all the same"
             )
         if warnings := _summary(found, "warning", command):
             logger.warning(warnings)

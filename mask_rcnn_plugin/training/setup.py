@@ -1,15 +1,16 @@
 """What stands between a loaded config and a model: its datasets, and what they say of the model."""
 
+import difflib
 import tempfile
 from pathlib import Path
 
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import create_keypoint_hflip_indices
 from omegaconf import DictConfig, OmegaConf
 
 from mask_rcnn_plugin.config import ConfigError
 from mask_rcnn_plugin.config.check import walk
-from mask_rcnn_plugin.data.coco import DatasetError, register_coco_dataset
+from mask_rcnn_plugin.data.coco import DatasetError, has_coco_file, load, register_coco_dataset
 from mask_rcnn_plugin.data.folder import locate_sets
 from mask_rcnn_plugin.data.metadata import keep_metadata
 from mask_rcnn_plugin.data.synthetic import write_dataset
@@ -54,7 +55,7 @@ def setup_datasets(cfg: DictConfig, *, training: bool = True) -> None:
                 f"images={split.images!r} is set without json: give the annotation file too"
             )
         for name in split.names:
-            _check_exists(name)
+            check_exists(name)
     if len(test.names) > 1 or not (train if training else test).names:
         raise DatasetError(
             f"there must be at least one training set, there is {list(train.names)}, and one test "
@@ -138,8 +139,19 @@ def coco_files(name: str) -> tuple[str, str]:
         raise DatasetError(f"no dataset {name!r} is registered with a COCO-format file") from error
 
 
-def _check_exists(name: str) -> None:
-    for file in coco_files(name):
+def check_exists(name: str) -> None:
+    """
+    Raises:
+        DatasetError: if a name is not registered, or the COCO file or image folder is not there.
+    """
+    if name not in DatasetCatalog.list():
+        near = difflib.get_close_matches(name, DatasetCatalog.list(), 1)
+        raise DatasetError(
+            f"no dataset {name!r} is registered"
+            + (f", did you mean {near[0]!r}?" if near else "")
+            + "; a config file of yours can import the module that registers it"
+        )
+    for file in coco_files(name) if has_coco_file(name) else ():
         if not Path(file).exists():
             raise DatasetError(
                 f"dataset {name!r}: {file} does not exist. Set DETECTRON2_DATASETS to the folder "
@@ -151,6 +163,14 @@ def _check_exists(name: str) -> None:
 
 def _fit_model(cfg: DictConfig, names: list[str]) -> None:
     train, test = names[0], next(iter(cfg.dataset.test.names), names[0])
+    for name in (train, test):
+        if not MetadataCatalog.get(name).get("thing_classes"):
+            load(name)  # which may set them, as detectron2's does
+        if not MetadataCatalog.get(name).get("thing_classes"):
+            raise DatasetError(
+                f"dataset {name!r} has no class names: where it is registered, set "
+                f"MetadataCatalog.get({name!r}).thing_classes"
+            )
     roi_heads = cfg.model.roi_heads
     roi_heads.num_classes = len(_same(train, test, "thing_classes"))
     if OmegaConf.select(roi_heads, "keypoint_head") is None:

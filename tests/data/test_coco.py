@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
 
 from mask_rcnn_plugin.data import coco
 from mask_rcnn_plugin.data.coco import (
@@ -246,6 +246,18 @@ def test_broken_annotations_are_one_error_with_advice(
         DatasetCatalog.get(name)
     assert str(info.value).startswith(f"annotation file {file!r} cannot be loaded")
     assert f"check_dataset.py --json {file} --images {tmp_path} --fix OUT.json" in str(info.value)
+
+
+def test_numbers_that_equal_integers_are_loaded_as_such(tmp_path: Path) -> None:
+    image = {**IMAGE, "id": 1.0, "width": 8.0, "height": 8.0}
+    found = {**SOUND, "image_id": 1.0, "category_id": 3.0, "iscrowd": None}
+    file = write(tmp_path, [{"id": 3.0, "name": "a"}], images=[image], annotations=[found])
+    name = register_coco_dataset(file, str(tmp_path))
+    assert MetadataCatalog.get(name).thing_dataset_id_to_contiguous_id == {3: 0}
+    (record,) = get_detection_dataset_dicts(name)  # without iscrowd's 0 a crowd, and left out
+    numbers = [record[key] for key in ("image_id", "width", "height")]
+    assert (numbers, set(map(type, numbers))) == ([1, 8, 8], {int})
+    assert record["annotations"][0]["category_id"] == record["annotations"][0]["iscrowd"] == 0
 
 
 def test_annotations_keep_their_ids(toy_dataset: Path) -> None:

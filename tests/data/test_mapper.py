@@ -4,6 +4,7 @@ import math
 import pickle
 import re
 import struct
+import sys
 import zlib
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ import pytest
 import torch
 from detectron2.data import build_detection_test_loader
 from detectron2.structures import BitMasks, BoxMode, PolygonMasks
+from detectron2.utils.logger import log_first_n
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from mask_rcnn_plugin.config import ConfigError
 from mask_rcnn_plugin.data.mapper import ImageError, MaskRCNNDatasetMapper
 
 SQUARE = [[10.0, 10.0, 30.0, 10.0, 30.0, 30.0, 10.0, 30.0]]
@@ -38,7 +41,7 @@ def annotation(x: float, **fields: Any) -> dict[str, Any]:
 
 def mapped(tmp_path: Path, annotations: list[dict[str, Any]], flip: bool = False, **kwargs: Any):
     file = tmp_path / "image.png"
-    cv2.imwrite(str(file), np.zeros((50, 60, 3), dtype=np.uint8))
+    cv2.imwrite(str(file), np.full((50, 60, 3), 255, dtype=np.uint8))
     mapper = MaskRCNNDatasetMapper(
         is_train=True,
         augmentations=[T.RandomFlip(prob=1.0)] if flip else [],
@@ -80,7 +83,7 @@ def test_flip_swaps_left_and_right(tmp_path: Path) -> None:
 def test_integers_keep_their_fractions_when_resized(tmp_path: Path) -> None:
     """Half the size: detectron2 alone gives [2, 5, 12, 15]."""
     file = tmp_path / "image.png"
-    cv2.imwrite(str(file), np.zeros((50, 60, 3), dtype=np.uint8))
+    cv2.imwrite(str(file), np.full((50, 60, 3), 255, dtype=np.uint8))
     mapper = MaskRCNNDatasetMapper(
         is_train=True,
         augmentations=[T.Resize((25, 30))],
@@ -116,7 +119,7 @@ def test_polygons_and_rle_side_by_side_become_bitmaps(tmp_path: Path, first: boo
 
 def test_format_is_chosen_for_each_image_anew(tmp_path: Path) -> None:
     file = tmp_path / "image.png"
-    cv2.imwrite(str(file), np.zeros((50, 60, 3), dtype=np.uint8))
+    cv2.imwrite(str(file), np.full((50, 60, 3), 255, dtype=np.uint8))
     mapper = MaskRCNNDatasetMapper(
         is_train=True, augmentations=[], image_format="BGR", use_instance_mask=True
     )
@@ -202,6 +205,11 @@ def test_boxes_far_beyond_the_image_are_clipped(tmp_path: Path, width: float) ->
     assert mapped(tmp_path, [wide]).gt_boxes.tensor.tolist() == [[10, 10, 60, 30]]
 
 
+@pytest.mark.parametrize("iscrowd", [None, False, 0.0])
+def test_what_is_no_crowd_is_kept(tmp_path: Path, iscrowd: Any) -> None:
+    assert len(mapped(tmp_path, [annotation(10, iscrowd=iscrowd)])) == 1
+
+
 def test_uncompressed_rle_is_taken(tmp_path: Path) -> None:
     runs = {"size": [50, 60], "counts": [50 * 10 + 7, 3, 50 * 50 - 10]}
     instances = mapped(tmp_path, [annotation(10, segmentation=runs)], use_instance_mask=True)
@@ -223,7 +231,7 @@ def test_image_that_loses_all_instances_is_background(tmp_path: Path) -> None:
 def test_a_warning_is_given_once_and_seldom(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    cv2.imwrite(str(tmp_path / "image.png"), np.zeros((50, 60, 3), dtype=np.uint8))
+    cv2.imwrite(str(tmp_path / "image.png"), np.full((50, 60, 3), 255, dtype=np.uint8))
     mapper = MaskRCNNDatasetMapper(
         is_train=True, augmentations=[], image_format="BGR", use_instance_mask=True
     )
@@ -342,6 +350,45 @@ def test_another_size_than_stated_is_an_error(images: dict[str, Path]) -> None:
     for is_train in (True, False):
         with pytest.raises(ImageError, match=r"good\.png: it is 64 x 48 .* says 65 x 48"):
             image_mapper(is_train)(record(images["good.png"], width=65))
+
+
+def test_pages_and_dark_images_are_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    deep = np.linspace(0, 4095, 48 * 64).astype(np.uint16).reshape(48, 64)
+    grey = [Image.new("L", (64, 48), value) for value in (16, 250)]
+    for name in "ab":
+        Image.fromarray(deep).save(tmp_path / f"dark_{name}.tif")
+        grey[0].save(tmp_path / f"pages_{name}.tif", save_all=True, append_images=grey[1:])
+        grey[0].save(tmp_path / f"sound_{name}.png")
+    log_first_n.__globals__["_LOG_COUNTER"].clear()
+    mapper = image_mapper(is_train=True)
+    for file in sorted(tmp_path.iterdir()) * 2:
+        mapper(record(file))
+    dark, pages = (entry.message for entry in caplog.records)
+    assert "dark_a.tif" in dark
+    assert "15 of 255" in dark
+    assert "pages_a.tif" in pages
+    assert "2 pages" in pages
+
+
+@pytest.mark.parametrize(
+    "crop", [T.RandomCrop("absolute", (20, 20)), T.FixedSizeCrop((20, 20))], ids=repr
+)
+def test_a_crop_of_polygons_without_shapely_is_refused_at_the_start(
+    crop: T.Augmentation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {
+        "augmentations": [T.RandomFlip(), crop],
+        "image_format": "BGR",
+        "use_instance_mask": True,
+    }
+    MaskRCNNDatasetMapper(is_train=True, **options)
+    monkeypatch.setitem(sys.modules, "shapely", None)
+    with pytest.raises(ConfigError, match=f"{type(crop).__name__}.*pip install shapely"):
+        MaskRCNNDatasetMapper(is_train=True, **options)
+    MaskRCNNDatasetMapper(is_train=False, **options)
+    MaskRCNNDatasetMapper(is_train=True, **{**options, "use_instance_mask": False})
 
 
 def test_image_error_travels_between_processes() -> None:

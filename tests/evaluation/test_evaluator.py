@@ -277,6 +277,35 @@ def test_annotations_without_iscrowd_are_no_crowds(toy_dataset: Path, tmp_path: 
         assert evaluated(evaluator, dataset)["segm"]["AP"] == pytest.approx(100)
 
 
+@pytest.mark.parametrize("official", [True, False])
+def test_numbers_that_equal_integers_are_integers(
+    toy_dataset: Path, tmp_path: Path, official: bool
+) -> None:
+    content = json.loads((toy_dataset / "val.json").read_text())
+    for entry in (e for part in ("images", "annotations", "categories") for e in content[part]):
+        for key in ("id", "image_id", "category_id", "iscrowd", "width", "height"):
+            if key in entry:
+                entry[key] = float(entry[key])
+        if entry.get("iscrowd") == 0:
+            entry["iscrowd"] = None if entry["id"] % 2 else False
+    file = tmp_path / "val.json"
+    file.write_text(json.dumps(content))
+    dataset = register_coco_dataset(str(file), str(toy_dataset / "val"))
+    evaluator = MaskRCNNCOCOEvaluator(dataset, TASKS, output_dir=str(tmp_path), official=official)
+    results = evaluated(evaluator, dataset)
+    assert all(results[task]["AP"] == pytest.approx(100) for task in TASKS)
+
+    predictions = json.loads((tmp_path / PREDICTIONS_FILE).read_text())
+    assert {type(p[key]) for p in predictions for key in ("image_id", "category_id")} == {int}
+    for prediction in predictions:
+        prediction |= {key: float(prediction[key]) for key in ("image_id", "category_id")}
+    (tmp_path / PREDICTIONS_FILE).write_text(json.dumps(predictions))
+    evaluator.read(tmp_path / PREDICTIONS_FILE)
+    again = evaluator.evaluate()
+    for task in TASKS:
+        assert again[task] == pytest.approx(results[task], abs=0, nan_ok=True)
+
+
 def test_nothing_found_is_0_where_there_is_something_to_find(
     dataset: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

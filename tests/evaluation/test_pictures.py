@@ -92,5 +92,25 @@ def test_masks_and_keypoints_are_drawn_as_detectron2_draws_a_models(dataset: str
     assert np.array_equal(picture, visualizer.draw_instance_predictions(instances).get_image())
 
 
+def test_a_dataset_of_a_function_with_class_names_alone_is_drawn(
+    dataset: str, tmp_path: Path
+) -> None:
+    records = [r for r in DatasetCatalog.get(dataset) if "keypoints" in str(r)]
+    found = prediction(0.9, image_id=records[0]["image_id"])
+    DatasetCatalog.register("of a function", lambda: records)
+    MetadataCatalog.get("of a function").thing_classes = MetadataCatalog.get(dataset).thing_classes
+    try:
+        before, after = (
+            cv2.imread(str(pictures("of a function", tmp_path, predictions, 1)[0])).astype(int)
+            for predictions in ([], [found])
+        )
+    finally:
+        DatasetCatalog.remove("of a function")
+        MetadataCatalog.remove("of a function")
+    half = before.shape[1] // 2
+    assert np.abs(after - before)[:, : half - 8].max() == 0
+    assert np.abs(after - before)[:, half:].max() > 50
+
+
 def test_no_more_pictures_than_images(dataset: str, tmp_path: Path) -> None:
     assert len(pictures(dataset, tmp_path, [], 100)) == 6

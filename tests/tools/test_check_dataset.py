@@ -5,16 +5,18 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from detectron2.config import LazyCall
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 
 from mask_rcnn_plugin import get_config
 from mask_rcnn_plugin.data.coco import DatasetError
+from mask_rcnn_plugin.data.synthetic import CATEGORIES as SHAPES
 from mask_rcnn_plugin.training import preflight, setup_datasets
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -193,6 +195,175 @@ def test_other_processes_learn_what_the_first_found(
     monkeypatch.setattr(comm, "all_gather", lambda own: [first, own])
     with pytest.raises(DatasetError, match="3 errors"):
         preflight.check_datasets(cfg, "a config")
+
+
+REGISTRATION = """
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_coco_json
+
+from mask_rcnn_plugin import get_config
+
+for _split, _fields in {fields}.items():
+    def _load(split=_split):
+        records = load_coco_json(f"{root}/{{split}}.json", f"{root}/{{split}}")
+        for number, record in enumerate(records):
+            record["image_id"] = f"photo {{number}}"
+            for annotation in record["annotations"]:
+                annotation["category_id"] -= 1
+        {change}
+        return records
+
+    DatasetCatalog.register(f"own_{{_split}}", _load)
+    MetadataCatalog.get(f"own_{{_split}}").set(thing_classes={classes}, **_fields)
+
+_cfg = get_config("table2a_backbone/r50_fpn+synthetic")
+_cfg.dataset.train.json = _cfg.dataset.train.images = None
+_cfg.dataset.test.json = _cfg.dataset.test.images = None
+_cfg.dataset.train.names, _cfg.dataset.test.names = ["own_train"], ["own_val"]
+model, dataloader, optimizer, lr_multiplier, train, dataset = (
+    _cfg[k] for k in ("model", "dataloader", "optimizer", "lr_multiplier", "train", "dataset")
+)
+"""
+# What LVIS has: a file that is not COCO's, and one that is not there.
+FIELDS = [{}, {"evaluator_type": "lvis", "json_file": "/no/lvis.json", "image_root": "/no"}]
+
+
+@pytest.fixture
+def registered(toy_dataset: Path, tmp_path: Path) -> Iterator[Callable[..., str]]:
+    """Writes a config that registers datasets by a function."""
+
+    def write(fields: dict[str, Any], change: str = "", classes: str = "") -> str:
+        classes = classes or str(list(SHAPES))
+        both = {"train": fields, "val": fields}
+        text = REGISTRATION.format(fields=both, root=toy_dataset, change=change, classes=classes)
+        (tmp_path / "own.py").write_text(text)
+        return str(tmp_path / "own.py")
+
+    yield write
+    for name in ("own_train", "own_val"):
+        if name in DatasetCatalog.list():
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
+
+
+@pytest.mark.parametrize("fields", FIELDS)
+def test_what_a_loader_of_its_own_gives_is_checked(
+    fields: dict[str, Any],
+    registered: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run("--config-file", registered(fields), monkeypatch=monkeypatch) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"own_train: 12 images, \d+ annotations, 5 categories", out)
+    assert re.search(r"own_val: 6 images, \d+ annotations, 5 categories", out)
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "words"),
+    [
+        ("records[0]['annotations'][0]['bbox'] = [1, 1, -5, 5]", 1, "box-negative"),
+        ("records[3]['file_name'] = '/no/such.png'", 1, "image-missing"),
+        ("for r in records: r['annotations'][0].pop('segmentation')", 1, "mask-missing"),
+        ("records[0]['annotations'][0]['segmentation'] = {3: 4}", 0, "not-checked"),
+        ("raise ImportError('needs a package')", 2, "own_train.*ImportError: needs a package"),
+    ],
+)
+def test_what_is_wrong_in_a_loader_of_its_own(
+    change: str,
+    code: int,
+    words: str,
+    registered: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = registered({}, change)
+    assert run("--config-file", config, monkeypatch=monkeypatch) == code
+    captured = capsys.readouterr()
+    assert re.search(words, captured.out + captured.err)
+
+
+@pytest.mark.parametrize("fields", FIELDS)
+def test_a_training_on_a_loader_of_its_own(
+    fields: dict[str, Any],
+    registered: Callable[..., str],
+    tmp_path: Path,
+    run_python: Callable[..., Any],
+) -> None:
+    options = ["dataloader.train.total_batch_size=2", "train.max_iter=1", "train.device=cpu"]
+    args = ["--config-file", registered(fields), *options, f"train.output_dir={tmp_path / 'out'}"]
+    done = run_python(REPOSITORY / "train.py", *args, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert {"bbox", "segm"} <= results.keys()
+    predictions = json.loads((tmp_path / "out" / "coco_instances_results.json").read_text())
+    assert {p["category_id"] for p in predictions} <= {0, 1, 2, 3, 4}
+    assert all(p["image_id"].startswith("photo ") for p in predictions)
+
+
+def test_two_test_sets_are_a_finding_beside_those_of_each(
+    registered: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config, two = registered({}), "dataset.test.names=[own_val, own_train]"
+    assert run("--config-file", config, two, monkeypatch=monkeypatch) == 1
+    out = " ".join(capsys.readouterr().out.split())
+    assert re.search("refused.*one test set", out)
+    assert (out.count("own_val: 6 images"), out.count("own_train: 12 images")) == (1, 2)
+
+
+def test_a_dataset_without_class_names_is_refused(
+    registered: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = registered({}, classes="[]")
+    assert run("--config-file", config, monkeypatch=monkeypatch) == 1
+    assert re.search(r"refused(.|\n)*own_train(.|\n)*thing_classes", capsys.readouterr().out)
+
+
+FISH = {"id": 1, "name": "fish", "keypoints": ["left_eye", "right_eye", "tail"]}
+
+
+@pytest.mark.parametrize(
+    ("sigmas", "overrides", "words"),
+    [
+        (None, [], "sigmas"),
+        (None, ["dataloader.evaluator.kpt_oks_sigmas=[0.1,0.1]"], "2 values"),
+        ([0.1, 0.1, 0.1], ["dataset.test.images=TRAIN"], "two image folders"),
+        ([0.1, 0.1, 0.1], [], "valid data"),  # no keypoint is labelled
+        ([0.1, 0.1, 0.1], ["dataloader.train.dataset.min_keypoints=0"], ""),
+    ],
+)
+def test_what_train_refuses_is_a_finding(
+    sigmas: list[float] | None,
+    overrides: list[str],
+    words: str,
+    tmp_path: Path,
+    toy_dataset: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    content = json.loads((toy_dataset / "train.json").read_text())
+    content["categories"] = [{**FISH, "keypoint_sigmas": sigmas}]
+    for found in content["annotations"]:
+        found |= {"category_id": 1, "keypoints": [0] * 9, "num_keypoints": 0}
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.json").write_text(json.dumps(content))
+    args = [f"dataset.{s}.json={tmp_path / s}.json" for s in ("train", "test")]
+    args += [f"dataset.{s}.images={toy_dataset / 'train'}" for s in ("train", "test")]
+    if "TRAIN" in "".join(overrides):
+        args[1] = f"dataset.test.json={tmp_path / 'train'}.json"
+        overrides = [f"dataset.test.images={tmp_path}"]
+    code = run(
+        *("--config-file", "table4_keypoints/keypoint_only+synthetic", *args, *overrides),
+        monkeypatch=monkeypatch,
+    )
+    out = " ".join(capsys.readouterr().out.split())
+    assert code == bool(words)
+    assert ("refused" in out) == bool(words)
+    assert words in out
 
 
 def test_missing_images_are_found_though_none_is_opened(

@@ -150,6 +150,16 @@ def test_synthetic_dataset_is_drawn_where_it_is_used(tmp_path: Path) -> None:
         setup_datasets(get_config(name, [inside, "dataset.synthetic.size=64", *few]))
 
 
+def test_a_default_synthetic_folder_depends_on_what_is_drawn() -> None:
+    name, drawing = "table2a_backbone/r50_fpn+synthetic", "dataset.synthetic"
+    keys = ["size=256", "train=2", "val=3", "seed=4"]
+    configs = [get_config(name, [f"{drawing}.{key}" for key in keys[:n]]) for n in range(5)]
+    roots = [cfg.dataset.synthetic.root for cfg in configs]
+    assert len(set(roots)) == 5
+    assert configs[4].dataset.train.json == f"{roots[4]}/train.json"
+    assert get_config(name, [f"{drawing}.root=a"]).dataset.test.json == "a/val.json"
+
+
 def test_an_output_folder_that_cannot_be_written_to_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for folder in ("file", "file/below"):
@@ -179,7 +189,7 @@ def test_evaluation_needs_no_training_set(tmp_path: Path) -> None:
 def test_there_is_one_test_set(
     names: list[str], training: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mask_rcnn_plugin.training.setup._check_exists", lambda name: None)
+    monkeypatch.setattr("mask_rcnn_plugin.training.setup.check_exists", lambda name: None)
     cfg = get_config("table2a_backbone/r50_fpn")
     cfg.dataset.test.names = names
     with pytest.raises(DatasetError, match="one test set"):

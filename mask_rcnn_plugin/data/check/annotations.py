@@ -1,6 +1,6 @@
 """What is wrong or doubtful in one annotation, and what of it can be repaired."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -14,6 +14,7 @@ from mask_rcnn_plugin.data.annotation_rules import (
     annotation_faults,
     are_finite,
     are_numbers,
+    is_integer,
     shown,
 )
 
@@ -26,7 +27,7 @@ _BOX_FAULTS = {"box-missing", "box-format", "box-negative", "box-empty", "box-ou
 _AREA_FAULTS = {"area-format", "area-missing"}
 NOT_TRAINED = {"crowd", "box-empty", "mask-empty"}  # left out, though no error
 # What `repair` may mend; with any other error the annotation is dropped.
-REPAIRABLE = {*_BOX_FAULTS, *_AREA_FAULTS, *UNFIT_KEYPOINTS}
+REPAIRABLE = {*_BOX_FAULTS, "box-xyxy", *_AREA_FAULTS, *UNFIT_KEYPOINTS}
 
 
 @dataclass
@@ -38,22 +39,24 @@ class Context:
         categories: whether a category has keypoints, by id; None: others than the dataset's.
         num_keypoints: of the categories that have any; None if none has.
         needs_mask: whether every annotation must have a segmentation.
+        xyxy: whether boxes that the mask says to be x1, y1, x2, y2 are meant so.
     """
 
     images: dict[int, tuple[int, int]]
     categories: dict[int, bool | None]
     num_keypoints: int | None = None
     needs_mask: bool = False
+    xyxy: bool = True
 
 
 def inspect(annotation: Any, context: Context) -> list[Fault]:
     """Everything found in one annotation by itself: (kind, text) each."""
     if not isinstance(annotation, dict):
         return [("annotation-format", f"annotation is {shown(annotation)}")]
-    for key in ("id", "image_id", "category_id"):
-        value = annotation.get(key)
-        if type(value) is not int or not -(2**63) <= value < 2**63:
-            return [("annotation-format", f"{key} is {shown(value)}")]
+    missing_id = [("annotation-id-missing", "")] if annotation.get("id") is None else []
+    for key in ("image_id", "category_id", *([] if missing_id else ["id"])):
+        if not is_integer(annotation.get(key)):
+            return [("annotation-format", f"{key} is {shown(annotation.get(key))}")]
     size = context.images.get(annotation["image_id"])
     if size is None:
         return [("unknown-image", f"image_id {annotation['image_id']}")]
@@ -63,10 +66,10 @@ def inspect(annotation: Any, context: Context) -> list[Fault]:
     if usable.get("keypoints") and has_keypoints is None:
         faults.append(("keypoint-other", ""))
     kinds = {kind for kind, _ in faults}
-    found = [*_flag_faults(annotation, context), *faults]
+    found = [*missing_id, *_flag_faults(annotation, context), *faults]
     if usable is not annotation:
         found.append(("polygon-dropped", ""))
-    found += _mask_box_area_doubts(usable, size, kinds)
+    found += _mask_box_area_doubts(usable, size, kinds, context.xyxy)
     if not usable.get("keypoints"):
         if has_keypoints and not annotation.get("iscrowd"):
             found.append(("keypoint-missing", ""))
@@ -87,6 +90,9 @@ def repair(annotation: Annotation, found: set[str], size: tuple[int, int]) -> An
         size: width and height of its image.
     """
     mended = dict(_without_unusable_polygons(annotation))
+    if "box-xyxy" in found:
+        x0, y0, x1, y1 = annotation["bbox"]
+        mended["bbox"] = [x0, y0, x1 - x0, y1 - y0]
     mask = measure(mended.get("segmentation"), size, exactly=True)
     if mask is not None and mask[0] > 0:
         x0, y0, x1, y1 = _clipped(mask[1], size)
@@ -135,7 +141,7 @@ def measure(
     return sum(map(cv2.contourArea, rings)), box
 
 
-def _clipped(box: Box, size: tuple[int, int]) -> Box:
+def _clipped(box: Sequence[float], size: tuple[int, int]) -> Box:
     x0, y0, x1, y1 = box
     return max(x0, 0), max(y0, 0), min(x1, size[0]), min(y1, size[1])
 
@@ -146,14 +152,14 @@ def _flag_faults(annotation: Annotation, context: Context) -> Iterator[Fault]:
     if annotation.get("ignore", 0) != 0:
         yield "ignore-set", f"ignore is {shown(annotation['ignore'])}"
     crowd = annotation.get("iscrowd", 0)
-    if crowd not in (0, 1):
+    if crowd not in (0, 1, None):
         yield "iscrowd-format", f"iscrowd is {shown(crowd)}"
     elif crowd:
         yield "crowd", ""
 
 
 def _mask_box_area_doubts(
-    annotation: Annotation, size: tuple[int, int], faults: set[str]
+    annotation: Annotation, size: tuple[int, int], faults: set[str], xyxy: bool
 ) -> Iterator[Fault]:
     """How mask, box and area disagree with the image and each other, where they have no faults."""
     width, height = size
@@ -167,18 +173,22 @@ def _mask_box_area_doubts(
             if min(x0, y0) < -1 or x1 > width + 1 or y1 > height + 1:
                 yield "mask-partly-outside", ""
     if not any(kind.startswith(("box-", "non-")) for kind in faults):
-        x, y, w, h = annotation["bbox"]
-        if x < -1 or y < -1 or x + w > width + 1 or y + h > height + 1:
-            yield "box-partly-outside", f"bbox {shown(annotation['bbox'])} in {width} x {height}"
+        box = x, y, w, h = annotation["bbox"]
+        corners = x < w <= width and y < h <= height
+        of_mask = _clipped(mask[1], size) if mask is not None and mask[0] > 0 else None
+        agrees = of_mask is None or _agree((x, y, x + w, y + h), of_mask, size)
+        if xyxy and corners and of_mask and not agrees and _agree(box, of_mask, size):
+            yield "box-xyxy", f"bbox {shown(box)}, mask over {shown(list(of_mask))}"
+            agrees = True
+        elif x < -1 or y < -1 or x + w > width + 1 or y + h > height + 1:
+            doubt = "; is it x1, y1, x2, y2?" if corners else ""
+            yield "box-partly-outside", f"bbox {shown(box)} in {width} x {height}{doubt}"
         if w < 1 or h < 1:
-            yield "box-small", f"bbox {shown(annotation['bbox'])}"
-        if mask is not None and mask[0] > 0:
-            x0, y0, x1, y1 = _clipped(mask[1], size)
-            across = abs(max(x, 0) - x0), abs(min(x + w, width) - x1)
-            along = abs(max(y, 0) - y0), abs(min(y + h, height) - y1)
-            if max(across) > 2 + 0.05 * (x1 - x0) or max(along) > 2 + 0.05 * (y1 - y0):
-                of_mask = [x0, y0, round(x1 - x0, 2), round(y1 - y0, 2)]
-                yield "box-contradicts", f"bbox {shown(annotation['bbox'])}, mask over {of_mask}"
+            yield "box-small", f"bbox {shown(box)}"
+        if of_mask and not agrees:
+            x0, y0, x1, y1 = of_mask
+            as_box = [x0, y0, round(x1 - x0, 2), round(y1 - y0, 2)]
+            yield "box-contradicts", f"bbox {shown(box)}, mask over {as_box}"
     area = annotation.get("area")
     if area is None:
         yield "area-missing", ""
@@ -188,6 +198,13 @@ def _mask_box_area_doubts(
         exact = measure(segmentation, size, exactly=True)  # overlapping polygons count once
         if exact is not None and _differs(area, exact[0]):
             yield "area-contradicts", f"area {shown(area)}, mask {exact[0]:.0f}"
+
+
+def _agree(box: Sequence[float], of_mask: Box, size: tuple[int, int]) -> bool:
+    """Whether the edges of two boxes x1, y1, x2, y2 inside an image lie near each other."""
+    (a0, b0, a1, b1), (x0, y0, x1, y1) = _clipped(box, size), of_mask
+    across, along = max(abs(a0 - x0), abs(a1 - x1)), max(abs(b0 - y0), abs(b1 - y1))
+    return across <= 2 + 0.05 * (x1 - x0) and along <= 2 + 0.05 * (y1 - y0)
 
 
 def _differs(area: float, of_mask: float) -> bool:
@@ -203,9 +220,37 @@ def _keypoint_doubts(annotation: Annotation, size: tuple[int, int]) -> Iterator[
     labelled = [(x, y) for x, y, v in zip(xs, ys, visibility) if v > 0]
     if not all(-1 <= x <= width and -1 <= y <= height for x, y in labelled):
         yield "keypoint-outside", ""
-    stated = annotation.get("num_keypoints", 0)  # as the evaluation takes it
+    stated = annotation.get("num_keypoints", len(labelled))  # the evaluation counts them then
     if stated != len(labelled):
         yield "num-keypoints", f"num_keypoints {shown(stated)}, labelled {len(labelled)}"
+
+
+def in_coco_form(annotation: Any) -> Any:
+    """The annotation with a segmentation of one meaning written as COCO does, other ones as is."""
+    if not isinstance(annotation, dict) or "segmentation" not in annotation:
+        return annotation
+    return {**annotation, "segmentation": _mask_in_coco_form(annotation["segmentation"])}
+
+
+def _mask_in_coco_form(mask: Any) -> Any:
+    if isinstance(mask, dict):
+        return {
+            k: [int(n) if is_integer(n) else n for n in v] if isinstance(v, list) else v
+            for k, v in mask.items()
+        }
+    if not isinstance(mask, list) or not mask:
+        return mask
+    if are_numbers(mask):
+        return [mask]
+    if _are_points(mask) and len(mask) > 2:
+        return [list(chain(*mask))]
+    return [list(chain(*p)) if _are_points(p) else p for p in mask]
+
+
+def _are_points(values: Any) -> bool:
+    return isinstance(values, list) and all(
+        isinstance(v, list) and len(v) == 2 and are_numbers(v) for v in values
+    )
 
 
 def _without_unusable_polygons(annotation: Annotation) -> Annotation:

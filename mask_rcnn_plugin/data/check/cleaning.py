@@ -20,11 +20,12 @@ _KEYPOINT_KEYS = ("keypoints", "skeleton", "keypoint_flip_map", "keypoint_sigmas
 def clean(checked: Checked, out: str | Path) -> Counter[str]:
     """Write a copy of a file in which `check_file` finds no error.
 
-    `annotations.repair` mends what it can; annotation ids that are 0 or taken become unused ones.
-    Other bad annotations are dropped, and so are images and categories with an error, together with
-    their annotations. Of a category whose keypoints differ from an earlier one's, and of its
-    annotations, only the keypoints are dropped. All else stays, also a box or area that the mask
-    contradicts: it may be of the whole object behind others.
+    `annotations.in_coco_form` and `repair` mend what they can; annotation ids that are missing, 0
+    or taken become unused ones. Other bad annotations are dropped, and so are images and categories
+    with an error, together with their annotations, and a category that only heads others. Of a
+    category whose keypoints differ from an earlier one's, and of its annotations, only the
+    keypoints are dropped. All else stays, also a box or area that the mask contradicts: it may be
+    of the whole object behind others.
 
     Args:
         out: the copy, which appears whole or not at all.
@@ -46,16 +47,17 @@ def clean(checked: Checked, out: str | Path) -> Counter[str]:
         done[f"dropped: image, {kind}"] += 1
     images = [image for i, image in enumerate(document["images"]) if i not in checked.bad_images]
     categories = _clean_categories(checked, document["categories"], done)
-    sizes = {image["id"]: (image["width"], image["height"]) for image in images}
+    sizes = {image["id"]: checked.context.images[image["id"]] for image in images}
     context = replace(checked.context, images=sizes)
     kept = []
     for index, annotation in enumerate(map(decoded, document["annotations"])):
+        if index in checked.new_ids:
+            annotation = {**annotation, "id": checked.new_ids[index]}
         if index in checked.flagged or annotation["image_id"] not in sizes:
             annotation = _clean_annotation(annotation, context, done)
         if annotation is not None:
             if index in checked.new_ids:
                 done["repaired: annotation id"] += 1
-                annotation = {**annotation, "id": checked.new_ids[index]}
             kept.append(annotation)
     left = {
         "image": images,
@@ -93,6 +95,8 @@ def _clean_categories(checked: Checked, entries: list[Any], done: Counter[str]) 
 
 def _clean_annotation(annotation: Any, context: Context, done: Counter[str]) -> Annotation | None:
     """The annotation, repaired where it needs that; None to drop it."""
+    named = _kinds(annotation, context)
+    annotation = annotations.in_coco_form(annotation)
     found = _kinds(annotation, context)
     fatal = _errors(found) - annotations.REPAIRABLE
     if not fatal:
@@ -103,7 +107,7 @@ def _clean_annotation(annotation: Any, context: Context, done: Counter[str]) -> 
     if fatal:
         done[f"dropped: annotation, {min(fatal)}"] += 1
         return None
-    for kind in found - left:
+    for kind in named - left:
         unfit = kind in annotations.UNFIT_KEYPOINTS
         done[f"dropped: keypoints, {kind}" if unfit else f"repaired: {kind}"] += 1
     return repaired

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from mask_rcnn_plugin.data.annotation_rules import category_error, image_error, shown
 from mask_rcnn_plugin.data.check import annotations, images
 from mask_rcnn_plugin.data.check.annotations import NOT_TRAINED, UNFIT_KEYPOINTS, Context
-from mask_rcnn_plugin.data.check.findings import KINDS, Findings
+from mask_rcnn_plugin.data.check.findings import KINDS, Finding, Findings
 from mask_rcnn_plugin.data.coco import left_right_pairs, skeleton_pairs
 
 _LISTS = ("images", "annotations", "categories")
@@ -35,7 +35,7 @@ class Checked:
         bad_images: by the index of an entry of "images", the kind of error in it or in its file.
         bad_categories: the same of "categories".
         flagged: indices of annotations with findings.
-        new_ids: unused ids, by the index of an annotation whose own is 0 or taken.
+        new_ids: unused ids, by the index of an annotation whose own is missing, 0 or taken.
     """
 
     json_file: str
@@ -153,7 +153,8 @@ def _check_categories(checked: Checked, entries: list[Any]) -> None:
             add("category-format", f"#{index}", text)
             checked.bad_categories[index] = "category-format"
             continue
-        key, name, keypoints = category["id"], category["name"], category.get("keypoints") or []
+        key, name = int(category["id"]), category["name"]
+        keypoints = category.get("keypoints") or []
         if key in names:
             add("category-id-duplicate", key, f"{names[key]!r} and {name!r}")
             checked.bad_categories[index] = "category-id-duplicate"
@@ -191,14 +192,14 @@ def _check_image_entries(checked: Checked, entries: list[Any]) -> None:
             add("image-format", f"#{index}", text)
             checked.bad_images[index] = "image-format"
             continue
-        key, name = image["id"], image["file_name"]
+        key, name = int(image["id"]), image["file_name"]
         if key in sizes:
             add("image-id-duplicate", key, f"{checked.paths[key]} and {name}")
             checked.bad_images[index] = "image-id-duplicate"
             continue
         if ids.setdefault(name, key) != key:
             add("file-name-duplicate", key, f"{name} is image {ids[name]} too")
-        sizes[key] = image["width"], image["height"]
+        sizes[key] = int(image["width"]), int(image["height"])
         checked.paths[key] = name
     if not entries:
         add("no-image")
@@ -223,34 +224,39 @@ def _check_image_files(checked: Checked, entries: list[Any], root: str, open_ima
 
 def _check_annotations(checked: Checked, entries: list[Any], training: bool) -> None:
     add, context = checked.findings.add, checked.context
-    ids: dict[int, int] = {}  # by the index of the annotation
+    ids: dict[int, int | None] = {}  # by the index of the annotation
     used_images, used_categories = set[int](), set[int]()
-    without_mask: list[int] = []
+    without_mask: list[object] = []
     unused = NOT_TRAINED if training else {"crowd"}
-    has_masks = labelled = used = False
+    masked, labelled, used = 0, False, False
     bar = tqdm(entries, "annotations", unit="", mininterval=1, disable=None, leave=False)
     for index, annotation in enumerate(map(decoded, bar)):
         found = annotations.inspect(annotation, context)
         kinds = {kind for kind, _ in found}
         used |= not kinds & unused
+        no_id = kinds & {"annotation-format", "annotation-id-missing"}
+        where = f"#{index}" if no_id else annotation["id"]
         if found:
             checked.flagged.add(index)
-            where = f"#{index}" if "annotation-format" in kinds else annotation["id"]
             for kind, text in found:
                 severity = "error" if kind in _NOT_SCORED and not training else ""
                 add(kind, where, text and f"{where}: {text}", severity)
             if kinds & {"annotation-format", "unknown-image"}:
                 continue
-        ids[index] = annotation["id"]
+        ids[index] = annotation.get("id")
         used_images.add(annotation["image_id"])
         used_categories.add(annotation["category_id"])
-        has_masks |= bool(annotation.get("segmentation"))
+        masked += bool(annotation.get("segmentation"))
         if not annotation.get("segmentation") and "crowd" not in kinds:
-            without_mask.append(annotation["id"])
+            without_mask.append(where)
         if context.num_keypoints and not labelled and not kinds & UNFIT_KEYPOINTS:
             labelled = any((annotation.get("keypoints") or [])[2::3])
 
+    if 2 * checked.findings.get("box-xyxy", Finding("")).count <= masked:
+        context.xyxy = False
+        checked.findings.rename("box-xyxy", "box-contradicts")
     _check_ids(checked, ids)
+    _check_headings(checked, used_categories)
     if not used:
         add("no-annotation" if training else "no-test-annotation")
     if not entries:
@@ -258,7 +264,7 @@ def _check_annotations(checked: Checked, entries: list[Any], training: bool) -> 
     crowds = checked.findings["crowd"].count if "crowd" in checked.findings else 0
     if 2 * crowds > len(entries):
         add("mostly-crowds", text=f"{crowds} of {len(entries)} annotations")
-    if has_masks and not context.needs_mask:
+    if masked and not context.needs_mask:
         for key in without_mask:
             add("mask-mixed", key)
     for key in context.images:
@@ -272,18 +278,30 @@ def _check_annotations(checked: Checked, entries: list[Any], training: bool) -> 
             add("keypoint-none")
 
 
-def _check_ids(checked: Checked, ids: dict[int, int]) -> None:
+def _check_headings(checked: Checked, used: set[int]) -> None:
+    """Categories that only name a group of others."""
+    entries = checked.document["categories"] if checked.document else []
+    sound = [(i, entry) for i, entry in enumerate(entries) if i not in checked.bad_categories]
+    groups = [category.get("supercategory") for _, category in sound]
+    for index, category in sound:
+        top = category.get("supercategory") == "none" != category["name"]
+        if top and category["name"] in groups and category["id"] not in used:
+            checked.findings.add("category-heading", category["id"], repr(category["name"]))
+            checked.bad_categories[index] = "category-heading"
+
+
+def _check_ids(checked: Checked, ids: dict[int, int | None]) -> None:
     """Annotation ids that COCO's tools cannot do with, and others in their place."""
     # detectron2 makes the same exception, for COCO's own 2014 files.
     severity = "warning" if "minival" in checked.json_file else ""
-    seen: set[int] = set()
+    seen: set[int | None] = set()
     wrong = []
     for index, key in ids.items():
-        if key in seen:
+        if key in seen and key is not None:
             checked.findings.add("annotation-id-duplicate", key, severity=severity)
         elif key == 0:
             checked.findings.add("annotation-id-zero", 0)
-        if key in seen or key == 0:
+        if key in seen or not key:
             wrong.append(index)
         seen.add(key)
     checked.new_ids = dict(zip(wrong, (key for key in count(1) if key not in seen)))

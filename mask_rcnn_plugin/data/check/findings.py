@@ -28,8 +28,10 @@ _MEANINGS = {
         "no-annotation": "no annotation to train on; crowds and empty ones are left out",
         "num-classes": "the model's num_classes is not the dataset's",
         "no-keypoints": "the model has a keypoint branch, the dataset no keypoints",
+        "refused": "train.py stops with this",
     },
     ("warning", "file"): {
+        "not-checked": "its loader gives what COCO's format cannot hold: not checked",
         "not-standard-json": "NaN or Infinity, which Python reads and other programs refuse",
         "keypoint-none": "no keypoint is labelled: the loss will stay 0",
         "mostly-crowds": "crowds are neither trained on nor scored: is iscrowd meant?",
@@ -43,6 +45,9 @@ _MEANINGS = {
     },
     ("warning", "category"): {
         "category-name-duplicate": "two classes of one name",
+        "category-heading": (
+            "no class, but the heading of others: --fix drops it; do so for training and test set"
+        ),
         "keypoint-unpaired": "no partner for a left or right one: RandomFlip will not swap it",
     },
     ("note", "category"): {
@@ -54,6 +59,7 @@ _MEANINGS = {
         "image-id-duplicate": "the id is taken by an earlier image",
         "image-missing": "there is no such file",
         "image-unreadable": "broken, cut short, or not an image",
+        "image-too-large": "more pixels than Pillow opens: cut it into tiles, annotations too",
         "image-size": "the file is of another size than stated: detectron2 refuses it",
         "image-rotated-size": (
             "the size is that before the turn which the EXIF tag asks for: refused"
@@ -66,13 +72,19 @@ _MEANINGS = {
             "turned on reading, as its EXIF tag says: annotations must be of that view"
         ),
         "image-16-bit": "16 bits: the upper 8 are used",
+        "image-pages": "only the first page or frame is read: save each as an image of its own",
+        "image-dark": (
+            "nearly black as read: if 10 to 14 bits are stored in 16, multiply all images to the "
+            "whole range, e.g. 12 bits by 16"
+        ),
         "image-alpha": "transparency is dropped: what lies beneath is seen",
         "image-cmyk": "CMYK: converted to RGB without its color profile",
     },
     ("note", "image"): {"image-no-annotation": "left out of the training, not of the evaluation"},
     ("error", "annotation"): {
         "annotation-format": "must be an object with integer id, image_id and category_id",
-        "annotation-id-duplicate": "the id is taken: detectron2 stops",
+        "annotation-id-missing": "no id: detectron2 stops; --fix numbers it",
+        "annotation-id-duplicate": "the id is taken: detectron2 stops; --fix numbers it",
         "unknown-image": "no image has this image_id: left out",
         "unknown-category": "no category has this id: detectron2 stops",
         "ignore-set": '"ignore" is set: detectron2 stops',
@@ -81,10 +93,11 @@ _MEANINGS = {
         "box-missing": "no bbox",
         "box-format": "bbox must be [x, y, width, height] in pixels",
         "box-negative": "negative width or height: is it x1, y1, x2, y2?",
+        "box-xyxy": "x1, y1, x2, y2, as masks say; must be x, y, width, height; --fix converts",
         "box-outside": "the box does not meet the image",
         "mask-missing": "no segmentation, which the mask branch needs",
         "mask-format": "segmentation must be polygons or RLE",
-        "polygon-format": "polygons must be lists [x, y, x, y, ...]",
+        "polygon-format": "polygons must be lists [x, y, x, y, ...]; --fix nests or flattens",
         "polygon-short": "no polygon has 3 points: left out",
         "polygon-odd": "an odd number of coordinates: left out",
         "polygon-outside": "the polygons do not meet the image",
@@ -97,7 +110,6 @@ _MEANINGS = {
         "keypoint-other": "keypoints of a category whose own differ",
     },
     ("warning", "annotation"): {
-        "annotation-id-zero": "COCO's evaluation never counts id 0 as found",
         "crowd-polygon": "a crowd of polygons; COCO's are RLE: is it one object?",
         "box-empty": "width or height of 0: not trained on",
         "box-partly-outside": "by more than 1 pixel: clipped",
@@ -114,7 +126,10 @@ _MEANINGS = {
         "keypoint-outside": "labelled outside the image: not trained on",
         "num-keypoints": "num_keypoints is not the number labelled",
     },
-    ("note", "annotation"): {"crowd": "a crowd: not trained on, and finds in it are not scored"},
+    ("note", "annotation"): {
+        "annotation-id-zero": "pycocotools never counts id 0 as found; eval.py numbers anew",
+        "crowd": "a crowd: not trained on, and finds in it are not scored",
+    },
     ("error", "class"): {
         "classes-differ": "training and test set must have the same classes in the order of ids"
     },
@@ -151,6 +166,13 @@ class Findings(dict[str, Finding]):
         finding.count += 1
         if len(finding.first) < _SHOWN and where != "":
             finding.first.append(str(where)[:60])
+
+    def rename(self, kind: str, other: str) -> None:
+        """Count those of one kind as of another."""
+        if moved := self.pop(kind, None):
+            known = self.setdefault(other, Finding(KINDS[other].severity, example=moved.example))
+            known.count += moved.count
+            known.first = [*known.first, *moved.first][:_SHOWN]
 
     def count(self, severity: str) -> int:
         """How many of a severity there are."""

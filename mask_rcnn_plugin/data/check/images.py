@@ -4,10 +4,12 @@ import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 from PIL import ExifTags, Image
 from tqdm import tqdm
 
 from mask_rcnn_plugin.data.annotation_rules import Fault
+from mask_rcnn_plugin.data.image_doubts import has_16_bits, is_dark, pages
 
 _QUARTER_TURNS = (5, 6, 7, 8)  # values of EXIF's orientation that swap the sides
 
@@ -48,11 +50,15 @@ def inspect(path: str, size: tuple[int, int]) -> list[Fault]:
     """Open and decode an image, whose dataset says that its width and height are `size`."""
     try:
         with Image.open(path) as image:
-            stored, mode, file_format = image.size, image.mode, image.format
+            stored, mode, deep = image.size, image.mode, has_16_bits(image)
             transparent = mode in ("RGBA", "LA", "PA") or "transparency" in image.info
             orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+            count = pages(image)
             image.draft(None, (1, 1))  # the same bytes read, an eighth of the resolution computed
             image.load()
+            pixels = np.asarray(image) >> 8 if deep else np.asarray(image.convert("RGB"))
+    except Image.DecompressionBombError as error:
+        return [("image-too-large", f"{path}: {error}")]
     except Exception as error:  # Pillow's decoders raise anything on broken files
         return [("image-unreadable", f"{path}: {str(error) or type(error).__name__}")]
     found: list[Fault] = []
@@ -63,7 +69,11 @@ def inspect(path: str, size: tuple[int, int]) -> list[Fault]:
     else:
         kind = "image-rotated-size" if size == stored else "image-size"
         found.append((kind, f"{path}: {turned} as read, {size} stated (width, height)"))
-    if mode.startswith("I;16") or (mode == "I" and file_format == "PNG"):
+    if count > 1:
+        found.append(("image-pages", f"{path}: {count} pages"))
+    if mode not in ("I", "F") and is_dark(pixels, deep):
+        found.append(("image-dark", f"{path}: the largest value read is {pixels.max()} of 255"))
+    if deep:
         found.append(("image-16-bit", f"{path}: Pillow's mode {mode}"))
     elif mode in ("I", "F"):
         found.append(("image-depth", f"{path}: Pillow's mode {mode}"))

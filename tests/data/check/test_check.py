@@ -70,7 +70,7 @@ def clean_document() -> Document:
 def write(folder: Path, document: object) -> Path:
     (folder / "images").mkdir(exist_ok=True)
     for name in ("1.png", "2.png", "3.png"):
-        Image.new("RGB", (WIDTH, HEIGHT)).save(folder / "images" / name)
+        Image.new("RGB", (WIDTH, HEIGHT), "white").save(folder / "images" / name)
     file = folder / "a.json"
     file.write_text(json.dumps(document))
     return file
@@ -108,7 +108,28 @@ def picture(mode: str = "RGB", size: tuple[int, int] = (WIDTH, HEIGHT), turn: in
         if turn:
             exif[274] = turn
         file = folder / "images" / "1.png"
-        Image.new(mode, size).save(file, {"CMYK": "jpeg", "F": "tiff"}.get(mode, "png"), exif=exif)
+        white = {"I;16": 65535, "F": 1.0, "CMYK": (0, 0, 0, 0)}.get(mode, "white")
+        kind = {"CMYK": "jpeg", "F": "tiff"}.get(mode, "png")
+        Image.new(mode, size, white).save(file, kind, exif=exif)
+
+    return replace
+
+
+def pages(kind: str) -> Break:
+    """An image of several, none of them dark."""
+
+    def replace(_: Document, folder: Path) -> None:
+        first, *others = (Image.new("L", (WIDTH, HEIGHT), value) for value in (250, 130, 60, 20))
+        file = folder / "images" / "1.png"
+        first.save(file, kind, save_all=True, append_images=others)
+
+    return replace
+
+
+def grey(dtype: Any, brightest: int) -> Break:
+    def replace(_: Document, folder: Path) -> None:
+        values = np.linspace(0, brightest, WIDTH * HEIGHT).astype(dtype).reshape(HEIGHT, WIDTH)
+        Image.fromarray(values).save(folder / "images" / "1.png", "png")
 
     return replace
 
@@ -139,7 +160,8 @@ CASES: list[tuple[str, Break]] = [
     ("category-unused", lambda d, _: d["categories"].append({"id": 9, "name": "dog"})),
     ("image-format", image(id=None)),
     ("image-format", image(width=True)),
-    ("image-format", image(height=30.0)),
+    ("image-format", image(height=30.5)),
+    ("image-format", image(id=1e30)),
     ("image-format", image(file_name="")),
     ("image-format", lambda d, _: d["images"].append(["4.png"])),
     ("image-id-duplicate", lambda d, _: d["images"].append(dict(d["images"][0]))),
@@ -157,16 +179,23 @@ CASES: list[tuple[str, Break]] = [
     ("image-depth", picture("F")),
     ("image-alpha", picture("RGBA")),
     ("image-cmyk", picture("CMYK")),
+    ("image-pages", pages("tiff")),
+    ("image-pages", pages("gif")),
+    ("image-dark", grey(np.uint8, 15)),
+    ("image-dark", grey(np.uint16, 4095)),  # 12 bits, the largest value
+    ("image-dark", grey(np.uint16, 16383)),
     ("annotation-format", lambda d, _: d["annotations"].append(None)),
     ("annotation-format", lambda d, _: d["annotations"].append({**d["annotations"][0], "id": "x"})),
     ("annotation-format", lambda d, _: d["annotations"].append({"id": 99})),
+    ("annotation-id-missing", without("annotations", 0, "id")),
+    ("annotation-id-missing", annotation(2, id=None)),
     ("annotation-id-duplicate", annotation(id=12)),
     ("annotation-id-zero", annotation(id=0)),
     ("unknown-image", lambda d, _: d["annotations"].append({**d["annotations"][0], "image_id": 9})),
     ("unknown-category", annotation(2, category_id=8)),
     ("ignore-set", annotation(ignore=1)),
     ("iscrowd-format", annotation(2, iscrowd=2)),
-    ("iscrowd-format", annotation(iscrowd=None)),
+    ("iscrowd-format", annotation(2, iscrowd="0")),
     ("crowd", annotation(2, iscrowd=1)),
     ("non-finite", annotation(bbox=[10, NAN, 20, 15])),
     ("non-finite", annotation(1, segmentation=[[0, 0, 40, 0, NAN, 30]])),
@@ -205,7 +234,6 @@ CASES: list[tuple[str, Break]] = [
     ("keypoint-visibility", annotation(keypoints=[12, 12, 0.9, 0, 0, 0])),
     ("keypoint-outside", annotation(keypoints=[12, 12, 2, 45, 10, 1], num_keypoints=2)),
     ("num-keypoints", annotation(num_keypoints=2)),
-    ("num-keypoints", without("annotations", 0, "num_keypoints")),
     (
         "keypoint-none",
         lambda d, _: [
@@ -222,6 +250,7 @@ BESIDES = {
     "area-format": {"not-standard-json"},
     "keypoint-format": {"not-standard-json"},
     "box-small": {"mask-mixed"},
+    "image-dark": {"image-16-bit"},
 }
 
 
@@ -260,9 +289,120 @@ def test_each_kind_has_a_test() -> None:
             "keypoints-differ",
             "num-classes",
         ),
-        *("no-keypoints", "leak", "mostly-crowds"),
+        *("no-keypoints", "leak", "mostly-crowds", "refused", "not-checked"),
+        *("box-xyxy", "category-heading", "image-too-large"),
     }
     assert {kind for kind, _ in CASES} | elsewhere == set(KINDS)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        image(width=40.0, height=30.0),
+        lambda d, _: [
+            entry.update({key: float(entry[key])})
+            for part in ("images", "annotations", "categories")
+            for entry in d[part]
+            for key in ("id", "image_id", "category_id", "iscrowd")
+            if key in entry
+        ],
+        annotation(iscrowd=None),
+        annotation(iscrowd=False),
+        without("annotations", 0, "num_keypoints"),  # counted, and so scored
+        grey(np.uint8, 16),
+        grey(np.uint8, 255),
+    ],
+)
+def test_what_has_one_meaning_is_no_finding(tmp_path: Path, change: Break) -> None:
+    checked = check(broken(tmp_path, change), needs_mask=True)
+    assert checked.findings == {}
+    assert not clean(checked, tmp_path / "out.json")
+    assert check(tmp_path / "out.json").findings == {}
+
+
+def test_16_bits_of_the_whole_range_are_not_dark(tmp_path: Path) -> None:
+    for brightest in (16384, 65535):
+        assert check(broken(tmp_path, grey(np.uint16, brightest))).findings.keys() == {
+            "image-16-bit"
+        }
+
+
+def test_a_camera_picture_with_its_preview_is_one_page(tmp_path: Path) -> None:
+    """MPO, as phones write it."""
+    assert check(broken(tmp_path, pages("mpo"))).findings == {}
+
+
+def test_an_image_that_pillow_refuses_for_its_size_is_not_called_broken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write(tmp_path, clean_document())
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", WIDTH * HEIGHT // 2 - 1)
+    findings = check(file).findings
+    assert findings.keys() == {"image-too-large"}
+    assert f"{WIDTH * HEIGHT - 2}" in findings["image-too-large"].example
+
+
+def as_corners(document: Document, number: int = 5) -> None:
+    for entry in document["annotations"][:number]:
+        x, y, w, h = entry["bbox"]
+        entry["bbox"] = [x, y, x + w, y + h]
+
+
+def test_boxes_are_corners_where_the_masks_say_so(tmp_path: Path) -> None:
+    document = clean_document()
+    as_corners(document)
+    checked = check(write(tmp_path, document))
+    assert checked.findings.keys() == {"box-xyxy"}
+    assert checked.findings["box-xyxy"].count == 4  # one stands at the origin: the same numbers
+    assert clean(checked, tmp_path / "out.json") == {"repaired: box-xyxy": 4}
+    assert json.loads((tmp_path / "out.json").read_text()) == clean_document()
+
+
+def test_a_few_such_boxes_may_be_of_the_whole_object(tmp_path: Path) -> None:
+    document = clean_document()
+    as_corners(document, 1)
+    checked = check(write(tmp_path, document))
+    assert checked.findings.keys() == {"box-contradicts"}
+    assert not clean(checked, tmp_path / "out.json")
+
+
+def test_boxes_that_leave_the_image_are_asked_about(tmp_path: Path) -> None:
+    document = clean_document()
+    as_corners(document)
+    for entry in document["annotations"]:
+        entry["segmentation"] = None
+    found = check(write(tmp_path, document)).findings["box-partly-outside"]
+    assert (found.count, "x1, y1, x2, y2" in found.example) == (3, True)
+
+
+def test_run_lengths_that_equal_integers_become_integers(tmp_path: Path) -> None:
+    document = clean_document()
+    whole = document["annotations"][3]["segmentation"]
+    document["annotations"][3]["segmentation"] = {k: [float(n) for n in whole[k]] for k in whole}
+    checked = check(write(tmp_path, document))
+    assert checked.findings.keys() == {"rle-format"}  # pycocotools refuses them
+    assert clean(checked, tmp_path / "out.json") == {"repaired: rle-format": 1}
+    assert (tmp_path / "out.json").read_text().replace(" ", "") == json.dumps(
+        clean_document(), separators=(",", ":")
+    )
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_heading_of_other_categories_is_told_and_dropped(
+    tmp_path: Path, training: bool
+) -> None:
+    """Roboflow's exports have such a category."""
+    document = clean_document()
+    for entry in document["categories"]:
+        entry["supercategory"] = "things"
+    whole = json.loads(json.dumps(document))
+    document["categories"].insert(0, {"id": 0, "name": "things", "supercategory": "none"})
+    checked = check(write(tmp_path, document), training=training)
+    assert checked.findings["category-heading"].first == ["0"]
+    assert clean(checked, tmp_path / "out.json") == {"dropped: category": 1}
+    assert json.loads((tmp_path / "out.json").read_text()) == whole
+    document["annotations"][0]["category_id"] = 0  # a class as others
+    assert "category-heading" not in check(write(tmp_path, document), training=training).findings
 
 
 # What could still be wrong
@@ -543,6 +683,16 @@ def test_each_break_is_cleaned(tmp_path: Path, kind: str, breaking: Break) -> No
         (annotation(2, area="375"), {"area": 375}),
         (annotation(num_keypoints=2), {"num_keypoints": 1}),
         (annotation(id=0), {"id": 1}),
+        (annotation(id=None), {"id": 1}),
+        (annotation(bbox=None, iscrowd=None), {"bbox": [10, 10, 20, 15]}),
+        *(
+            (annotation(segmentation=as_written), {"segmentation": [[10, 10, 30, 10, 30, 25]]})
+            for as_written in (
+                [10, 10, 30, 10, 30, 25],
+                [[[10, 10], [30, 10], [30, 25]]],
+                [[10, 10], [30, 10], [30, 25]],
+            )
+        ),
         (annotation(segmentation=None, area=None), {"area": 300}),
         (
             annotation(segmentation=[[1, 2], [10, 10, 30, 10, 30, 25, 10, 25]]),
@@ -656,7 +806,8 @@ def pair(tmp_path: Path, breaking: Break) -> tuple[Checked, Checked]:
     train, test = write(tmp_path / "train", clean_document()), tmp_path / "test"
     broken(test, breaking)
     for index in (1, 2, 3):  # other pictures under the same names
-        Image.new("RGB", (WIDTH, HEIGHT), (index, 0, 0)).save(test / "images" / f"{index}.png")
+        other = Image.new("RGB", (WIDTH, HEIGHT), (255, index, 0))
+        other.save(test / "images" / f"{index}.png")
     return check(train), check(test / "a.json")
 
 
