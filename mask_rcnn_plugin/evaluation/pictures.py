@@ -1,5 +1,6 @@
 """Pictures of predictions beside their ground truth."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from detectron2.utils.visualizer import Visualizer
 
 from mask_rcnn_plugin.evaluation.predictions import read_predictions
 from mask_rcnn_plugin.fast.mask_rle import RLEMasks
+
+logger = logging.getLogger(__name__)
 
 # Drawn pictures are at least this high, so that labels can be read on small images.
 _MIN_HEIGHT = 480
@@ -32,12 +35,20 @@ def draw_predictions(
         predictions_file: as an evaluation writes it.
         output_dir: made if missing.
         count: how many images to draw, at most.
-        score_threshold: predictions below it are left out.
+        score_threshold: predictions below it are left out; a warning if those are all.
 
     Returns:
         The files, named IMAGE-ID_NAME.jpg.
     """
     predictions = read_predictions(predictions_file, score_threshold)
+    if not predictions:
+        everything = read_predictions(predictions_file).values()
+        best = max((p["score"] for image in everything for p in image), default=None)
+        logger.warning(
+            "No prediction reaches a score of %g (--confidence-threshold), so none is drawn; %s",
+            score_threshold,
+            "there are none" if best is None else f"the best is {best:.3g}",
+        )
     output_dir.mkdir(parents=True, exist_ok=True)
     files: list[Path] = []
     for name in dataset_names:
