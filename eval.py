@@ -9,18 +9,21 @@
 
 Writes to --output: results.json (AP for each task and category), coco_instances_results.json (the
 predictions in COCO's format) and, with --visualize N, pictures/ of N images with their ground truth
-and the predictions. --predictions scores such a file again, without a model. The model is made
-faster for inference first, with the same answers; --no-optimize leaves it as it is. AP is computed
-by the fastest of detectron2's compiled evaluation, faster-coco-eval and pycocotools that is
-installed, which results.json names; --official takes the last. For a row of the paper's tables on
-COCO, its numbers are printed beside. A test set without annotations, as COCO's test-dev, gives no
-AP but submission/, the files for COCO's server. Several processes share the images and give the
-numbers of one; docs/cluster.md: torchrun, srun. A mistake in the arguments ends with exit code 2
-and one line that says what is there instead, before anything is written.
+and the predictions. --report adds report/index.html, what the model gets wrong: AP by class and
+size, curves with the best threshold, a confusion matrix and the worst images; see docs/report.md.
+--predictions scores such a file again, without a model. The model is made faster for inference
+first, with the same answers; --no-optimize leaves it as it is. AP is computed by the fastest of
+detectron2's compiled evaluation, faster-coco-eval and pycocotools that is installed, which
+results.json names; --official takes the last. For a row of the paper's tables on COCO, its numbers
+are printed beside. A test set without annotations, as COCO's test-dev, gives no AP but submission/,
+the files for COCO's server. Several processes share the images and give the numbers of one;
+docs/cluster.md: torchrun, srun. A mistake in the arguments ends with exit code 2 and one line that
+says what is there instead, before anything is written.
 """
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +41,7 @@ from mask_rcnn_plugin.config.paper import row_of
 from mask_rcnn_plugin.errors import UserError
 from mask_rcnn_plugin.evaluation import PREDICTIONS_FILE, results_table
 from mask_rcnn_plugin.evaluation.pictures import draw_predictions
+from mask_rcnn_plugin.evaluation.report import write_report
 from mask_rcnn_plugin.evaluation.testing import evaluate, evaluator_of, score
 from mask_rcnn_plugin.main_process import on_main_process
 from mask_rcnn_plugin.training import SafeCheckpointer, resolve_weights, setup_datasets
@@ -65,6 +69,16 @@ def parse_args() -> argparse.Namespace:
         "--visualize", type=int, default=0, metavar="N", help="draw N images with predictions"
     )
     parser.add_argument(
+        "--report", action="store_true", help="write report/, what the model gets wrong"
+    )
+    parser.add_argument(
+        "--confidence-threshold",
+        type=float,
+        metavar="SCORE",
+        help="least score of a prediction that --visualize draws (default: 0.5) and that --report "
+        "compares with the ground truth (default: the best for each class)",
+    )
+    parser.add_argument(
         "--no-optimize",
         action="store_true",
         help="run the model as it trains, without optimize_for_inference",
@@ -79,6 +93,8 @@ def parse_args() -> argparse.Namespace:
         parser.error("one of --weights and --predictions is required")
     if args.visualize < 0:
         parser.error(f"--visualize is {args.visualize}, must be 0 or more")
+    if args.confidence_threshold is not None and not 0 <= args.confidence_threshold <= 1:
+        parser.error(f"--confidence-threshold is {args.confidence_threshold}, must be 0 to 1")
     return args
 
 
@@ -93,6 +109,8 @@ def prepare(args: argparse.Namespace, cfg: DictConfig) -> None:
         on_main_process(lambda: resolve_weights(args.weights))
     if args.official:
         cfg.dataloader.evaluator.official = True
+    if args.report and "box_proposals" in cfg.dataloader.evaluator.tasks:
+        raise UserError("--report needs predicted classes, and box_proposals have none")
     setup_datasets(cfg, training=False)
 
 
@@ -111,11 +129,15 @@ def run(args: argparse.Namespace, cfg: DictConfig) -> None:
     for name in ("detectron2", "mask_rcnn_plugin"):
         setup_logger(str(output), distributed_rank=comm.get_rank(), name=name)
     log_processes(cfg)
+    write = partial(write_report, folder=output / "report", threshold=args.confidence_threshold)
     if args.weights:
-        results = evaluate(cfg, model, [args.config, *args.overrides])
+        config_args = [args.config, *args.overrides]
+        results = evaluate(cfg, model, config_args, write if args.report else None)
         args.predictions = output / PREDICTIONS_FILE
     elif comm.is_main_process():
         results = score(cfg, evaluator)
+        if args.report and results:
+            write(evaluator)
     if comm.is_main_process():
         report(args, cfg, results)
 
@@ -134,10 +156,18 @@ def report(args: argparse.Namespace, cfg: DictConfig, results: dict[str, Any]) -
         print(f"{file}: the same and the AP of each category")
     print(f"{args.predictions}: predictions in COCO's format")
     if args.visualize:
+        threshold = args.confidence_threshold
         pictures = draw_predictions(
-            list(cfg.dataset.test.names), args.predictions, output / "pictures", args.visualize
+            list(cfg.dataset.test.names),
+            args.predictions,
+            output / "pictures",
+            args.visualize,
+            0.5 if threshold is None else threshold,
         )
         print(f"{output / 'pictures'}: {len(pictures)} pictures, ground truth beside predictions")
+    if args.report:
+        page = f"{output / 'report' / 'index.html'}: what the model gets wrong, for a browser"
+        print(page if results else "no report: the test set has no annotations")
 
 
 def main() -> None:

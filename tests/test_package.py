@@ -57,6 +57,7 @@ def test_wheel_ships_package_and_configs(tmp_path: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     for config in [*list_configs(), "common/train", "overlays/synthetic"]:
         assert f"mask_rcnn_plugin/configs/{config}.py" in names
+    assert "mask_rcnn_plugin/evaluation/report.html" in names
     for file in (REPOSITORY / "mask_rcnn_plugin").rglob("*.py"):
         assert file.relative_to(REPOSITORY).as_posix() in names
     assert not [n for n in names if n.startswith(("tests", "tools", "output"))]

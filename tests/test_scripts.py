@@ -1,8 +1,10 @@
 """train.py, eval.py and the demo, end to end on a few images."""
 
+import csv
 import importlib.util
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -155,8 +157,11 @@ def test_evaluation_gives_the_numbers_of_the_training(
         *("train.device=cpu", "--official"),
         "model.roi_heads.box_predictor.test_score_thresh=0",  # after 3 iterations
     )
-    done = run(*args, "--output", "evaluated", "--visualize", "3", cwd=trained)
+    drawn = ("--visualize", "3", "--report")
+    done = run(*args, "--output", "evaluated", *drawn, cwd=trained)
     assert done.returncode == 0, done.stderr
+    assert f"{Path('evaluated', 'report', 'index.html')}: " in done.stdout.splitlines()[-1]
+    check_report(trained / "evaluated")
     assert "| task " in done.stdout
     assert "paper" not in done.stdout
     results = json.loads((trained / "evaluated" / "results.json").read_text())
@@ -177,6 +182,19 @@ def test_evaluation_gives_the_numbers_of_the_training(
     for ours, theirs in zip(predictions, expected):
         assert ours["image_id"] == theirs["image_id"]
         assert ours["score"] == pytest.approx(theirs["score"], abs=1e-4)
+
+
+def check_report(output: Path) -> None:
+    """The report has the results' numbers, and a picture for each mistake that it shows."""
+    results = json.loads((output / "results.json").read_text())
+    with (output / "report" / "classes.csv").open(newline="") as lines:
+        rows = {row["task"]: row for row in csv.DictReader(lines) if row["class"][0] == "("}
+    for task in ("bbox", "segm", "keypoints"):
+        assert float(rows[task]["AP"]) == pytest.approx(results[task]["AP"], abs=1e-9)
+    page = (output / "report" / "index.html").read_text()
+    pictures = {f"pictures/{file.name}" for file in (output / "report" / "pictures").iterdir()}
+    assert pictures == set(re.findall(r'<img src="(pictures/[^"]+)"', page))
+    assert pictures
 
 
 def test_predictions_are_scored_again_after_a_failure(
@@ -209,8 +227,9 @@ def test_predictions_are_scored_again_after_a_failure(
     _, script, *arguments = shlex.split(command[command.index("python ") :])
     assert not (trained / "failed" / "results.json").exists()
 
-    again = run(script, *arguments, cwd=trained)
+    again = run(script, *arguments, "--report", cwd=trained)
     assert again.returncode == 0, again.stderr
+    check_report(trained / "failed")
     results, expected = (
         json.loads((trained / folder / "results.json").read_text())
         for folder in ("failed", "sound")
@@ -250,7 +269,7 @@ def test_a_test_set_without_annotations_gives_a_submission(
     (trained / "image_info_test-dev2017.json").write_text(json.dumps(content))
     done = run(
         *("eval.py", "--config-file", CONFIG, "--weights", "out/model_0000001.pth"),
-        *("--output", "unscored", "train.device=cpu"),
+        *("--output", "unscored", "train.device=cpu", "--report"),
         *(
             "dataset.test.json=image_info_test-dev2017.json",
             f"dataset.test.images={toy_dataset}/val",
@@ -267,6 +286,8 @@ def test_a_test_set_without_annotations_gives_a_submission(
     results = json.loads((trained / "unscored" / "results.json").read_text())
     assert "bbox" not in results
     assert results["evaluator"].startswith("none: ")
+    assert not (trained / "unscored" / "report").exists()
+    assert "no report" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -309,6 +330,20 @@ def test_train_mistakes_end_with_2_one_line_and_nothing_written(
         ),
         (["--config-file", "table2a_backbone/r50_fpn"], "--weights"),
         (["--config-file", "table2a_backbone/r50_fpn", "--predictions", "no.json"], "no.json"),
+        (
+            [
+                *("--config-file", "table2a_backbone/r50_fpn", "--weights", __file__),
+                *("--confidence-threshold", "50"),
+            ],
+            "--confidence-threshold is 50",
+        ),
+        (
+            [
+                *("--config-file", "table2a_backbone/r50_fpn", "--weights", __file__, "--report"),
+                "dataloader.evaluator.tasks=[box_proposals]",
+            ],
+            "box_proposals",
+        ),
         (
             [
                 "--config-file",
@@ -370,7 +405,7 @@ def test_the_papers_numbers_stand_beside_cocos_only(
     cfg = get_config(name, [*own, f"train.output_dir={tmp_path}"])
     (tmp_path / "results.json").write_text('{"evaluator": "one"}')
     metrics = dict.fromkeys(("AP", "AP50", "AP75", "APm", "APl"), 50.0)
-    args = Namespace(config=name, visualize=0, predictions=tmp_path)
+    args = Namespace(config=name, visualize=0, report=False, predictions=tmp_path)
     module("eval.py").report(args, cfg, {"keypoints": metrics})
     out = capsys.readouterr().out
     assert ("| keypoints (paper) | 63.1" in out) == (not own)

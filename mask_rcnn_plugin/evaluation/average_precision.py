@@ -90,8 +90,9 @@ def evaluate_tasks(
 
     Returns:
         For each task, of a `COCOeval` the attributes `params`, `eval["precision"]`,
-        `eval["recall"]` and `stats` (0 to 1; -1: nothing to score); categories lie in the order of
-        their ids.
+        `eval["recall"]` and `stats` (0 to 1; -1: nothing to score), and `eval["scores"]` for
+        objects of all sizes and the last limit, (IoU, recall, category); categories lie in the
+        order of their ids.
     """
     numbers = {id_: n for n, id_ in enumerate(sorted(i["id"] for i in ground_truth["images"]), 1)}
     images = [{**image, "id": numbers[image["id"]]} for image in ground_truth["images"]]
@@ -124,6 +125,7 @@ def evaluate_tasks(
                 coco_eval.accumulate()
                 # Not all of `coco_eval`, which holds the predictions.
                 kept = {key: coco_eval.eval[key] for key in ("precision", "recall")}
+                kept["scores"] = coco_eval.eval["scores"][:, :, :, 0, -1].copy()
                 evaluated[task].append((coco_eval.params, kept))
     return {task: _summary(results) for task, results in evaluated.items()}
 
@@ -225,6 +227,7 @@ def _summary(evaluated: list[tuple[Any, dict[str, Any]]]) -> SimpleNamespace:
         eval={
             "precision": np.concatenate([result["precision"] for _, result in evaluated], axis=2),
             "recall": np.concatenate([result["recall"] for _, result in evaluated], axis=1),
+            "scores": np.concatenate([result["scores"] for _, result in evaluated], axis=2),
         },
     )
     # pycocotools' own summary knows no limit but 100 detections; there this one equals it.

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal, get_args
 
 import detectron2
@@ -15,6 +16,7 @@ from detectron2.data.datasets.builtin_meta import COCO_PERSON_KEYPOINT_NAMES
 from detectron2.data.datasets.coco import convert_to_coco_dict
 from detectron2.evaluation import COCOEvaluator
 from detectron2.utils import comm
+from pycocotools.coco import COCO
 
 from mask_rcnn_plugin.data.annotation_rules import with_integers
 from mask_rcnn_plugin.data.coco import COCO_KEYPOINT_OKS_SIGMAS, DatasetError, load
@@ -49,6 +51,9 @@ class MaskRCNNCOCOEvaluator(COCOEvaluator):
     * annotations that do not say whether they are crowds: they are none;
     * datasets that are not COCO files, as LVIS, as they are now. detectron2 converts such a dataset
       once and scores it from the file in `output_dir` ever after, whatever has changed since.
+
+    After `evaluate`, the main process has the result of `evaluate_tasks` as `evaluated` and the
+    packed predictions of each image id as `scored`, for `write_report`.
 
     It keeps one compressed string of an image. Numbers come from the fastest implementation of
     COCO's API that is installed, named by `backend`; they are the same on each.
@@ -98,6 +103,8 @@ class MaskRCNNCOCOEvaluator(COCOEvaluator):
             given = kwargs.get("kpt_oks_sigmas")
             kwargs["kpt_oks_sigmas"] = keypoint_oks_sigmas(dataset_name, given)
         kwargs.setdefault("max_dets_per_image", max(COCO_LIMIT, max_detections))
+        self.evaluated: dict[str, SimpleNamespace] = {}
+        self.scored: dict[Any, bytes] = {}
         self._backend = find_backend(official or not kwargs.pop("use_fast_impl", True))
         with in_coco_format(dataset_name) as name:
             super().__init__(
@@ -116,6 +123,11 @@ class MaskRCNNCOCOEvaluator(COCOEvaluator):
         if "box_proposals" in self._tasks:
             return f"detectron2 {detectron2.__version__} box proposal recall"
         return self._backend.name
+
+    @property
+    def coco(self) -> COCO:
+        """The ground truth."""
+        return self._coco_api
 
     @property
     def max_detections(self) -> int:
@@ -207,6 +219,7 @@ class MaskRCNNCOCOEvaluator(COCOEvaluator):
             self._logger.warning("No image was processed, so there is nothing to evaluate.")
             return {}
         packed = [image["instances"] for image in images]
+        self.scored = {image["image_id"]: image["instances"] for image in images}
         file = Path(self._output_dir) / PREDICTIONS_FILE if self._output_dir else None
         if file:
             write_predictions(file, packed)
@@ -238,7 +251,7 @@ class MaskRCNNCOCOEvaluator(COCOEvaluator):
                 "Nothing was found in any of the %d images: AP is 0 wherever there are objects.",
                 len(packed),
             )
-        evaluated = evaluate_tasks(
+        self.evaluated = evaluate_tasks(
             self._backend,
             self._coco_api.dataset,
             packed,
@@ -250,7 +263,7 @@ class MaskRCNNCOCOEvaluator(COCOEvaluator):
         class_names = self._metadata.get("thing_classes")
         return {
             task: self._derive_coco_results(coco_eval, task, class_names=class_names)
-            for task, coco_eval in evaluated.items()
+            for task, coco_eval in self.evaluated.items()
         }
 
 

@@ -1,5 +1,6 @@
 """Pictures of predictions beside their ground truth, and of what a model is trained on."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from detectron2.utils.visualizer import Visualizer
 
 from mask_rcnn_plugin.evaluation.predictions import read_predictions
 from mask_rcnn_plugin.fast.mask_rle import RLEMasks
+
+logger = logging.getLogger(__name__)
 
 # Drawn pictures are at least this high, so that labels can be read on small images.
 _MIN_HEIGHT = 480
@@ -33,7 +36,7 @@ def draw_predictions(
         predictions_file: as an evaluation writes it.
         output_dir: made if missing.
         count: how many images to draw, at most.
-        score_threshold: predictions below it are left out.
+        score_threshold: predictions below it are left out; a warning if those are all.
 
     Returns:
         The files, named IMAGE-ID_NAME.jpg.
@@ -44,10 +47,18 @@ def draw_predictions(
         metadata = MetadataCatalog.get(name)
         images = DatasetCatalog.get(name)
         ids = {image["file_name"]: image["image_id"] for image in images}
-        predictions = read_predictions(predictions_file, score_threshold, ids)
+        everything = read_predictions(predictions_file, files=ids)
+        best = max((p["score"] for of_image in everything.values() for p in of_image), default=None)
+        if best is None or best < score_threshold:
+            logger.warning(
+                "No prediction reaches a score of %g, so none is drawn; %s",
+                score_threshold,
+                "there are none" if best is None else f"the best is {best:.3g}",
+            )
         for image in images[: count - len(files)]:
             truth = draw_truth(image, metadata)
-            predicted = draw_prediction(image, predictions[image["image_id"]], metadata)
+            shown = [p for p in everything[image["image_id"]] if p["score"] >= score_threshold]
+            predicted = draw_prediction(image, shown, metadata)
             picture = np.concatenate([truth, predicted], axis=1)[:, :, ::-1]
             file = output_dir / f"{image['image_id']}_{Path(image['file_name']).stem}.jpg"
             cv2.imwrite(str(file), picture)

@@ -3,7 +3,7 @@
 import logging
 import shlex
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
@@ -26,7 +26,10 @@ logger = logging.getLogger(__name__)
 
 
 def evaluate(
-    cfg: DictConfig, model: nn.Module, config_args: Sequence[str] = ()
+    cfg: DictConfig,
+    model: nn.Module,
+    config_args: Sequence[str] = (),
+    report: Callable[[MaskRCNNCOCOEvaluator], object] | None = None,
 ) -> dict[str, dict[str, float]]:
     """Run the model over the test set and compute COCO's metrics.
 
@@ -39,6 +42,7 @@ def evaluate(
         model: as `cfg.model` describes it; may be wrapped for distributed training.
         config_args: what gives `eval.py` this config; by default the `config.yaml` that a training
             leaves in `train.output_dir`.
+        report: called on the main process where there are metrics, when they are written.
 
     Returns:
         {task: {metric: AP in points}} on the main process, {} on the others and for a test set
@@ -67,6 +71,8 @@ def evaluate(
         raise
     if comm.is_main_process():
         write_results(output / "results.json", results, evaluator, 1000 * median(seconds))
+        if report and results:
+            report(evaluator)
     return results
 
 

@@ -49,6 +49,19 @@ def test_low_scores_are_left_out(dataset: str, tmp_path: Path) -> None:
     assert drawn.read_bytes() == before
 
 
+def test_where_nothing_reaches_the_score_the_best_is_named(
+    dataset: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pictures(dataset, tmp_path, [prediction(0.9)], 1)
+    assert not caplog.records
+    pictures(dataset, tmp_path, [prediction(0.25), prediction(0.125)], 1)
+    (record,) = caplog.records
+    assert "0.5" in record.getMessage()
+    assert "0.25" in record.getMessage()
+    pictures(dataset, tmp_path, [], 1)
+    assert len(caplog.records) == 2
+
+
 def test_keypoints_of_a_category_without_keypoints_are_not_drawn(
     dataset: str, tmp_path: Path
 ) -> None:
