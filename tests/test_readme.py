@@ -101,8 +101,8 @@ def test_make_targets_of_the_readme_exist() -> None:
 def readme_commands() -> list[list[str]]:
     """Its commands that start a program, in their order."""
     text = README.replace("\\\n", " ")
-    code = re.findall(r"```\n(.*?)```", text, flags=re.DOTALL)
-    lines = [line for part in code for line in part.splitlines()]
+    code = re.findall(r"^```(\w*)\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
+    lines = [line for language, part in code for line in part.splitlines() if not language]
     return [shlex.split(line)[1:] for line in lines if line.startswith("python ")]
 
 
