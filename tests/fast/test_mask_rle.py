@@ -375,6 +375,11 @@ def image() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (*SIZE, 3)).astype(np.uint8)
 
 
+def undrawn() -> np.ndarray:
+    """The image as the visualizer gives it back, which older matplotlibs move by a pixel."""
+    return Visualizer(image()).get_output().get_image()
+
+
 @pytest.mark.parametrize("mode", list(ColorMode))
 @pytest.mark.parametrize("count", [0, 1, 5])
 def test_visualizer_draws_the_same(
@@ -387,7 +392,7 @@ def test_visualizer_draws_the_same(
 
     ours = draw(encoded(bitmaps[:count]))
     assert np.array_equal(ours, draw(bitmaps[:count]))
-    assert (ours != image()).any() == (count > 0 or mode == ColorMode.IMAGE_BW)
+    assert (ours != undrawn()).any() == (count > 0 or mode == ColorMode.IMAGE_BW)
 
 
 @pytest.mark.parametrize("count", [0, 5])
@@ -399,7 +404,7 @@ def test_overlay_instances_draws_the_same(bitmaps: Tensor, count: int) -> None:
 
     ours = draw(encoded(bitmaps[:count]))
     assert np.array_equal(ours, draw(bitmaps[:count]))
-    assert (ours != image()).any() == (count > 0)
+    assert (ours != undrawn()).any() == (count > 0)
 
 
 @pytest.mark.parametrize("mode", [ColorMode.IMAGE, ColorMode.IMAGE_BW])
