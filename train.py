@@ -43,6 +43,7 @@ from mask_rcnn_plugin.training.checkpoint import (
     disk_full_is_said,
     holds_a_training,
 )
+from mask_rcnn_plugin.training.early_stopping import EarlyStopping
 from mask_rcnn_plugin.training.eval_hook import SafeEvalHook
 from mask_rcnn_plugin.training.guarded_trainer import build_trainer
 from mask_rcnn_plugin.training.launch import log_processes, parse_program_args, run_program
@@ -115,13 +116,15 @@ def do_train(
     preemption = Preemption(saving)
     if not cfg.dataset.test.names:
         logger.warning("There is no test set: nothing is evaluated, no best model is kept")
-    best = BestModelHook(checkpointer, cfg.train.best_metric)
+    stopping = EarlyStopping(saving, **(cfg.train.get("early_stopping") or {}))
+    best = BestModelHook(checkpointer, cfg.train.best_metric or stopping.metric)
 
     results: dict[str, Any] = {}
 
     def test() -> dict[str, Any]:
         results.update(do_test(cfg, model))
         best.update(results)
+        stopping.update(results)
         return results
 
     validation = None
@@ -151,6 +154,7 @@ def do_train(
             if comm.is_main_process()
             else None,
             *extra_hooks,
+            stopping,
         ]
     )
 
@@ -159,7 +163,7 @@ def do_train(
         start_iter = trainer.iter + 1
         if start_iter >= cfg.train.max_iter:
             logger.info("All %d iterations are done already, evaluating only", start_iter)
-    with disk_full_is_said(cfg.train.output_dir), preemption:
+    with disk_full_is_said(cfg.train.output_dir), preemption, stopping:
         trainer.train(start_iter, cfg.train.max_iter)
     return results
 

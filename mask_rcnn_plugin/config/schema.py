@@ -33,11 +33,19 @@ class Ddp:
 
 
 @dataclass
+class Stopping:
+    metric: str | None
+    patience: int
+    min_delta: float
+
+
+@dataclass
 class Train:
+    """What has a default here, the config.yaml of an older training lacks."""
+
     output_dir: str | None
     init_checkpoint: str | None
     max_iter: int
-    epochs: float | None
     accumulate_steps: int
     reference_batch_size: int | None
     eval_period: int
@@ -53,6 +61,8 @@ class Train:
     ddp: Ddp
     cudnn_benchmark: bool
     process_group_timeout: float
+    epochs: float | None = None
+    early_stopping: Stopping | None = None
 
 
 @dataclass
@@ -104,12 +114,12 @@ _NOT_NEGATIVE, _FRACTION = (0, _FINITE), (0, 1)
 _COUNTS = """
     max_iter accumulate_steps reference_batch_size log_period period max_to_keep max_detections
     total_batch_size batch_size_per_image num_classes num_keypoints output_size max_size
-    short_edge_length pre_nms_topk post_nms_topk test_topk_per_image
+    short_edge_length pre_nms_topk post_nms_topk test_topk_per_image patience
 """
 _NOT_NEGATIVES = """
     eval_period validation_period max_skipped_steps max_unreadable num_workers iterations
     sampling_ratio lr base_lr loss_weight weight_decay weight_decay_norm weight_decay_bias
-    smooth_l1_beta
+    smooth_l1_beta min_delta
 """
 _FRACTIONS = """
     warmup_length warmup_factor positive_fraction thresholds nms_thresh test_nms_thresh

@@ -70,3 +70,10 @@ def test_validation_of_a_diverged_model_is_nan_on_all(ranks: Any) -> None:
     for rank in ranks[1]:
         assert set(rank["validated"]) == {"total_loss", "loss"}
         assert all(value != value for value in rank["validated"].values())
+
+
+def test_early_stopping_ends_both_after_the_same_step(ranks: Any) -> None:
+    folder, own = ranks
+    assert [rank["stopped"] for rank in own] == [3, 3]  # the first score and three no better
+    final = torch.load(folder / "stopped" / "model_final.pth", weights_only=True)
+    assert final["iteration"] == 3

@@ -8,13 +8,15 @@ import torch
 import mask_rcnn_plugin  # noqa: F401  first, as a spawned process imports nothing before
 
 # isort: split
+from detectron2.engine import hooks
 from detectron2.layers import NaiveSyncBatchNorm
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mask_rcnn_plugin.errors import UserError
 from mask_rcnn_plugin.main_process import on_main_process
-from mask_rcnn_plugin.training.checkpoint import SafeCheckpointer
+from mask_rcnn_plugin.training.checkpoint import CheckpointHook, SafeCheckpointer
+from mask_rcnn_plugin.training.early_stopping import EarlyStopping
 from mask_rcnn_plugin.training.guarded_trainer import GuardedTrainer
 from mask_rcnn_plugin.training.launch import destroy_process_group
 from mask_rcnn_plugin.training.nonfinite import NonFiniteLossError
@@ -129,6 +131,23 @@ def both(rank: int, folder: Path) -> str:
     return ""
 
 
+def stopped(rank: int, folder: Path) -> int:
+    """The iteration after which a training ends whose scores the first process alone knows."""
+    model = DistributedDataParallel(Model())
+    built = GuardedTrainer(model, [[image(1.0)]] * 9, torch.optim.SGD(model.parameters(), lr=0.1))
+    folder.mkdir(exist_ok=True)
+    checkpointer = SafeCheckpointer(model, str(folder), trainer=built)
+    saving = CheckpointHook(checkpointer, 99)
+    stopping = EarlyStopping(saving, "segm/AP", patience=3)
+    evaluation = hooks.CallbackHook(
+        after_step=lambda _: stopping.update({} if rank else {"segm": {"AP": 1.0}})
+    )
+    built.register_hooks([saving, evaluation, stopping])
+    with stopping:
+        built.train(0, 9)
+    return int(built.iter)
+
+
 def validated(rank: int, folder: Path) -> dict[str, float]:
     return validation_losses(Model(), [[image(1.0)], [image(2.0, diverges=rank == 1)]])
 
@@ -143,6 +162,7 @@ def one_process(rank: int, folder: Path) -> None:
         "missing": missing_at_rank_0(rank, folder),
         "checkpoint": checkpoint_of_rank_0(rank, folder),
         "both": both(rank, folder),
+        "stopped": stopped(rank, folder / "stopped"),
         "validated": validated(rank, folder),
     }
     own["synchronized"] = synchronized(rank, folder)  # the last, as one of them ends
