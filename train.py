@@ -53,6 +53,7 @@ from mask_rcnn_plugin.training.preflight import check_datasets
 from mask_rcnn_plugin.training.random_states import RandomStates
 from mask_rcnn_plugin.training.setup import check_initialization, make_output_dir
 from mask_rcnn_plugin.training.validation_loss import build_validation_loader, validation_losses
+from mask_rcnn_plugin.training.weight_average import WeightAverage
 
 logger = logging.getLogger("mask_rcnn_plugin")
 
@@ -98,6 +99,9 @@ def do_train(
     except AssertionError as error:  # detectron2's, of a dataset with no image that is trained on
         raise DatasetError(f"training set {list(cfg.dataset.train.names)}: {error}") from error
 
+    average = None
+    if cfg.train.get("ema") and cfg.train.ema.enabled:
+        average = WeightAverage(model, cfg.train.ema.decay)
     # No device_ids: the model moves its input itself, and detectron2's default is wrong for a CPU
     # and for a process that sees one GPU only.
     model = create_ddp_model(model, **{"device_ids": None, **cfg.train.ddp})
@@ -110,7 +114,8 @@ def do_train(
             "%s has no state_dict: a resume will not know which images of the epoch are left",
             type(train_loader).__name__,
         )
-    checkpointer = SafeCheckpointer(model, cfg.train.output_dir, **parts)
+    tested = average.model if average else model
+    checkpointer = SafeCheckpointer(tested, cfg.train.output_dir, **parts)
     checkpointer.class_names = (cfg.dataset.get("metadata") or {}).get("thing_classes", ())
     saving = CheckpointHook(checkpointer, **cfg.train.checkpointer)
     preemption = Preemption(saving)
@@ -122,7 +127,7 @@ def do_train(
     results: dict[str, Any] = {}
 
     def test() -> dict[str, Any]:
-        results.update(do_test(cfg, model))
+        results.update(do_test(cfg, tested))
         best.update(results)
         stopping.update(results)
         return results
@@ -132,7 +137,7 @@ def do_train(
         validation_loader = build_validation_loader(cfg)
         validation = SafeEvalHook(
             cfg.train.validation_period,
-            lambda: {"validation": validation_losses(model, validation_loader, trainer.autocast)},
+            lambda: {"validation": validation_losses(tested, validation_loader, trainer.autocast)},
             saving,
             preemption,
         )
@@ -140,6 +145,7 @@ def do_train(
         [
             hooks.IterationTimer(),
             hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
+            average,
             saving,
             preemption,
             best,

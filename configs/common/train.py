@@ -44,6 +44,8 @@ train = OmegaConf.create(
         # value of a metric by more than min_delta points. The metric stands in for a best_metric
         # of null; null: all iterations are done.
         early_stopping=dict(metric=None, patience=5, min_delta=0.0),
+        # Exponential moving average of the weights: it is evaluated, and a checkpoint's "model".
+        ema=dict(enabled=False, decay=0.999),
         device="cuda",  # train.py: the CPU where torch finds no GPU
         seed=-1,  # a negative one: another for each run
         max_skipped_steps=0,  # steps with a non-finite loss to leave out before stopping

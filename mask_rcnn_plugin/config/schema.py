@@ -33,6 +33,12 @@ class Ddp:
 
 
 @dataclass
+class Averaging:
+    enabled: bool
+    decay: float
+
+
+@dataclass
 class Stopping:
     metric: str | None
     patience: int
@@ -63,6 +69,7 @@ class Train:
     process_group_timeout: float
     epochs: float | None = None
     early_stopping: Stopping | None = None
+    ema: Averaging | None = None
 
 
 @dataclass
@@ -132,6 +139,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(_NOT_NEGATIVES.split(), _NOT_NEGATIVE),
     **dict.fromkeys(_FRACTIONS.split(), _FRACTION),
     "momentum": (0, 0.9999),
+    "decay": (0, 0.999999),
     "epochs": (1e-3, _FINITE),
     "split": (1e-6, 0.999999),
     "process_group_timeout": (1e-3, _FINITE),  # minutes
