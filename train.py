@@ -24,9 +24,10 @@ from mask_rcnn_plugin.training import SafeCheckpointer, resolve_weights, setup_d
 
 from detectron2.config import instantiate
 from detectron2.data import MetadataCatalog
-from detectron2.engine import HookBase, default_setup, default_writers, hooks
+from detectron2.engine import HookBase, default_setup, hooks
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.utils import comm
+from detectron2.utils.events import EventWriter
 from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 from torch import nn
@@ -47,6 +48,7 @@ from mask_rcnn_plugin.training.early_stopping import EarlyStopping
 from mask_rcnn_plugin.training.eval_hook import SafeEvalHook
 from mask_rcnn_plugin.training.guarded_trainer import build_trainer
 from mask_rcnn_plugin.training.launch import log_processes, parse_program_args, run_program
+from mask_rcnn_plugin.training.loggers import build_writers, check_loggers
 from mask_rcnn_plugin.training.machine import log_machine, memory_format
 from mask_rcnn_plugin.training.preemption import Preemption
 from mask_rcnn_plugin.training.preflight import check_datasets
@@ -141,6 +143,8 @@ def do_train(
             saving,
             preemption,
         )
+    writers: list[EventWriter] = []  # in the main process
+    on_main_process(lambda: writers.extend(build_writers(cfg, resume=resume)))
     trainer.register_hooks(
         [
             hooks.IterationTimer(),
@@ -153,12 +157,7 @@ def do_train(
             SafeEvalHook(cfg.train.eval_period, test, saving, preemption)
             if cfg.dataset.test.names
             else None,
-            hooks.PeriodicWriter(
-                default_writers(cfg.train.output_dir, cfg.train.max_iter),
-                period=cfg.train.log_period,
-            )
-            if comm.is_main_process()
-            else None,
+            hooks.PeriodicWriter(writers, period=cfg.train.log_period) if writers else None,
             *extra_hooks,
             stopping,
         ]
@@ -197,6 +196,7 @@ def prepare(args: argparse.Namespace, cfg: DictConfig) -> None:
         )
     if cfg.train.init_checkpoint:
         on_main_process(lambda: resolve_weights(cfg.train.init_checkpoint))
+    on_main_process(lambda: check_loggers(cfg))
     if not there:
         check_initialization(cfg)
     fit_batch(cfg)

@@ -37,6 +37,7 @@ train = OmegaConf.create(
         eval_period=20_000,
         validation_period=0,  # iterations between losses on the test set; 0: none
         log_period=20,
+        loggers=["json", "tensorboard"],  # others: wandb, mlflow
         checkpointer=dict(period=5000, max_to_keep=5),
         # Best model by a metric of the evaluation, e.g. segm/AP, in model_best.pth; null: none.
         best_metric=None,

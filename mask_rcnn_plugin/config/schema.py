@@ -5,7 +5,7 @@ What the keys are for is said in configs/common. What detectron2's own training 
 """
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 
@@ -70,6 +70,7 @@ class Train:
     epochs: float | None = None
     early_stopping: Stopping | None = None
     ema: Averaging | None = None
+    loggers: list[Literal["json", "tensorboard", "wandb", "mlflow"]] = field(default_factory=list)
 
 
 @dataclass

@@ -75,6 +75,7 @@ def own_file(tmp_path: Path) -> Callable[..., str]:
         *("train.max_iter=null", f"train.max_iter={2**63}", "train.log_period=0"),
         *(f"{STOP}.metric=5", f"{STOP}.patience=0", f"{STOP}.min_delta=-1", f"{STOP}=5"),
         *("train.ema=5", "train.ema.enabled=maybe", "train.ema.decay=1"),
+        *("train.loggers=wandb", "train.loggers=[wandb, w_and_b]", "train.loggers=null"),
         *("train.eval_period=-1", "train.checkpointer.period=0", "train.checkpointer.period=x"),
         *("train.checkpointer.max_to_keep=0", "train.checkpointer.max_to_keep=all"),
         *("train.amp=null", "train.amp.enabled=3", "train.amp.enabled=maybe", "train.amp.dtype="),
@@ -279,8 +280,15 @@ def test_early_stopping_needs_evaluations(check: Any, refused: Any) -> None:
     check(BASE, *overrides, f"{STOP}=null")
 
 
+def test_the_loggers_are_named(refused: Any) -> None:
+    message = refused(BASE, "train.loggers=[json, w_and_b]")
+    assert all(repr(name) in message for name in ("json", "tensorboard", "wandb", "mlflow"))
+
+
 def test_the_config_of_an_older_training_is_taken(own_file: Any) -> None:
-    get_config(own_file("for key in ('early_stopping', 'ema', 'epochs'):", "    del train[key]"))
+    get_config(
+        own_file("for key in ('early_stopping', 'ema', 'epochs', 'loggers'):", "    del train[key]")
+    )
 
 
 def test_metrics_of_keypoints_and_proposals(check: Any, refused: Any) -> None:
