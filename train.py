@@ -50,6 +50,7 @@ from mask_rcnn_plugin.training.guarded_trainer import build_trainer
 from mask_rcnn_plugin.training.launch import log_processes, parse_program_args, run_program
 from mask_rcnn_plugin.training.loggers import build_writers, check_loggers
 from mask_rcnn_plugin.training.machine import log_machine, memory_format
+from mask_rcnn_plugin.training.next_steps import next_steps
 from mask_rcnn_plugin.training.preemption import Preemption
 from mask_rcnn_plugin.training.preflight import check_datasets
 from mask_rcnn_plugin.training.random_states import RandomStates
@@ -219,7 +220,9 @@ def run(args: argparse.Namespace, cfg: DictConfig) -> None:
     start(args, cfg)
     classes = MetadataCatalog.get(cfg.dataset.train.names[0]).thing_classes
     logger.info("%d classes: %s", len(classes), ", ".join(classes))
-    do_train(cfg, resume=args.resume)
+    results = do_train(cfg, resume=args.resume)
+    if comm.is_main_process():
+        logger.info(next_steps(cfg, results))
 
 
 def main() -> None:
