@@ -123,7 +123,9 @@ def do_train(
     saving = CheckpointHook(checkpointer, **cfg.train.checkpointer)
     preemption = Preemption(saving)
     if not cfg.dataset.test.names:
-        logger.warning("There is no test set: nothing is evaluated, no best model is kept")
+        logger.warning(
+            "There is no test set: nothing is evaluated, no best model is kept, nothing stops early"
+        )
     stopping = EarlyStopping(saving, **(cfg.train.get("early_stopping") or {}))
     best = BestModelHook(checkpointer, cfg.train.best_metric or stopping.metric)
 

@@ -2,7 +2,6 @@
 
 import logging
 import math
-from types import TracebackType
 from typing import Any
 
 from detectron2.engine import HookBase
@@ -35,20 +34,19 @@ class EarlyStopping(HookBase):
     def __init__(
         self,
         saving: CheckpointHook,
+        *,
         metric: str | None = None,
         patience: int = 1,
         min_delta: float = 0.0,
     ) -> None:
-        self._saving = saving
         self.metric = metric
-        self._patience = patience
-        self._min_delta = min_delta
+        self._saving, self._patience, self._min_delta = saving, patience, min_delta
         self._scores: dict[int, float] = {}  # by iteration: an evaluation made twice counts once
 
     def __enter__(self) -> "EarlyStopping":
         return self
 
-    def __exit__(self, kind: type | None, *_: BaseException | TracebackType | None) -> bool:
+    def __exit__(self, kind: type | None, *_: object) -> bool:
         return kind is _Enough
 
     def update(self, results: dict[str, Any]) -> None:

@@ -22,6 +22,8 @@ from mask_rcnn_plugin.config import ConfigError
 from mask_rcnn_plugin.config.printing import flatten
 
 _WINDOW = 20  # iterations of which the median is logged, as detectron2's writers do
+# A run's id, what logs an iteration's scalars in it, and what ends it, failed or not.
+_Run = tuple[str, Callable[[dict[str, float], int], Any], Callable[[bool], Any]]
 
 logger = logging.getLogger(__name__)
 
@@ -31,13 +33,11 @@ def check_loggers(cfg: DictConfig) -> None:
     Raises:
         ConfigError: if the package of a logger is not installed.
     """
-    for name in _names(cfg):
-        spec = None if name == "json" else find_spec(name)
+    for name in set(_names(cfg)) - {"json"}:
+        spec = find_spec(name)
         # A folder wandb/, as W&B leaves it where it has run, is found too, but has no origin.
-        if name != "json" and (spec is None or spec.origin is None):
-            raise ConfigError(
-                f"train.loggers has {name!r}, which is not installed: pip install {name}"
-            )
+        if spec is None or spec.origin is None:
+            raise ConfigError(f"train.loggers has {name!r}, not installed: pip install {name}")
 
 
 def build_writers(cfg: DictConfig, *, resume: bool) -> list[EventWriter]:
@@ -49,14 +49,15 @@ def build_writers(cfg: DictConfig, *, resume: bool) -> list[EventWriter]:
     Raises:
         ConfigError: if W&B or MLflow cannot begin a run or go on with it.
     """
-    folder = cfg.train.output_dir
-    makers: dict[str, Callable[[], EventWriter]] = {
-        "json": lambda: JSONWriter(f"{folder}/metrics.json"),
-        "tensorboard": lambda: TensorboardXWriter(folder),
-        "wandb": lambda: WandbWriter(cfg, resume),
-        "mlflow": lambda: MLflowWriter(cfg, resume),
-    }
-    return [CommonMetricPrinter(cfg.train.max_iter), *(makers[name]() for name in _names(cfg))]
+    writers = [CommonMetricPrinter(cfg.train.max_iter)]
+    for name in _names(cfg):
+        if name == "json":
+            writers.append(JSONWriter(f"{cfg.train.output_dir}/metrics.json"))
+        elif name == "tensorboard":
+            writers.append(TensorboardXWriter(cfg.train.output_dir))
+        else:
+            writers.append(TrackingWriter(name, cfg, resume))
+    return writers
 
 
 def _names(cfg: DictConfig) -> list[str]:
@@ -64,36 +65,25 @@ def _names(cfg: DictConfig) -> list[str]:
 
 
 class TrackingWriter(EventWriter):
-    """Logs scalars to a tracking service, and the config as the run's parameters.
+    """Logs scalars to W&B or MLflow, and the config as the run's parameters.
 
     A resume goes on with the run, whose id is in NAME_run_id of the output folder. Once it has
     begun, what goes wrong is logged and the training goes on.
     """
 
-    name: str
-
-    def __init__(self, cfg: DictConfig, resume: bool) -> None:
-        self._last_write = -1
+    def __init__(self, name: str, cfg: DictConfig, resume: bool) -> None:
+        self._name, self._last_write = name, -1
         folder = Path(cfg.train.output_dir)
-        file = folder / f"{self.name}_run_id"
+        file = folder / f"{name}_run_id"
         known = file.read_text().strip() if resume and file.is_file() else None
+        begin = {"wandb": _begin_wandb, "mlflow": _begin_mlflow}[name]
         try:
-            run_id = self.begin(known, folder, flatten(cfg, resolve=True))
+            run_id, self._log, self._end = begin(known, folder, flatten(cfg, resolve=True))
         except Exception as error:  # whatever a service comes up with
             run = f"go on with run {known} (to begin another, delete {file})" if known else "begin"
             reason = str(error).strip().partition("\n")[0]
-            raise ConfigError(f"train.loggers: {self.name} cannot {run}: {reason}") from error
+            raise ConfigError(f"train.loggers: {name} cannot {run}: {reason}") from error
         file.write_text(run_id)
-
-    def begin(self, run_id: str | None, folder: Path, config: dict[str, Any]) -> str:
-        """Begin a run, or go on with one, and return its id."""
-        raise NotImplementedError
-
-    def log(self, scalars: dict[str, float], iteration: int) -> None:
-        raise NotImplementedError
-
-    def end(self, *, failed: bool) -> None:
-        raise NotImplementedError
 
     def write(self) -> None:
         new: dict[int, dict[str, float]] = defaultdict(dict)
@@ -102,65 +92,43 @@ class TrackingWriter(EventWriter):
                 new[i][key] = value
         for i in sorted(new):
             self._last_write = i
-            try:
-                self.log(new[i], i)
-            except Exception as error:
-                logger.error("%s: metrics of iteration %d are not logged: %s", self.name, i, error)
+            self._try("log metrics", self._log, new[i], i)
 
     def close(self) -> None:
+        # Signals and Ctrl-C are no Exceptions.
+        self._try("end the run", self._end, isinstance(sys.exc_info()[1], Exception))
+
+    def _try(self, what: str, function: Callable[..., Any], *args: Any) -> None:
         try:
-            # Signals and Ctrl-C are no Exceptions.
-            self.end(failed=isinstance(sys.exc_info()[1], Exception))
+            function(*args)
         except Exception as error:
-            logger.error("%s: the run is not ended: %s", self.name, error)
+            logger.error("%s cannot %s: %s", self._name, what, error)
 
 
-class WandbWriter(TrackingWriter):
-    """Weights & Biases; project, mode and so on are its environment variables', WANDB_..."""
+def _begin_wandb(run_id: str | None, folder: Path, config: dict[str, Any]) -> _Run:
+    """Project, mode and so on are W&B's own environment variables, WANDB_..."""
+    import wandb
 
-    name = "wandb"
-
-    def begin(self, run_id: str | None, folder: Path, config: dict[str, Any]) -> str:
-        import wandb
-
-        self._run = wandb.init(
-            id=run_id,
-            resume="allow",
-            dir=str(folder),
-            name=folder.resolve().name,
-            config=config,
-            allow_val_change=True,
-        )
-        return self._run.id
-
-    def log(self, scalars: dict[str, float], iteration: int) -> None:
-        self._run.log(scalars, step=iteration)
-
-    def end(self, *, failed: bool) -> None:
-        self._run.finish(exit_code=int(failed))
+    names = {"id": run_id, "name": folder.resolve().name, "dir": str(folder)}
+    run = wandb.init(**names, resume="allow", config=config, allow_val_change=True)
+    return (
+        run.id,
+        lambda scalars, iteration: run.log(scalars, step=iteration),
+        lambda failed: run.finish(exit_code=int(failed)),
+    )
 
 
-class MLflowWriter(TrackingWriter):
-    """MLflow; server, experiment and so on are its environment variables', MLFLOW_..."""
+def _begin_mlflow(run_id: str | None, folder: Path, config: dict[str, Any]) -> _Run:
+    """Server, experiment and so on are MLflow's own environment variables, MLFLOW_..."""
+    import mlflow
 
-    name = "mlflow"
+    run = mlflow.start_run(run_id, run_name=None if run_id else folder.resolve().name)
+    if not run_id:  # a run's parameters cannot be changed
+        mlflow.log_params(config)
 
-    def begin(self, run_id: str | None, folder: Path, config: dict[str, Any]) -> str:
-        import mlflow
-
-        run = mlflow.start_run(run_id, run_name=None if run_id else folder.resolve().name)
-        if not run_id:  # a run's parameters cannot be changed
-            mlflow.log_params(config)
-        return run.info.run_id
-
-    def log(self, scalars: dict[str, float], iteration: int) -> None:
-        import mlflow
-
+    def log(scalars: dict[str, float], iteration: int) -> None:
         # Of names it takes these signs only. Not synchronous: it is not to wait for a server.
         scalars = {re.sub(r"[^\w./ :-]", "_", name): value for name, value in scalars.items()}
         mlflow.log_metrics(scalars, step=iteration, synchronous=False)
 
-    def end(self, *, failed: bool) -> None:
-        import mlflow
-
-        mlflow.end_run("FAILED" if failed else "FINISHED")
+    return run.info.run_id, log, lambda failed: mlflow.end_run("FAILED" if failed else "FINISHED")

@@ -172,7 +172,7 @@ def stopped(rank: int, folder: Path) -> int:
     folder.mkdir(exist_ok=True)
     checkpointer = SafeCheckpointer(model, str(folder), trainer=built)
     saving = CheckpointHook(checkpointer, 99)
-    stopping = EarlyStopping(saving, "segm/AP", patience=3)
+    stopping = EarlyStopping(saving, metric="segm/AP", patience=3)
     evaluation = hooks.CallbackHook(
         after_step=lambda _: stopping.update({} if rank else {"segm": {"AP": 1.0}})
     )
