@@ -24,9 +24,10 @@ from mask_rcnn_plugin.training import SafeCheckpointer, resolve_weights, setup_d
 
 from detectron2.config import instantiate
 from detectron2.data import MetadataCatalog
-from detectron2.engine import HookBase, default_setup, default_writers, hooks
+from detectron2.engine import HookBase, default_setup, hooks
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.utils import comm
+from detectron2.utils.events import EventWriter
 from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 from torch import nn
@@ -43,16 +44,20 @@ from mask_rcnn_plugin.training.checkpoint import (
     disk_full_is_said,
     holds_a_training,
 )
+from mask_rcnn_plugin.training.early_stopping import EarlyStopping
 from mask_rcnn_plugin.training.eval_hook import SafeEvalHook
 from mask_rcnn_plugin.training.guarded_trainer import build_trainer
 from mask_rcnn_plugin.training.launch import log_processes, parse_program_args, run_program
+from mask_rcnn_plugin.training.loggers import build_writers, check_loggers
 from mask_rcnn_plugin.training.machine import log_machine, memory_format
+from mask_rcnn_plugin.training.next_steps import next_steps
 from mask_rcnn_plugin.training.pictures import PictureHook
 from mask_rcnn_plugin.training.preemption import Preemption
 from mask_rcnn_plugin.training.preflight import check_datasets
 from mask_rcnn_plugin.training.random_states import RandomStates
 from mask_rcnn_plugin.training.setup import check_initialization, make_output_dir
 from mask_rcnn_plugin.training.validation_loss import build_validation_loader, validation_losses
+from mask_rcnn_plugin.training.weight_average import WeightAverage
 
 logger = logging.getLogger("mask_rcnn_plugin")
 
@@ -98,6 +103,9 @@ def do_train(
     except AssertionError as error:  # detectron2's, of a dataset with no image that is trained on
         raise DatasetError(f"training set {list(cfg.dataset.train.names)}: {error}") from error
 
+    average = None
+    if cfg.train.get("ema") and cfg.train.ema.enabled:
+        average = WeightAverage(model, cfg.train.ema.decay)
     # No device_ids: the model moves its input itself, and detectron2's default is wrong for a CPU
     # and for a process that sees one GPU only.
     model = create_ddp_model(model, **{"device_ids": None, **cfg.train.ddp})
@@ -110,20 +118,25 @@ def do_train(
             "%s has no state_dict: a resume will not know which images of the epoch are left",
             type(train_loader).__name__,
         )
-    checkpointer = SafeCheckpointer(model, cfg.train.output_dir, **parts)
+    tested = average.model if average else model
+    checkpointer = SafeCheckpointer(tested, cfg.train.output_dir, **parts)
     checkpointer.class_names = (cfg.dataset.get("metadata") or {}).get("thing_classes", ())
     saving = CheckpointHook(checkpointer, **cfg.train.checkpointer)
     preemption = Preemption(saving)
     if not cfg.dataset.test.names:
-        logger.warning("There is no test set: nothing is evaluated, no best model is kept")
-    best = BestModelHook(checkpointer, cfg.train.best_metric)
+        logger.warning(
+            "There is no test set: nothing is evaluated, no best model is kept, nothing stops early"
+        )
+    stopping = EarlyStopping(saving, **(cfg.train.get("early_stopping") or {}))
+    best = BestModelHook(checkpointer, cfg.train.best_metric or stopping.metric)
     pictures = PictureHook(cfg)
 
     results: dict[str, Any] = {}
 
     def test() -> dict[str, Any]:
-        results.update(do_test(cfg, model))
+        results.update(do_test(cfg, tested))
         best.update(results)
+        stopping.update(results)
         pictures.draw_test()
         return results
 
@@ -132,14 +145,17 @@ def do_train(
         validation_loader = build_validation_loader(cfg)
         validation = SafeEvalHook(
             cfg.train.validation_period,
-            lambda: {"validation": validation_losses(model, validation_loader, trainer.autocast)},
+            lambda: {"validation": validation_losses(tested, validation_loader, trainer.autocast)},
             saving,
             preemption,
         )
+    writers: list[EventWriter] = []  # in the main process
+    on_main_process(lambda: writers.extend(build_writers(cfg, resume=resume)))
     trainer.register_hooks(
         [
             hooks.IterationTimer(),
             hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
+            average,
             saving,
             preemption,
             best,
@@ -148,13 +164,9 @@ def do_train(
             SafeEvalHook(cfg.train.eval_period, test, saving, preemption)
             if cfg.dataset.test.names
             else None,
-            hooks.PeriodicWriter(
-                default_writers(cfg.train.output_dir, cfg.train.max_iter),
-                period=cfg.train.log_period,
-            )
-            if comm.is_main_process()
-            else None,
+            hooks.PeriodicWriter(writers, period=cfg.train.log_period) if writers else None,
             *extra_hooks,
+            stopping,
         ]
     )
 
@@ -163,7 +175,7 @@ def do_train(
         start_iter = trainer.iter + 1
         if start_iter >= cfg.train.max_iter:
             logger.info("All %d iterations are done already, evaluating only", start_iter)
-    with disk_full_is_said(cfg.train.output_dir), preemption:
+    with disk_full_is_said(cfg.train.output_dir), preemption, stopping:
         trainer.train(start_iter, cfg.train.max_iter)
     return results
 
@@ -191,6 +203,7 @@ def prepare(args: argparse.Namespace, cfg: DictConfig) -> None:
         )
     if cfg.train.init_checkpoint:
         on_main_process(lambda: resolve_weights(cfg.train.init_checkpoint))
+    on_main_process(lambda: check_loggers(cfg))
     if not there:
         check_initialization(cfg)
     fit_batch(cfg)
@@ -213,7 +226,9 @@ def run(args: argparse.Namespace, cfg: DictConfig) -> None:
     start(args, cfg)
     classes = MetadataCatalog.get(cfg.dataset.train.names[0]).thing_classes
     logger.info("%d classes: %s", len(classes), ", ".join(classes))
-    do_train(cfg, resume=args.resume)
+    results = do_train(cfg, resume=args.resume)
+    if comm.is_main_process():
+        logger.info(next_steps(cfg, results))
 
 
 def main() -> None:

@@ -86,6 +86,27 @@ def test_training_writes_everything(trained: Path) -> None:
     assert {"AP", "AP50", "AP75", "APs", "APm", "APl", "AP-person"} <= results["segm"].keys()
 
 
+def test_the_commands_that_a_training_ends_with_work(
+    run: Run, trained: Path, toy_dataset: Path
+) -> None:
+    lines = (trained / "out" / "log.txt").read_text().splitlines()
+    start = [i for i, line in enumerate(lines) if "The model is out/model_final.pth" in line][-1]
+    results = json.loads((trained / "out" / "results.json").read_text())
+    assert f"segm/AP {results['segm']['AP']:.2f}" in lines[start]
+    evaluate, predict = (
+        shlex.split(line.partition(": python ")[2]) for line in lines[start + 1 : start + 3]
+    )
+    assert (evaluate[0], predict[0], predict.pop()) == ("eval.py", "tools/predict.py", "PHOTO")
+    for command in (
+        [*evaluate, "--output", "again", "train.device=cpu"],
+        [*predict, next((toy_dataset / "val").glob("*")), "train.device=cpu"],
+    ):
+        done = run(*command, cwd=trained)
+        assert done.returncode == 0, done.stderr
+    assert (trained / "again" / "results.json").is_file()
+    assert (trained / "output" / "predictions" / "predictions.json").is_file()
+
+
 def test_tensorboard_reads_the_events(trained: Path) -> None:
     events = EventAccumulator(str(trained / "out"))
     events.Reload()

@@ -37,9 +37,16 @@ train = OmegaConf.create(
         eval_period=20_000,
         validation_period=0,  # iterations between losses on the test set; 0: none
         log_period=20,
+        loggers=["json", "tensorboard"],  # others: wandb, mlflow
         checkpointer=dict(period=5000, max_to_keep=5),
         # Best model by a metric of the evaluation, e.g. segm/AP, in model_best.pth; null: none.
         best_metric=None,
+        # Ends the training after `patience` evaluations in a row that have not raised the best
+        # value of a metric by more than min_delta points. The metric stands in for a best_metric
+        # of null; null: all iterations are done.
+        early_stopping=dict(metric=None, patience=5, min_delta=0.0),
+        # Exponential moving average of the weights: it is evaluated, and a checkpoint's "model".
+        ema=dict(enabled=False, decay=0.999),
         device="cuda",  # train.py: the CPU where torch finds no GPU
         seed=-1,  # a negative one: another for each run
         max_skipped_steps=0,  # steps with a non-finite loss to leave out before stopping

@@ -31,6 +31,9 @@ _CALLS = (
 )
 _GIVEN_LATER = "optimizer.params.model"  # an argument that is missing until the training starts
 
+# Each names a metric of the evaluation.
+METRIC_KEYS = ("train.best_metric", "train.early_stopping.metric")
+
 NEAR = 0.75  # how like a name must be to one that may be meant
 
 _AP = ("AP", "AP50", "AP75", "APs", "APm", "APl")
@@ -51,7 +54,7 @@ def check_config(cfg: DictConfig, added: Collection[str] = ()) -> None:
     Raises:
         ConfigError: for an unknown or missing key or argument, a value of the wrong type or out of
             bounds, an interpolation to what is not there, a task that the model has no branch for,
-            a metric for the best model that no task gives, and two limits of detections.
+            a metric that no task or no evaluation gives, and two limits of detections.
     """
     try:
         values: Any = OmegaConf.to_container(cfg, resolve=True)
@@ -71,7 +74,8 @@ def check_config(cfg: DictConfig, added: Collection[str] = ()) -> None:
         raise ConfigError(f"train.device is {device!r}, must be 'cpu', 'cuda' or 'cuda:N'")
     _check_choices(values)
     _check_branches(values)
-    _check_best_metric(values)
+    for key in METRIC_KEYS:
+        _check_metric(values, key)
     _check_max_detections(values)
 
 
@@ -325,16 +329,16 @@ def _check_branches(values: dict[str, Any]) -> None:
             )
 
 
-def _check_best_metric(values: dict[str, Any]) -> None:
-    metric = at(values, "train.best_metric")
+def _check_metric(values: dict[str, Any], key: str) -> None:
+    metric, train = at(values, key), values["train"]
+    if metric and key != "train.best_metric" and not (train["eval_period"] or train.get("epochs")):
+        raise ConfigError(f"{key} is {metric!r}, but train.eval_period is 0: nothing is evaluated")
     if not metric or not _is_known(at(values, "dataloader.evaluator")):
         return
     tasks = at(values, "dataloader.evaluator.tasks") or ()
     names = [f"{task}/{name}" for task in tasks for name in METRICS.get(task, ())]
     if metric not in names and not metric.startswith(tuple(f"{task}/AP-" for task in tasks)):
-        raise ConfigError(
-            f"train.best_metric is {metric!r}, must be one of {names} or TASK/AP-CATEGORY"
-        )
+        raise ConfigError(f"{key} is {metric!r}, must be one of {names} or TASK/AP-CATEGORY")
 
 
 def _check_max_detections(values: dict[str, Any]) -> None:

@@ -45,7 +45,7 @@ def flatten(cfg: DictConfig, *, resolve: bool = False) -> dict[str, Any]:
 _FREE = (
     *(SOURCE, "train.output_dir", "train.device", "train.channels_last", "train.checkpointer"),
     *("train.best_metric", "train.cudnn_benchmark", "train.process_group_timeout"),
-    *("train.eval_period", "train.log_period"),
+    *("train.eval_period", "train.log_period", "train.loggers"),
     *("dataloader.train.num_workers", "dataloader.test.num_workers"),
 )
 

@@ -5,7 +5,7 @@ What the keys are for is said in configs/common. What detectron2's own training 
 """
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 
@@ -33,11 +33,25 @@ class Ddp:
 
 
 @dataclass
+class Averaging:
+    enabled: bool
+    decay: float
+
+
+@dataclass
+class Stopping:
+    metric: str | None
+    patience: int
+    min_delta: float
+
+
+@dataclass
 class Train:
+    """What has a default here, the config.yaml of an older training lacks."""
+
     output_dir: str | None
     init_checkpoint: str | None
     max_iter: int
-    epochs: float | None
     accumulate_steps: int
     reference_batch_size: int | None
     eval_period: int
@@ -53,6 +67,10 @@ class Train:
     ddp: Ddp
     cudnn_benchmark: bool
     process_group_timeout: float
+    epochs: float | None = None
+    early_stopping: Stopping | None = None
+    ema: Averaging | None = None
+    loggers: list[Literal["json", "tensorboard", "wandb", "mlflow"]] = field(default_factory=list)
 
 
 @dataclass
@@ -104,12 +122,12 @@ _NOT_NEGATIVE, _FRACTION = (0, _FINITE), (0, 1)
 _COUNTS = """
     max_iter accumulate_steps reference_batch_size log_period period max_to_keep max_detections
     total_batch_size batch_size_per_image num_classes num_keypoints output_size max_size
-    short_edge_length pre_nms_topk post_nms_topk test_topk_per_image
+    short_edge_length pre_nms_topk post_nms_topk test_topk_per_image patience
 """
 _NOT_NEGATIVES = """
     eval_period validation_period max_skipped_steps max_unreadable num_workers iterations
     sampling_ratio lr base_lr loss_weight weight_decay weight_decay_norm weight_decay_bias
-    smooth_l1_beta
+    smooth_l1_beta min_delta
 """
 _FRACTIONS = """
     warmup_length warmup_factor positive_fraction thresholds nms_thresh test_nms_thresh
@@ -122,6 +140,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(_NOT_NEGATIVES.split(), _NOT_NEGATIVE),
     **dict.fromkeys(_FRACTIONS.split(), _FRACTION),
     "momentum": (0, 0.9999),
+    "decay": (0, 0.999999),
     "epochs": (1e-3, _FINITE),
     "split": (1e-6, 0.999999),
     "process_group_timeout": (1e-3, _FINITE),  # minutes

@@ -53,9 +53,11 @@ def evaluate(
     """
     loader = instantiate(cfg.dataloader.test)  # first: it says what is wrong with a broken file
     evaluator: MaskRCNNCOCOEvaluator = instantiate(cfg.dataloader.evaluator)
+    trained = isinstance(model, DistributedDataParallel) or model.training
     if isinstance(model, DistributedDataParallel):
-        # Running statistics differ between the ranks: the first one's are saved, so they count.
         model = model.module
+    if trained and comm.get_world_size() > 1:
+        # Running statistics differ between the ranks: the first one's are saved, so they count.
         for buffer in model.buffers():
             dist.broadcast(buffer, src=0)
     output = Path(cfg.train.output_dir)

@@ -82,7 +82,7 @@ def fit_epochs(cfg: DictConfig) -> None:
     Args:
         cfg: its datasets set up by `setup_datasets`, its batch fitted by `fit_batch`.
     """
-    epochs = cfg.train.epochs
+    epochs = cfg.train.get("epochs")
     if epochs is None:
         return
     images = len(instantiate(cfg.dataloader.train.dataset))

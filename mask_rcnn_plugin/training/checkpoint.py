@@ -153,10 +153,13 @@ class CheckpointHook(HookBase):
     def after_step(self) -> None:
         iteration = self.trainer.iter
         if iteration + 1 == self.trainer.max_iter:
-            self._checkpointer.save(_FINAL, iteration=iteration)
-            self.error = None
+            self.save_final()
         elif (iteration + 1) % self._period == 0:
             self.save_now()
+
+    def save_final(self) -> None:
+        self._checkpointer.save(_FINAL, iteration=self.trainer.iter)
+        self.error = None
 
     def save_now(self) -> None:
         """Save, unless this iteration is saved already."""
@@ -213,15 +216,8 @@ class BestModelHook(HookBase):
         Args:
             results: of an evaluation of the model as it is now, {} on others than the main process.
         """
-        if not results or self._metric is None:
-            return
-        flat = flatten_results_dict(results)
-        if self._metric not in flat:
-            names = sorted(flat)
-            logger.error(f"train.best_metric is {self._metric!r}, not one of {names}: none is kept")
-            return
-        score = float(flat[self._metric])
-        if not score > self._score:  # NaN included
+        score = score_of(results, self._metric)
+        if score is None or not score > self._score:  # NaN included
             return
         content = {
             "model": self._model.state_dict(),
@@ -236,6 +232,14 @@ class BestModelHook(HookBase):
             return
         logger.info("%s: best model so far, %s %.3f", self._path, self._metric, score)
         self._score = score
+
+
+def score_of(results: dict[str, Any], metric: str | None) -> float | None:
+    """A metric of an evaluation, None without a metric or results. One that they lack is logged."""
+    flat = flatten_results_dict(results)
+    if metric and flat and metric not in flat:
+        logger.error("metric %r is not in the evaluation, which has %s", metric, sorted(flat))
+    return float(flat[metric]) if metric in flat else None
 
 
 def write_checkpoint(path: Path, data: Mapping[str, Any]) -> None:

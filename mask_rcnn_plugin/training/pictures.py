@@ -63,4 +63,6 @@ class PictureHook(HookBase):
             logger.warning("no pictures are drawn in %s: %r", folder, error)
 
     def _show(self, name: str, picture: np.ndarray) -> None:
+        if "tensorboard" not in self._cfg.train.get("loggers", ["tensorboard"]):
+            return  # the only one that takes pictures, and lets go of them
         self.trainer.storage.put_image(name, torch.from_numpy(picture.copy()).permute(2, 0, 1))

@@ -18,7 +18,7 @@ from mask_rcnn_plugin.errors import ConfigError
 BASE = "table2a_backbone/r50_fpn"
 ROWS = (BASE, "table2a_backbone/r50_c4", "table3_box/faster_rcnn_r101_fpn")
 NODES = "model, dataset, dataloader, optimizer, lr_multiplier, train"
-METRIC = "train.best_metric"
+METRIC, STOP = "train.best_metric", "train.early_stopping"
 TASKS = "dataloader.evaluator.tasks"
 
 
@@ -73,6 +73,9 @@ def own_file(tmp_path: Path) -> Callable[..., str]:
     [
         *("train.max_iter=1.5", "train.max_iter=-3", "train.max_iter=.inf", "train.max_iter=abc"),
         *("train.max_iter=null", f"train.max_iter={2**63}", "train.log_period=0"),
+        *(f"{STOP}.metric=5", f"{STOP}.patience=0", f"{STOP}.min_delta=-1", f"{STOP}=5"),
+        *("train.ema=5", "train.ema.enabled=maybe", "train.ema.decay=1"),
+        *("train.loggers=wandb", "train.loggers=[wandb, w_and_b]", "train.loggers=null"),
         *("train.eval_period=-1", "train.checkpointer.period=0", "train.checkpointer.period=x"),
         *("train.checkpointer.max_to_keep=0", "train.checkpointer.max_to_keep=all"),
         *("train.amp=null", "train.amp.enabled=3", "train.amp.enabled=maybe", "train.amp.dtype="),
@@ -259,14 +262,33 @@ def test_a_branch_that_is_not_scored_is_taken(check: Any) -> None:
     "metric", ["segm/APP", "segm/ap", "segm", "keypoints/AP", "bbox/AR@100", "5"]
 )
 def test_a_metric_that_no_evaluation_gives_is_refused(refused: Any, metric: str) -> None:
-    message = refused(BASE, f"{METRIC}={metric}")
-    assert METRIC in message
-    assert repr(metric) in message
+    for key in (METRIC, f"{STOP}.metric"):
+        message = refused(BASE, f"{key}={metric}")
+        assert key in message
+        assert repr(metric) in message
 
 
 @pytest.mark.parametrize("metric", ["segm/AP", "bbox/APs", "segm/AP-person", "null", ""])
 def test_a_metric_of_the_evaluation_is_taken(check: Any, metric: str) -> None:
-    check(BASE, f"{METRIC}={metric}")
+    check(BASE, f"{METRIC}={metric}", f"{STOP}.metric={metric}")
+
+
+def test_early_stopping_needs_evaluations(check: Any, refused: Any) -> None:
+    overrides = [f"{STOP}.metric=segm/AP", "train.eval_period=0"]
+    assert "train.eval_period" in refused(BASE, *overrides)
+    check(BASE, *overrides, "train.epochs=2")
+    check(BASE, *overrides, f"{STOP}=null")
+
+
+def test_the_loggers_are_named(refused: Any) -> None:
+    message = refused(BASE, "train.loggers=[json, w_and_b]")
+    assert all(repr(name) in message for name in ("json", "tensorboard", "wandb", "mlflow"))
+
+
+def test_the_config_of_an_older_training_is_taken(own_file: Any) -> None:
+    get_config(
+        own_file("for key in ('early_stopping', 'ema', 'epochs', 'loggers'):", "    del train[key]")
+    )
 
 
 def test_metrics_of_keypoints_and_proposals(check: Any, refused: Any) -> None:

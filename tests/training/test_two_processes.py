@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from mask_rcnn_plugin.training.guarded_trainer import GuardedTrainer
+from mask_rcnn_plugin.training.weight_average import WeightAverage
+
 
 @pytest.fixture(scope="module")
 def module() -> Iterator[ModuleType]:
@@ -70,3 +73,28 @@ def test_validation_of_a_diverged_model_is_nan_on_all(ranks: Any) -> None:
     for rank in ranks[1]:
         assert set(rank["validated"]) == {"total_loss", "loss"}
         assert all(value != value for value in rank["validated"].values())
+
+
+def test_early_stopping_ends_both_after_the_same_step(ranks: Any) -> None:
+    folder, own = ranks
+    assert [rank["stopped"] for rank in own] == [3, 3]  # the first score and three no better
+    final = torch.load(folder / "stopped" / "model_final.pth", weights_only=True)
+    assert final["iteration"] == 3
+
+
+def test_averages_are_those_of_one_process(ranks: Any, module: ModuleType) -> None:
+    model = module.Model()
+    average = WeightAverage(model, 0.5)
+    batches = [[module.image(x), module.image(x + 1)] for x in (1.0, 3.0)]
+    one = GuardedTrainer(model, batches, torch.optim.SGD(model.parameters(), lr=0.1))
+    one.register_hooks([average])
+    one.train(0, 2)
+    for rank in ranks[1]:
+        for ours, expected in zip(rank["averaged"], average.model.state_dict().values()):
+            torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-6)
+    assert all(map(torch.equal, *(rank["averaged"] for rank in ranks[1])))
+
+
+def test_the_first_process_s_running_statistics_are_evaluated(ranks: Any) -> None:
+    """In a model wrapped for DDP, and in an average of its weights, which is not."""
+    assert [rank["evaluated"] for rank in ranks[1]] == [[1.0, 1.0], [1.0, 1.0]]

@@ -1,5 +1,6 @@
 """What each of the two processes of test_two_processes.py does."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -8,17 +9,22 @@ import torch
 import mask_rcnn_plugin  # noqa: F401  first, as a spawned process imports nothing before
 
 # isort: split
+from detectron2.engine import hooks
 from detectron2.layers import NaiveSyncBatchNorm
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mask_rcnn_plugin.errors import UserError
+from mask_rcnn_plugin.evaluation import testing
 from mask_rcnn_plugin.main_process import on_main_process
-from mask_rcnn_plugin.training.checkpoint import SafeCheckpointer
+from mask_rcnn_plugin.training.checkpoint import CheckpointHook, SafeCheckpointer
+from mask_rcnn_plugin.training.early_stopping import EarlyStopping
 from mask_rcnn_plugin.training.guarded_trainer import GuardedTrainer
 from mask_rcnn_plugin.training.launch import destroy_process_group
 from mask_rcnn_plugin.training.nonfinite import NonFiniteLossError
 from mask_rcnn_plugin.training.validation_loss import validation_losses
+from mask_rcnn_plugin.training.weight_average import WeightAverage
 
 
 def image(value: float, diverges: bool = False) -> dict[str, Any]:
@@ -129,6 +135,53 @@ def both(rank: int, folder: Path) -> str:
     return ""
 
 
+def averaged(rank: int, folder: Path) -> list[Tensor]:
+    """The average of two steps on a process's own images."""
+    model = Model()
+    average = WeightAverage(model, 0.5)
+    ddp = DistributedDataParallel(model)
+    batches = [[image(rank + 1.0)], [image(rank + 3.0)]]
+    built = GuardedTrainer(ddp, batches, torch.optim.SGD(ddp.parameters(), lr=0.1))
+    built.register_hooks([average])
+    built.train(0, 2)
+    return list(average.model.state_dict().values())
+
+
+def evaluated(rank: int, folder: Path) -> list[float]:
+    """Running means that two evaluations see, which each process has of its own before."""
+    seen = []
+
+    def infer(model: nn.BatchNorm1d, *_: Any) -> dict[str, Any]:
+        seen.append(model.running_mean.item())
+        raise InterruptedError
+
+    testing.instantiate, testing.inference_on_dataset = lambda node: node, infer
+    cfg = OmegaConf.create({"dataloader": {"test": 0, "evaluator": 0}, "train": {"output_dir": ""}})
+    for wrap in (DistributedDataParallel, lambda model: model):
+        norm = nn.BatchNorm1d(1)
+        norm.running_mean.fill_(rank + 1.0)
+        with contextlib.suppress(InterruptedError):
+            testing.evaluate(cfg, wrap(norm))
+    return seen
+
+
+def stopped(rank: int, folder: Path) -> int:
+    """The iteration after which a training ends whose scores the first process alone knows."""
+    model = DistributedDataParallel(Model())
+    built = GuardedTrainer(model, [[image(1.0)]] * 9, torch.optim.SGD(model.parameters(), lr=0.1))
+    folder.mkdir(exist_ok=True)
+    checkpointer = SafeCheckpointer(model, str(folder), trainer=built)
+    saving = CheckpointHook(checkpointer, 99)
+    stopping = EarlyStopping(saving, metric="segm/AP", patience=3)
+    evaluation = hooks.CallbackHook(
+        after_step=lambda _: stopping.update({} if rank else {"segm": {"AP": 1.0}})
+    )
+    built.register_hooks([saving, evaluation, stopping])
+    with stopping:
+        built.train(0, 9)
+    return int(built.iter)
+
+
 def validated(rank: int, folder: Path) -> dict[str, float]:
     return validation_losses(Model(), [[image(1.0)], [image(2.0, diverges=rank == 1)]])
 
@@ -143,6 +196,9 @@ def one_process(rank: int, folder: Path) -> None:
         "missing": missing_at_rank_0(rank, folder),
         "checkpoint": checkpoint_of_rank_0(rank, folder),
         "both": both(rank, folder),
+        "averaged": averaged(rank, folder),
+        "evaluated": evaluated(rank, folder),
+        "stopped": stopped(rank, folder / "stopped"),
         "validated": validated(rank, folder),
     }
     own["synchronized"] = synchronized(rank, folder)  # the last, as one of them ends

@@ -1,0 +1,91 @@
+"""Ending a training that does not get better."""
+
+import logging
+import math
+from typing import Any
+
+from detectron2.engine import HookBase
+
+from mask_rcnn_plugin.main_process import on_main_process
+from mask_rcnn_plugin.training.checkpoint import CheckpointHook, score_of
+
+logger = logging.getLogger(__name__)
+
+
+class _Enough(BaseException):
+    """Not an Exception, which detectron2's loop logs as an error."""
+
+
+class EarlyStopping(HookBase):
+    """Ends a training with a final checkpoint once its evaluations do not get better.
+
+    All processes end together, after the same step. As a context manager around the training it
+    takes up what ends it. A checkpoint holds the scores so far, of which a resume makes what its
+    own `patience` and `min_delta` say. Register it last.
+
+    Args:
+        saving: the training's hook.
+        metric: TASK/NAME of the evaluation's results, e.g. "segm/AP"; more is better. None: nothing
+            ends.
+        patience: evaluations in a row without an improvement, after which the training ends.
+        min_delta: how many points more than the best so far are an improvement.
+    """
+
+    def __init__(
+        self,
+        saving: CheckpointHook,
+        *,
+        metric: str | None = None,
+        patience: int = 1,
+        min_delta: float = 0.0,
+    ) -> None:
+        self.metric = metric
+        self._saving, self._patience, self._min_delta = saving, patience, min_delta
+        self._scores: dict[int, float] = {}  # by iteration: an evaluation made twice counts once
+
+    def __enter__(self) -> "EarlyStopping":
+        return self
+
+    def __exit__(self, kind: type | None, *_: object) -> bool:
+        return kind is _Enough
+
+    def update(self, results: dict[str, Any]) -> None:
+        """Take up an evaluation of the model as it is now; every process calls this.
+
+        Args:
+            results: {} on others than the main process.
+        """
+        score = on_main_process(lambda: score_of(results, self.metric))
+        if score is not None:
+            self._scores[self.trainer.iter] = score
+
+    def before_train(self) -> None:
+        if 0 < self.trainer.start_iter < self.trainer.max_iter:
+            self._end_if_enough(self.trainer.start_iter - 1)
+
+    def after_step(self) -> None:
+        self._end_if_enough(self.trainer.iter)
+
+    def _end_if_enough(self, iteration: int) -> None:
+        best, best_iteration, waited = -math.inf, 0, 0
+        for evaluated, score in self._scores.items():
+            waited += 1
+            if score > best + self._min_delta:  # NaN is none
+                best, best_iteration, waited = score, evaluated, 0
+        if waited < self._patience:
+            return
+        logger.info(
+            "Stopped early after iteration %d: %s has not risen by more than %g in the last %d "
+            "evaluations (train.early_stopping). The best was %.3f after iteration %d",
+            *(iteration, self.metric, self._min_delta, waited, best, best_iteration),
+        )
+        self.trainer.iter = iteration
+        self._saving.save_final()
+        raise _Enough
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"metric": self.metric, "scores": self._scores} if self._scores else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state["metric"] == self.metric:
+            self._scores = dict(state["scores"])
