@@ -42,8 +42,8 @@ train = OmegaConf.create(
         # Best model by a metric of the evaluation, e.g. segm/AP, in model_best.pth; null: none.
         best_metric=None,
         # Ends the training after `patience` evaluations in a row that have not raised the best
-        # value of a metric by more than min_delta points. The metric stands in for a best_metric
-        # of null; null: all iterations are done.
+        # value of a metric by more than min_delta points. The best model is kept by this metric
+        # where there is no best_metric; null: the training never ends early.
         early_stopping=dict(metric=None, patience=5, min_delta=0.0),
         # Exponential moving average of the weights: it is evaluated, and a checkpoint's "model".
         ema=dict(enabled=False, decay=0.999),

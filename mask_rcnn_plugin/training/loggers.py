@@ -37,7 +37,9 @@ def check_loggers(cfg: DictConfig) -> None:
         spec = find_spec(name)
         # A folder wandb/, as W&B leaves it where it has run, is found too, but has no origin.
         if spec is None or spec.origin is None:
-            raise ConfigError(f"train.loggers has {name!r}, not installed: pip install {name}")
+            raise ConfigError(
+                f"train.loggers has {name!r}, which is not installed: pip install {name}"
+            )
 
 
 def build_writers(cfg: DictConfig, *, resume: bool) -> list[EventWriter]:
@@ -49,12 +51,14 @@ def build_writers(cfg: DictConfig, *, resume: bool) -> list[EventWriter]:
     Raises:
         ConfigError: if W&B or MLflow cannot begin a run or go on with it.
     """
+    folder = Path(cfg.train.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
     writers = [CommonMetricPrinter(cfg.train.max_iter)]
     for name in _names(cfg):
         if name == "json":
-            writers.append(JSONWriter(f"{cfg.train.output_dir}/metrics.json"))
+            writers.append(JSONWriter(str(folder / "metrics.json")))
         elif name == "tensorboard":
-            writers.append(TensorboardXWriter(cfg.train.output_dir))
+            writers.append(TensorboardXWriter(str(folder)))
         else:
             writers.append(TrackingWriter(name, cfg, resume))
     return writers
