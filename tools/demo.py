@@ -87,6 +87,10 @@ def main() -> None:
         f"train.output_dir={OUTPUT}",
         f"train.seed={args.seed}",
         "dataloader.train.dataset.min_keypoints=0",
+        # Short: five minutes on two cores.
+        "dataset.synthetic.val=200",
+        "dataloader.train.total_batch_size=4",
+        "train.max_iter=760",
     ]
     if args.quick:
         overrides += QUICK
