@@ -112,7 +112,7 @@ def small(command: list[str], toy: Path) -> list[str]:
     args = [a.replace("r50_fpn+finetune", "r50_fpn+synthetic+finetune") for a in args]
     if program != "train.py":
         return [program, *args]
-    few = ["finetune.epochs=0.5", "finetune.lr=0.001"]
+    few = ["finetune.epochs=0.5"]
     if "dataset=my/data" not in args:  # COCO, on 8 GPUs
         args = ["2" if a == "8" else a.replace("r50_fpn", "r50_fpn+synthetic") for a in args]
         drawn = [f"dataset.synthetic.root={toy}", "dataset.synthetic.train=12"]

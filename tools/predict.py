@@ -16,7 +16,7 @@ import argparse
 import glob
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -120,10 +120,18 @@ def predict_photos(
                 if picture in written:  # of another image, a.png beside a.jpg
                     picture = f"{name}.jpg"
                 written.add(picture)
-                result.save(folder / picture, threshold)
+                save(result, folder / picture, threshold)
                 summary.add(result, name)
                 yield named(result, summary.images, Path(name).as_posix())
             bar.update(len(batch))
+
+
+def save(result: Result, file: Path, threshold: float) -> None:
+    """Write the picture; one that cannot be drawn or written costs a line."""
+    try:
+        result.save(file, threshold)
+    except UserError as error:
+        tqdm.write(str(error), file=sys.stderr)
 
 
 def named(result: Result, image_id: int, file_name: str) -> list[dict[str, Any]]:
@@ -176,14 +184,6 @@ def predict_video(
             writer.release()
 
 
-def until_interrupted(images: Iterable[Any]) -> Iterator[Any]:
-    """Ctrl-C ends the work; what is done already is kept."""
-    try:
-        yield from images
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-
-
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -214,6 +214,8 @@ def parse_args() -> argparse.Namespace:
     args.input = args.input and [x for x in args.input if x not in changes]
     if args.batch_size < 1:
         parser.error(f"--batch-size is {args.batch_size}, must be 1 or more")
+    if not 0 <= args.confidence_threshold <= 1:
+        parser.error(f"--confidence-threshold is {args.confidence_threshold}, must be from 0 to 1")
     return args
 
 
@@ -227,7 +229,6 @@ def run(args: argparse.Namespace) -> bool:
     print(f"{weights}: {len(predictor.names)} classes: {', '.join(predictor.names)}")
 
     output, threshold = args.output, args.confidence_threshold
-    output.mkdir(parents=True, exist_ok=True)
     drawn = output / "pictures"
     summary = Summary(threshold)
     if video:
@@ -235,9 +236,16 @@ def run(args: argparse.Namespace) -> bool:
         images = predict_video(predictor, video, drawn, summary, threshold)
     else:
         images = predict_photos(predictor, files, drawn, args.batch_size, summary, threshold)
+    for read in map(Path, [args.video_input] if args.video_input else files):
+        if drawn.resolve() in (read.resolve(), *read.resolve().parents):
+            raise UserError(f"{read} is where pictures would be written: give another --output")
+    output.mkdir(parents=True, exist_ok=True)
     predictions = output / "predictions.json"
-    with predictions.open("w") as file:
-        write_json(file, until_interrupted(images))
+    try:
+        with predictions.open("w") as file:
+            write_json(file, images)
+    except KeyboardInterrupt:  # what is done already is kept
+        print("interrupted", file=sys.stderr)
     print(summary.text())
     print(f"{drawn}, {predictions}")
     return summary.images > 0

@@ -9,10 +9,7 @@ knows by the same name are kept. The stem and the first stage stay frozen, as in
 of your data; after each one comes an evaluation, and the best model is kept in model_best.pth.
 """
 
-from detectron2.config import LazyCall as L
 from omegaconf import DictConfig
-
-from mask_rcnn_plugin.config.linear_rate import linear_rate
 
 from .zoo_c4 import overlay as zoo_c4
 from .zoo_fpn import overlay as zoo_fpn
@@ -34,14 +31,11 @@ def overlay(cfg: DictConfig) -> None:
         cfg.train.init_checkpoint = f"{kind}_{_NETWORKS[network]}_{features}_3x"
         _SETTINGS[features](cfg)
 
+    batch = cfg.dataloader.train.total_batch_size  # that the row's rate is for
     cfg.finetune = dict(
         epochs=12,
         batch=2,
-        lr=L(linear_rate)(
-            rate=cfg.optimizer.lr,
-            reference=cfg.dataloader.train.total_batch_size,
-            batch="${finetune.batch}",
-        ),
+        lr=f"${{linear_rate:{cfg.optimizer.lr},{batch},${{finetune.batch}}}}",
     )
     cfg.train.epochs = "${finetune.epochs}"
     cfg.dataloader.train.total_batch_size = "${finetune.batch}"

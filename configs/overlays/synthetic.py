@@ -87,7 +87,7 @@ def overlay(cfg: DictConfig, size: int = 128) -> None:
 
 def _shrink(backbone: DictConfig) -> None:
     network, features = backbone.name.rsplit("-", 1)
-    backbone.name = f"{_BACKBONES.get(network, network)}-{features}"
+    backbone.name = f"{_BACKBONES[network]}-{features}"
     if backbone.name.endswith("C4"):
         backbone.width = 32  # its res5 runs on every RoI
     backbone.norm = "BN"  # from scratch: nothing to freeze

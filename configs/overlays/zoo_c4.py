@@ -9,10 +9,13 @@ for, and proposes more.
 
 from omegaconf import DictConfig
 
+from .zoo_fpn import adapt_points
+
 
 def overlay(cfg: DictConfig) -> None:
     """Change a config in place."""
     heads = cfg.model.roi_heads
-    heads.pooler.update(output_size=14, sampling_ratio=0)
+    heads.pooler.output_size = 14
+    adapt_points(heads.pooler)
     heads.res5.stride = 2
     cfg.model.proposal_generator.post_nms_topk = (2000, 1000)

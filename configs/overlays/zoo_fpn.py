@@ -13,4 +13,10 @@ def overlay(cfg: DictConfig) -> None:
     """Change a config in place."""
     for branch in ("box", "mask", "keypoint"):
         if f"{branch}_pooler" in cfg.model.roi_heads:
-            cfg.model.roi_heads[f"{branch}_pooler"].sampling_ratio = 0
+            adapt_points(cfg.model.roi_heads[f"{branch}_pooler"])
+
+
+def adapt_points(pooler: DictConfig) -> None:
+    """As many points as the bin's size asks for, of which there is only an average."""
+    if pooler.aggregation == "ave":
+        pooler.sampling_ratio = 0

@@ -1,4 +1,8 @@
-"""The learning rate of a batch."""
+"""The learning rate of a batch, for configs: ${linear_rate:RATE,REFERENCE,BATCH}."""
+
+from inspect import signature
+
+from omegaconf import OmegaConf
 
 
 def linear_rate(rate: float, reference: int, batch: int) -> float:
@@ -9,3 +13,10 @@ def linear_rate(rate: float, reference: int, batch: int) -> float:
         batch: in images.
     """
     return rate * batch / reference
+
+
+# Before OmegaConf 2.4 a function of this name gave texts.
+_register = OmegaConf.register_resolver
+if "replace" not in signature(_register).parameters:
+    _register = OmegaConf.register_new_resolver
+_register("linear_rate", linear_rate, replace=True)

@@ -9,6 +9,7 @@ from typing import Any
 from detectron2.config import LazyConfig
 from omegaconf import DictConfig
 
+from mask_rcnn_plugin.config import linear_rate  # noqa: F401  configs name it
 from mask_rcnn_plugin.config.check import NODES, SOURCE, check_config
 from mask_rcnn_plugin.config.overrides import apply_override
 from mask_rcnn_plugin.errors import ConfigError

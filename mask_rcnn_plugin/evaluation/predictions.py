@@ -74,9 +74,11 @@ def write_json(file: TextIO, images: Iterable[list[dict[str, Any]]]) -> None:
     """Write the predictions of images, as they come, as one JSON list."""
     texts = (json.dumps(image)[1:-1] for image in images if image)  # without the brackets
     file.write("[")
-    for i, text in enumerate(texts):
-        file.write(f", {text}" if i else text)
-    file.write("]")
+    try:
+        for i, text in enumerate(texts):
+            file.write(f", {text}" if i else text)
+    finally:  # what is there can be read, whatever ends it
+        file.write("]")
 
 
 class _RLE(TypedDict):

@@ -98,7 +98,10 @@ class Predictor:
 
         Raises:
             ImageError: for what is no image or cannot be read.
+        ValueError: for a batch size below 1.
         """
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}, must be 1 or more")
         if not isinstance(images, list):
             return self._predict([images])[0]
         batches = (images[i : i + batch_size] for i in range(0, len(images), batch_size))
@@ -117,13 +120,16 @@ class Predictor:
     def _input(self, source: str | Image.Image) -> dict[str, Any]:
         """As the mapper makes it of a dataset's image."""
         order = self.mapper.image_format
-        pixels = (
-            read_image(source, order)
-            if isinstance(source, str)
-            else pixels_of(source, order, "of Pillow")
-        )
+        if isinstance(source, str):
+            name, pixels = source, read_image(source, order)
+        else:
+            name, pixels = "given", pixels_of(source, order, "given")
         augmented = T.AugInput(pixels)
-        self.mapper.augmentations(augmented)
+        try:
+            self.mapper.augmentations(augmented)
+        except Exception as error:  # e.g. of one pixel's height, which a resize makes none of
+            size = "{1} x {0}".format(*pixels.shape)
+            raise ImageError(name, f"its {size} pixels cannot be resized: {error}") from error
         image = torch.as_tensor(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))
         return {"image": image, "height": pixels.shape[0], "width": pixels.shape[1]}
 
@@ -137,12 +143,12 @@ def _source(image: object) -> str | Image.Image:
     if isinstance(image, Image.Image):
         return image
     if isinstance(image, str | Path):
-        url = urlparse(str(image))
-        return url2pathname(url.path) if url.scheme == "file" else str(image)
+        path = str(image)
+        return url2pathname(urlparse(path).path) if path.startswith("file://") else path
     if isinstance(image, np.ndarray):
         if image.dtype == np.uint8 and image.size:
             if image.ndim == 2:
-                return Image.fromarray(image)
+                return Image.fromarray(image.copy())
             if image.ndim == 3 and image.shape[2] == 3:
                 return Image.fromarray(np.ascontiguousarray(image[:, :, ::-1]))
         given = f"of {image.dtype} {image.shape}"
@@ -150,7 +156,7 @@ def _source(image: object) -> str | Image.Image:
             f"array {given}", "must be uint8 of (H, W, 3) in BGR order, as OpenCV's, or (H, W)"
         )
     raise ImageError(
-        f"{image!r:.60}", "must be a path, a Pillow image, a NumPy array or a list of them"
+        f"{type(image).__name__}", "must be a path, a Pillow image, a NumPy array or a list of them"
     )
 
 

@@ -39,7 +39,7 @@ def chosen(
         try:
             return locate(choice)
         except Exception as error:  # of a module that fails while it is imported
-            problem = f": {error}"
+            problem = f": {str(error).splitlines()[0]}"
     names = [*ours, *(name for name, _ in registry)]
     raise ValueError(
         f"{key} is {choice!r}, must be one of {names}, a class or the full name of one{problem}"

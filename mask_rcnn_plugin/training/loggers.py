@@ -113,7 +113,7 @@ def _begin_wandb(run_id: str | None, folder: Path, config: dict[str, Any]) -> _R
     """Project, mode and so on are W&B's own environment variables, WANDB_..."""
     import wandb
 
-    names = {"id": run_id, "name": folder.resolve().name, "dir": str(folder)}
+    names: dict[str, Any] = {"id": run_id, "name": folder.resolve().name, "dir": str(folder)}
     run = wandb.init(**names, resume="allow", config=config, allow_val_change=True)
     return (
         run.id,

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from detectron2.data import MetadataCatalog
-from omegaconf import OmegaConf
 from torch import nn
 
 # Rows of each class, and of the background after them. Layers that no class has rows of are not
@@ -22,14 +22,21 @@ def class_names_of(path: str, weights: dict[str, Any]) -> list[str]:
     """Names of the classes of a file's weights: those of the config.yaml beside it, else COCO's for
     80 classes; [] if they are not known."""
     try:
-        cfg = OmegaConf.load(Path(path).with_name("config.yaml"))
-        names = list(OmegaConf.select(cfg, "dataset.metadata.thing_classes") or ())
-    except Exception:  # no such file, or one of another program
+        cfg = yaml.load(Path(path).with_name("config.yaml").read_text(), _PlainLoader)
+        names = cfg["dataset"]["metadata"]["thing_classes"]
+    except (OSError, yaml.YAMLError, LookupError, TypeError):  # none, or another program's
         names = []
     count = len(weights.get("roi_heads.box_predictor.cls_score.bias", ())) - 1
     if not names and count == 80:
         names = list(MetadataCatalog.get("coco_2017_val").thing_classes)
     return names if len(names) == count else []
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Tuples, which detectron2 writes as Python's own, and what else has a tag, are None."""
+
+
+_PlainLoader.add_multi_constructor("", lambda *_: None)
 
 
 def keep_classes(

@@ -488,3 +488,25 @@ def test_yaml_keys_are_added_once_and_keep_their_values() -> None:
     cfg.MODEL.ROI_MASK_HEAD.LOSS_TYPE = "softmax"
     add_mask_rcnn_config(cfg)
     assert cfg.MODEL.ROI_MASK_HEAD.LOSS_TYPE == "softmax"
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_row_is_fine_tuned(name: str) -> None:
+    cfg = get_config(f"{name}+finetune", ["finetune.batch=4", "finetune.epochs=2"])
+    assert cfg.optimizer.lr == pytest.approx(0.02 * 4 / 16)
+    assert (cfg.train.epochs, cfg.dataloader.train.total_batch_size) == (2, 4)
+    cfg = get_config(f"{name}+finetune+synthetic", ["finetune.lr=0.1", "train.device=cpu"])
+    for key, pooler in cfg.model.roi_heads.items():
+        if key.endswith("pooler"):
+            instantiate(pooler)
+
+
+def test_the_zoos_settings_are_those_of_its_configs() -> None:
+    cfg = get_config("table2a_backbone/r50_c4+zoo_c4").model
+    assert (cfg.roi_heads.pooler.output_size, cfg.roi_heads.pooler.sampling_ratio) == (14, 0)
+    assert cfg.roi_heads.res5.stride == 2
+    assert tuple(cfg.proposal_generator.post_nms_topk) == (2000, 1000)
+    heads = get_config("table4_keypoints/keypoint_and_mask+zoo_fpn").model.roi_heads
+    assert [heads[f"{b}_pooler"].sampling_ratio for b in ("box", "mask", "keypoint")] == [0, 0, 0]
+    with pytest.raises(ConfigError, match="zoo_c4"):
+        get_config("table2a_backbone/r50_fpn+zoo_c4")

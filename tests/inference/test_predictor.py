@@ -113,7 +113,7 @@ def test_grey_arrays_are_grey_pictures(predictor: Predictor, photo: str) -> None
         (np.zeros((8, 8, 4), np.uint8), "uint8 (8, 8, 4)"),
         (np.zeros((8, 8, 3), np.float32), "float32 (8, 8, 3)"),
         (np.zeros((0, 8, 3), np.uint8), "(0, 8, 3)"),
-        (7, "7"),
+        (7, "int"),
         ("no.jpg", "no.jpg: it does not exist"),
     ],
 )

@@ -95,13 +95,13 @@ def test_a_broken_photo_costs_a_line(predict: Run, toy_dataset: Path, tmp_path: 
     cv2.imwrite(str(photos / "a.png"), cv2.imread(str(photos / "a.jpg")))
     (photos / "broken.jpg").write_bytes(b"no image")
     (photos / "notes.txt").write_text("no image either")
-    done = predict("--input", photos, "--batch-size", 3, "--confidence-threshold", 2)
+    done = predict("--input", photos, "--batch-size", 3, "--confidence-threshold", 1)
     assert done.returncode == 0, done.stderr
     assert [line for line in done.stderr.splitlines() if "broken.jpg" in line]
     assert "Traceback" not in done.stderr
     assert "in 4 images" in done.stdout
     assert "could not be read: 1" in done.stdout
-    assert "nothing reaches --confidence-threshold 2.0: the best score is" in done.stdout
+    assert "nothing reaches --confidence-threshold 1.0: the best score is" in done.stdout
     names = {"a.jpg", "a.png.jpg", "more/b.jpg", "more/d.jpg"}
     pictures = tmp_path / "out" / "pictures"
     assert {p.relative_to(pictures).as_posix() for p in pictures.rglob("*.jpg")} == names
@@ -155,6 +155,31 @@ def test_mistakes_are_one_line(args: list[str], named: str, predict: Run, tmp_pa
     assert named in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.rglob("predictions.json"))
+
+
+def test_what_is_read_is_not_written_over(predict: Run, toy_dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "out" / "pictures").mkdir(parents=True)
+    photo = Path(shutil.copy(toy_dataset / "val" / "000000.jpg", tmp_path / "out" / "pictures"))
+    film = tmp_path / "out" / "film.mp4"
+    writer = cv2.VideoWriter(str(film), cv2.VideoWriter_fourcc(*"mp4v"), 5.0, (64, 64))
+    writer.write(cv2.imread(str(photo)))
+    writer.release()
+    before = photo.read_bytes(), film.read_bytes()
+    for source in (["--input", tmp_path / "out"], ["--video-input", film]):
+        done = predict(*source)
+        assert done.returncode == 2
+        assert "--output" in done.stderr.splitlines()[-1]
+    assert (photo.read_bytes(), film.read_bytes()) == before
+
+
+def test_an_odd_photo_costs_a_line_too(predict: Run, toy_dataset: Path, tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "line.png"), np.zeros((1, 3000, 3), np.uint8))
+    shutil.copy(toy_dataset / "val" / "000000.jpg", tmp_path / "photo.jpg")
+    done = predict("--input", tmp_path / "line.png", tmp_path / "photo.jpg", "--batch-size", 2)
+    assert done.returncode == 0, done.stderr
+    assert "line.png: its 3000 x 1 pixels" in done.stderr
+    found = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert {f["file_name"] for f in found} == {"photo.jpg"}
 
 
 def test_nothing_readable_is_a_failure(predict: Run, tmp_path: Path) -> None:

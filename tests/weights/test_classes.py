@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from detectron2.config import instantiate
-from omegaconf import OmegaConf
+from detectron2.config import LazyConfig, instantiate
 from torch import Tensor, nn
 
 from mask_rcnn_plugin import get_config
@@ -38,7 +37,10 @@ def start(
 
 
 def beside(folder: Path, names: list[str]) -> None:
-    OmegaConf.save({"dataset": {"metadata": {"thing_classes": names}}}, folder / "config.yaml")
+    """The config.yaml that a training leaves."""
+    cfg = get_config("table2a_backbone/r50_fpn")
+    cfg.dataset.metadata = {"thing_classes": names}
+    LazyConfig.save(cfg, str(folder / "config.yaml"))
 
 
 def test_rows_go_with_the_names(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
