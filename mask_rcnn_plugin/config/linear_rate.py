@@ -1,6 +1,7 @@
 """The learning rate of a batch, for configs: ${linear_rate:RATE,REFERENCE,BATCH}."""
 
 from inspect import signature
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -16,7 +17,7 @@ def linear_rate(rate: float, reference: int, batch: int) -> float:
 
 
 # Before OmegaConf 2.4 a function of this name gave texts.
-_register = OmegaConf.register_resolver
+_register: Any = OmegaConf.register_resolver
 if "replace" not in signature(_register).parameters:
     _register = OmegaConf.register_new_resolver
 _register("linear_rate", linear_rate, replace=True)
