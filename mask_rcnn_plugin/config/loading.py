@@ -1,13 +1,15 @@
 """LazyConfigs: the repository's by short name, from anywhere, or any other file."""
 
 import difflib
+import re
 import traceback
 from collections.abc import Iterable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from detectron2.config import LazyConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from mask_rcnn_plugin.config import linear_rate  # noqa: F401  configs name it
 from mask_rcnn_plugin.config.check import NODES, SOURCE, check_config
@@ -40,13 +42,14 @@ def get_config(name: str, overrides: Iterable[str] = ()) -> DictConfig:
             may be followed by overlays: "table2a_backbone/r50_fpn+synthetic".
         overrides: "key=value" strings, applied in order after the overlays. A key that holds text
             takes the text as it is; other values are read as YAML. "+key=value" sets a key that is
-            not there yet, for code of your own to read.
+            not there yet, for code of your own to read. "dataset=FOLDER" replaces the annotation
+            files that the config names.
 
     Returns:
         The config. `source.config` is its name with the overlays, which the config.yaml of
         detectron2's own script lacks; `source.new_keys` is what a "+" has set. A `train.output_dir`
         that is empty or at its default becomes output/NAME; that of a config.yaml beside its run's
-        log.txt, the folder of the two.
+        log.txt, the folder of the two, and so do the paths of dataset files that are in it.
 
     Raises:
         ConfigError: if there is no such file, overlay or key, the file cannot be run, or the config
@@ -61,7 +64,7 @@ def get_config(name: str, overrides: Iterable[str] = ()) -> DictConfig:
         hint = _YAML_HINT if is_dump else ""
         raise ConfigError(f"{path} is no whole config: it lacks {missing}{hint}")
     if path.name == "config.yaml" and (path.parent / "log.txt").is_file():
-        cfg.train.output_dir = str(path.parent)  # the run's own, which may have been moved
+        _move(cfg, path.parent)  # the run's own, which may have been moved
     for overlay in overlays:
         _apply_overlay(cfg, overlay)
     before = cfg.get(SOURCE) or {}
@@ -69,6 +72,10 @@ def get_config(name: str, overrides: Iterable[str] = ()) -> DictConfig:
     if cfg.train.get("output_dir") in ("", None, *([] if is_dump else [_DEFAULT_OUTPUT_DIR])):
         cfg.train.output_dir = ""
     added = {*before.get("new_keys", ())}
+    overrides = list(overrides)
+    if any(_FOLDER.match(override) for override in overrides):
+        for split in filter(OmegaConf.is_dict, (cfg.dataset.get("train"), cfg.dataset.get("test"))):
+            split.update(json="", images="")
     for override in overrides:
         added |= {*apply_override(cfg, override)}
     cfg[SOURCE] = {"config": source, "new_keys": sorted(added)}
@@ -84,6 +91,8 @@ def base_name(cfg: DictConfig) -> str:
     """Name of the config that one from `get_config` is made of, overlays left out."""
     return str(cfg[SOURCE].config.split("+")[0])
 
+
+_FOLDER = re.compile(r"dataset(\.folder)?=(?!null$).")
 
 _YAML_HINT = (
     ". A YAML config of detectron2's is for detectron2's own tools, see the README on "
@@ -107,6 +116,21 @@ def _find(name: str) -> Path:
     close = difflib.get_close_matches(name.removesuffix(".py"), configs, n=1, cutoff=0.3)
     hint = f"did you mean {close[0]!r}? " if close else ""
     raise ConfigError(f"no config {name!r}; {hint}there is {configs}")
+
+
+def _move(cfg: DictConfig, folder: Path) -> None:
+    """Make a folder the output folder, and point to the dataset files in it, as a split's."""
+    old = cfg.train.get("output_dir")
+    cfg.train.output_dir = str(folder)
+    for split, key in product(("train", "test"), ("json", "images")) if old else ():
+        path = OmegaConf.select(cfg, f"dataset.{split}.{key}", throw_on_resolution_failure=False)
+        if not (isinstance(path, str) and Path(path).is_relative_to(old)):
+            continue
+        moved = folder / Path(path).relative_to(old)
+        if moved != Path(path) and moved.exists():
+            cfg.dataset[split][key] = str(moved)
+            names = cfg.dataset[split].get("names") or []
+            cfg.dataset[split].names = [str(moved) if n == path else n for n in names]
 
 
 def _short(path: Path) -> str:

@@ -6,11 +6,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-import msgspec
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from mask_rcnn_plugin.atomic_write import atomic_write
-from mask_rcnn_plugin.data.coco import DatasetError
+from mask_rcnn_plugin.data.coco import DatasetError, read_parts
 from mask_rcnn_plugin.main_process import on_main_process
 
 # What sets are called, the likeliest first.
@@ -31,12 +30,13 @@ def locate_sets(cfg: DictConfig) -> None:
     folder, share = dataset.get("folder"), dataset.get("split")
     train, test = dataset.train, dataset.test
     if folder:
-        if (train.json or test.json) and not dataset.get("synthetic"):  # what is drawn gives way
+        if train.json or test.json:
             raise DatasetError(
                 f"dataset.folder={folder} is given beside the files of dataset.train or .test: "
                 "give one or the other"
             )
-        found = on_main_process(lambda: find_sets(folder))
+        keypoints = OmegaConf.select(cfg, "model.roi_heads.keypoint_head") is not None
+        found = on_main_process(lambda: find_sets(folder, keypoints=keypoints))
         dataset.synthetic = None
         for name, split in (("train", train), ("test", test)):
             json_file, images = found.get(name, ("", ""))
@@ -57,13 +57,17 @@ def locate_sets(cfg: DictConfig) -> None:
         dataset.update(folder=None, split=None)  # where they are now is what the config says
 
 
-def find_sets(folder: str) -> dict[str, tuple[str, str]]:
+def find_sets(folder: str, *, keypoints: bool = False) -> dict[str, tuple[str, str]]:
     """Annotation file and image folder of a dataset's sets.
 
     Takes any layout whose files or their folders are named for the set, and only there two levels
     down: Roboflow's (train/_annotations.coco.json beside the images), CVAT's
     (annotations/instances_default.json, images/), COCO's (annotations/instances_train2017.json,
-    train2017/) and train.json, val.json. A file that is named for none is the training set.
+    train2017/) and train.json, val.json. A file that is named for none is the training set, as is
+    one that is named for both. Beside a copy, as train_clean.json, the original is taken.
+
+    Args:
+        keypoints: of COCO's own files take those with keypoints, where there are some.
 
     Returns:
         {"train": (file, folder), "test": (file, folder)}, without "test" if there is none.
@@ -72,23 +76,31 @@ def find_sets(folder: str) -> dict[str, tuple[str, str]]:
         DatasetError: if there is no training set, or more than one file that may be it.
     """
     root = Path(folder)
-    files = [f for f in sorted([*root.glob("*.json"), *root.glob("*/*.json")]) if _is_coco(f)]
-    found = {}
+    paths = sorted([*root.glob("*.json"), *root.glob("*/*.json")])
+    images = {f: listed for f in paths if (listed := _images(f)) is not None}
+    files, found = [*images], {}
     for role, names in _NAMES.items():
         named = ([f for f in files if name in _words(f.relative_to(root))] for name in names)
         of_role = next(filter(None, named), [])
         if not of_role and role == "train":
             others = {*_NAMES["test"]}
             of_role = [f for f in files if not others & _words(f.relative_to(root))]
+        files = [f for f in files if f not in of_role]
+        if keypoints:
+            of_role = [f for f in of_role if "keypoints" in _words(f.relative_to(root))] or of_role
         if len(of_role) > 1:  # COCO has other annotations of the same images beside
             of_role = [f for f in of_role if not _OTHER & _words(f.relative_to(root))] or of_role
+        originals = [f for f in of_role if all(g.stem.startswith(f.stem) for g in of_role)]
+        if len(originals) == 1:
+            of_role = originals
         if len(of_role) > 1:
             raise DatasetError(
                 f"dataset.folder {folder!r} has several files that may be its {role} set, "
                 f"{[str(f) for f in of_role]}: name one by dataset.{role}.json and .images"
             )
         if of_role:
-            found[role] = (str(of_role[0]), str(_image_folder(of_role[0], root)))
+            file = of_role[0]
+            found[role] = (str(file), str(_image_folder(file, images[file], root)))
     if "train" not in found:
         there = sorted(f.name for f in root.iterdir())[:10] if root.is_dir() else "no such folder"
         raise DatasetError(
@@ -102,20 +114,18 @@ def _words(path: Path) -> set[str]:
     return set(re.findall("[a-z]+", "/".join(path.parts).lower()))
 
 
-def _is_coco(file: Path) -> bool:
-    return "images" in _parts(file) and "annotations" in _parts(file)
-
-
-def _parts(file: Path) -> dict[str, msgspec.Raw]:
+def _images(file: Path) -> list[Any] | None:
+    """The images of a COCO file; None if it is none."""
     try:
-        return msgspec.json.decode(file.read_bytes(), type=dict[str, msgspec.Raw])
-    except (OSError, msgspec.DecodeError):
-        return {}
+        parts = read_parts(file, "images")
+    except (OSError, ValueError, RecursionError):
+        return None
+    is_coco = isinstance(parts, dict) and "annotations" in parts
+    return parts["images"] if is_coco and isinstance(parts.get("images"), list) else None
 
 
-def _image_folder(file: Path, root: Path) -> Path:
+def _image_folder(file: Path, images: list[Any], root: Path) -> Path:
     """The one of the usual folders that has the first image."""
-    images = msgspec.json.decode(_parts(file)["images"])
     first = next((i.get("file_name") for i in images if isinstance(i, dict)), None)
     subset = file.stem.rpartition("_")[2]
     candidates = [
@@ -135,41 +145,50 @@ def split_by_image(json_file: str, share: float, output: Path) -> tuple[str, str
     """Write train.json and test.json, with the images of a COCO file between them.
 
     Which images are held out depends on their names alone: the same for each run, and almost the
-    same when images are added.
+    same when images are added. The same split is left as it is, another is not overwritten.
 
     Args:
         share: of the images that are held out, at least one.
         output: a folder, made if missing.
 
     Raises:
-        DatasetError: if there is nothing to split, or the file is not COCO-format.
+        DatasetError: if there is nothing to split, if the file is not COCO-format, or if another
+            split is there.
     """
     try:
         document = json.loads(Path(json_file).read_bytes())
         images, annotations = document["images"], document["annotations"]
         order = sorted(images, key=lambda i: hashlib.sha256(i["file_name"].encode()).digest())
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise DatasetError(f"{json_file!r} cannot be split: {error!r}") from error
-    count = max(1, round(share * len(order)))
+        count = max(1, round(share * len(order)))
+        held_out = {image["id"] for image in order[:count]}
+        parts: dict[Path, bytes] = {}
+        for name, is_test in (("train", False), ("test", True)):
+            part = {
+                **document,
+                "images": [i for i in images if (i["id"] in held_out) == is_test],
+                "annotations": [a for a in annotations if (a["image_id"] in held_out) == is_test],
+            }
+            parts[output / f"{name}.json"] = json.dumps(part).encode()
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise DatasetError(
+            f"{json_file!r} cannot be split ({error!r}): `python tools/check_dataset.py --json "
+            f"{json_file} --images DIR` lists what is wrong"
+        ) from error
     if count >= len(order):
         raise DatasetError(
             f"dataset.split is {share}: of the {len(order)} images of {json_file!r} that leaves "
             f"{len(order) - count} to train on"
         )
-    held_out = {image["id"] for image in order[:count]}
-    files = []
-    for name, is_test in (("train", False), ("test", True)):
-
-        def here(image_id: Any, is_test: bool = is_test) -> bool:
-            return (image_id in held_out) == is_test
-
-        part = {
-            **document,
-            "images": [i for i in images if here(i["id"])],
-            "annotations": [a for a in annotations if here(a["image_id"])],
-        }
-        files.append(output / f"{name}.json")
-        output.mkdir(parents=True, exist_ok=True)
-        with atomic_write(files[-1]) as file:
-            file.write(json.dumps(part).encode())
-    return str(files[0]), str(files[1])
+    for file, content in parts.items():
+        if file.exists() and file.read_bytes() != content:
+            raise DatasetError(
+                f"dataset.split is {share}, but {file} is of another split, perhaps of an earlier "
+                f"training: set another train.output_dir, or remove {output} to split anew"
+            )
+    output.mkdir(parents=True, exist_ok=True)
+    for file, content in parts.items():
+        if not file.exists():
+            with atomic_write(file) as stream:
+                stream.write(content)
+    train, test = map(str, parts)
+    return train, test

@@ -46,7 +46,8 @@ def _of_test_set(split: DictConfig) -> dict[str, Any]:
     """For configs that were written before they took metadata along, and those of COCO's sets."""
     try:
         own = split.json and Path(split.json).is_file()
-        name = register_coco_dataset(split.json, split.images) if own else split.names[0]
+        registered = next(iter(split.names), "")
+        name = register_coco_dataset(split.json, split.images) if own else registered
     except DatasetError as error:
         logger.warning("%s", error)
         return {}

@@ -170,8 +170,14 @@ def _truth(
             keypoints = truth.get("keypoints") or [0] * 3 * num_keypoints
             # An integer of more than 64 bits would make objects of NumPy's numbers.
             truth["keypoints"] = [float(x) for x in keypoints]
-            truth.setdefault("num_keypoints", sum(visible > 0 for visible in keypoints[2::3]))
+            truth.setdefault("num_keypoints", count_keypoints(truth))
     return copies
+
+
+def count_keypoints(annotation: Mapping[str, Any]) -> int:
+    """How many are labelled; keypoint AP leaves out instances that have none."""
+    visible = (annotation.get("keypoints") or [])[2::3]
+    return int(annotation.get("num_keypoints", sum(v > 0 for v in visible)))
 
 
 def _detections(

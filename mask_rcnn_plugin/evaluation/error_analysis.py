@@ -15,6 +15,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
+from mask_rcnn_plugin.evaluation.average_precision import count_keypoints
 from mask_rcnn_plugin.evaluation.predictions import unpack
 
 MATCHING_IOU = 0.5
@@ -61,11 +62,14 @@ def class_table(task: str, scored: SimpleNamespace, coco: COCO) -> list[Row]:
         AP and AR in points, means over the IoUs but for AP50 and AP75; s, m, l: COCO's sizes. At
         an IoU of 0.5 (keypoints: an OKS), the least score that gives the best F1, and F1, precision
         and recall there, 0 to 1; recall is rounded down to a hundredth. NaN: nothing to score, or
-        no threshold, as nothing is found. Crowds are no instances.
+        no threshold, as nothing is found. Crowds are no instances, nor, for keypoints, are
+        objects without any.
     """
     precision, recall = scored.eval["precision"][..., -1], scored.eval["recall"][..., -1]
     areas = {label[0] if a else "": a for a, label in enumerate(scored.params.areaRngLbl)}
     objects = [a for a in coco.anns.values() if not a["iscrowd"] and a["image_id"] in coco.imgs]
+    if task == "keypoints":
+        objects = [a for a in objects if count_keypoints(a)]
     counts = Counter(a["category_id"] for a in objects)
     classes = [(name, counts[id_]) for name, id_ in zip(class_names(coco), sorted(coco.cats))]
     rows = []

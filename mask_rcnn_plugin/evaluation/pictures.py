@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 # Drawn pictures are at least this high, so that labels can be read on small images.
 _MIN_HEIGHT = 480
 
+_PARTS = ("segmentation", "keypoints")  # what an annotation may lack
+
 
 def draw_predictions(
     dataset_names: list[str],
@@ -72,10 +74,15 @@ def draw_truth(image: dict[str, Any], metadata: Metadata) -> np.ndarray:
     Returns:
         uint8 (H, W, 3), RGB; enlarged if it is small.
     """
-    # The visualizer wants keypoints on all instances or on none.
-    annotations = image.get("annotations", [])
+    # The visualizer wants masks on all instances or on none, keypoints likewise.
+    annotations = [
+        {k: v for k, v in a.items() if k not in _PARTS or (v is not None and len(v))}
+        for a in image.get("annotations", [])
+    ]
     if most := max((len(a.get("keypoints", ())) for a in annotations), default=0):
         annotations = [{"keypoints": [0.0] * most, **a} for a in annotations]
+    if any("segmentation" in a for a in annotations):
+        annotations = [{"segmentation": [], **a} for a in annotations]
     visualizer = _visualizer(read_image(image["file_name"], format="RGB"), metadata)
     return visualizer.draw_dataset_dict({**image, "annotations": annotations}).get_image()
 

@@ -179,12 +179,11 @@ def _draw_gallery(
             try:
                 truth = draw_truth(images[image_id], metadata)
                 picture = np.hstack([truth, draw_prediction(images[image_id], shown, metadata)])
-            except OSError as error:
-                logger.warning("No picture of image %r in the report: %s", image_id, error)
-                entry["picture"] = ""
-            else:
                 _mark(picture, found[:_MARKED], evaluator.coco.imgs[image_id]["width"])
                 cv2.imwrite(str(folder / entry["picture"]), picture[:, :, ::-1])
+            except Exception as error:  # the report is worth more than one of its pictures
+                logger.warning("No picture of image %r in the report: %r", image_id, error)
+                entry["picture"] = ""
             entries.append(entry)
     return gallery
 

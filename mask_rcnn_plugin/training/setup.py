@@ -184,8 +184,11 @@ def _fit_model(cfg: DictConfig, names: list[str]) -> None:
     if OmegaConf.select(cfg, "dataloader.train.mapper.use_keypoint") is not None:  # as ours has it
         flips = create_keypoint_hflip_indices(list(names))
         cfg.dataloader.train.mapper.keypoint_hflip_indices = flips
+    evaluator = cfg.dataloader.evaluator
+    if not cfg.dataset.test.names or "keypoints" not in evaluator.get("tasks", ("keypoints",)):
+        return
     try:  # as the evaluator will, after the training
-        keypoint_oks_sigmas(test, cfg.dataloader.evaluator.get("kpt_oks_sigmas"))
+        keypoint_oks_sigmas(test, evaluator.get("kpt_oks_sigmas"))
     except ValueError as error:
         raise DatasetError(str(error)) from error
 

@@ -384,6 +384,24 @@ def test_the_config_yaml_of_a_moved_output_folder_names_where_it_is(tmp_path: Pa
     assert get_config(str(tmp_path / "mine.yaml")).train.output_dir == "gone/before"
 
 
+def test_a_moved_output_folder_has_its_split_with_it(tmp_path: Path) -> None:
+    cfg = get_config("table2a_backbone/r50_c4", ["train.output_dir=gone/before"])
+    files = [f"gone/before/split/{name}.json" for name in ("train", "test")]
+    for split, file in zip((cfg.dataset.train, cfg.dataset.test), files):
+        split.update(json=file, images="gone/images", names=[file])
+    LazyConfig.save(cfg, str(tmp_path / "config.yaml"))
+    (tmp_path / "log.txt").touch()
+    (tmp_path / "split").mkdir()
+    for name in ("train", "test"):
+        split = get_config(str(tmp_path / "config.yaml")).dataset[name]
+        assert split.json == f"gone/before/split/{name}.json"  # it has been left behind
+        moved = tmp_path / "split" / f"{name}.json"
+        moved.touch()
+        split = get_config(str(tmp_path / "config.yaml")).dataset[name]
+        assert (split.json, split.names) == (str(moved), [str(moved)])
+        assert split.images == "gone/images"
+
+
 def test_an_output_folder_is_told_its_config(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").touch()
     with pytest.raises(ConfigError, match=f"did you mean '{tmp_path}/config.yaml'") as error:

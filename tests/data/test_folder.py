@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from detectron2.config import LazyConfig
 
 from mask_rcnn_plugin import get_config
 from mask_rcnn_plugin.data.coco import DatasetError
@@ -59,6 +60,15 @@ def write(file: Path, images: Path, name: str = "a.jpg", count: int = 1) -> None
         # What the synthetic data look like, and a file beside its images.
         ({"train.json": "train", "val.json": "val"}, ("train.json", "train"), ("val.json", "val")),
         ({"result.json": "."}, ("result.json", "."), None),
+        # A repaired copy beside, and both sets in one file.
+        ({"train.json": ".", "train_clean.json": ".", "val.json": "."},
+         ("train.json", "."), ("val.json", ".")),
+        ({"annotations/instances_train2017.json": "train2017",
+          "annotations/instances_train2017_clean.json": "train2017"},
+         ("annotations/instances_train2017.json", "train2017"), None),
+        ({"train_val.json": "."}, ("train_val.json", "."), None),
+        ({"train_val.json": ".", "test.json": "."}, ("train_val.json", "."), ("test.json", ".")),
+        ({"train.json": ".", "train_val.json": "."}, ("train.json", "."), None),
     ],
 )  # fmt: skip
 def test_layouts(
@@ -116,11 +126,64 @@ def test_a_split_is_by_image_and_always_the_same(tmp_path: Path) -> None:
     assert sorted(ids[1]) != [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("content", ["{}", '{"images": [{}], "annotations": []}', "[]", "no"])
+def test_a_keypoint_model_gets_the_keypoints_of_coco(tmp_path: Path) -> None:
+    for name in ("instances", "person_keypoints", "captions"):
+        write(tmp_path / f"annotations/{name}_train2017.json", tmp_path / "train2017")
+    for row, name in (
+        ("table2a_backbone/r50_fpn", "instances"),
+        ("table5_multitask/keypoint_and_mask", "person_keypoints"),
+    ):
+        cfg = get_config(row, [f"dataset={tmp_path}"])
+        locate_sets(cfg)
+        assert Path(cfg.dataset.train.json).stem == f"{name}_train2017"
+    (tmp_path / "annotations/person_keypoints_train2017.json").unlink()
+    assert "instances" in find_sets(str(tmp_path), keypoints=True)["train"][0]
+
+
+def test_nan_is_read_as_elsewhere(tmp_path: Path) -> None:
+    write(tmp_path / "train.json", tmp_path)
+    content = json.loads((tmp_path / "train.json").read_text())
+    (tmp_path / "train.json").write_text(json.dumps({**content, "info": float("nan")}))
+    assert find_sets(str(tmp_path))["train"] == (str(tmp_path / "train.json"), str(tmp_path))
+
+
+def test_a_file_without_a_list_of_images_is_no_set(tmp_path: Path) -> None:
+    (tmp_path / "train.json").write_text('{"images": null, "annotations": []}')
+    with pytest.raises(DatasetError, match=r"no training set.*train\.json"):
+        find_sets(str(tmp_path))
+
+
+_TWO = '{"images": [{"id": 1, "file_name": "a"}, {"id": 2, "file_name": "b"}], "annotations": %s}'
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("{}", '{"images": [{}], "annotations": []}', "[]", "no", "[" * 100_000),
+        *(_TWO % "null", _TWO % "[{}]", _TWO % "[1]", _TWO.replace('"id": 1, ', "") % "[]"),
+        _TWO % '[{"image_id": []}]',
+    ],
+)
 def test_what_cannot_be_split_is_named(content: str, tmp_path: Path) -> None:
     (tmp_path / "all.json").write_text(content)
     with pytest.raises(DatasetError, match=r"all\.json"):
         split_by_image(str(tmp_path / "all.json"), 0.1, tmp_path)
+
+
+def test_a_split_that_is_there_is_not_replaced(tmp_path: Path) -> None:
+    write(tmp_path / "all.json", tmp_path, count=40)
+    files = split_by_image(str(tmp_path / "all.json"), 0.1, tmp_path / "split")
+    before = [Path(f).read_bytes() for f in files]
+    times = [Path(f).stat().st_mtime_ns for f in files]
+    with pytest.raises(DatasetError, match=r"dataset\.split is 0\.2.*train\.json"):
+        split_by_image(str(tmp_path / "all.json"), 0.2, tmp_path / "split")
+    assert split_by_image(str(tmp_path / "all.json"), 0.1, tmp_path / "split") == files
+    assert [Path(f).read_bytes() for f in files] == before
+    assert [Path(f).stat().st_mtime_ns for f in files] == times
+    Path(files[0]).unlink()
+    with pytest.raises(DatasetError, match=r"test\.json"):
+        split_by_image(str(tmp_path / "all.json"), 0.2, tmp_path / "split")
+    assert not Path(files[0]).exists()
 
 
 def test_one_image_is_not_split(tmp_path: Path) -> None:
@@ -150,6 +213,7 @@ def test_the_config_says_what_is_trained_on(tmp_path: Path) -> None:
     ("overrides", "named"),
     [
         (["dataset=.", "dataset.train.json=a.json"], "dataset.folder"),
+        (["dataset.test.json=a.json", "dataset=."], "dataset.folder"),
         (["dataset.split=0.1", "dataset.train.json=a.json", "dataset.test.json=b.json"], "b.json"),
         (["dataset.split=0.1"], "dataset.train.json"),
     ],
@@ -157,4 +221,26 @@ def test_the_config_says_what_is_trained_on(tmp_path: Path) -> None:
 def test_sets_are_given_in_one_way(overrides: list[str], named: str) -> None:
     cfg = get_config("table2a_backbone/r50_fpn", overrides)
     with pytest.raises(DatasetError, match=named):
+        locate_sets(cfg)
+
+
+def test_a_folder_replaces_the_files_of_a_config_yaml(tmp_path: Path) -> None:
+    for name in ("mine", "other"):
+        write(tmp_path / name / "train.json", tmp_path / name)
+        write(tmp_path / name / "val.json", tmp_path / name)
+    cfg = get_config("table2a_backbone/r50_fpn", [f"dataset={tmp_path / 'mine'}"])
+    locate_sets(cfg)
+    config = str(tmp_path / "config.yaml")
+    LazyConfig.save(cfg, config)
+    other = tmp_path / "other"
+    cfg = get_config(config, [f"dataset={other}"])
+    locate_sets(cfg)
+    assert cfg.dataset.train.json == str(other / "train.json")
+    assert cfg.dataset.test.json == str(other / "val.json")
+    for empty in ("dataset=", "dataset=null"):
+        cfg = get_config(config, [empty])
+        locate_sets(cfg)
+        assert cfg.dataset.train.json == str(tmp_path / "mine" / "train.json")
+    cfg = get_config(config, [f"dataset.test.json={other / 'val.json'}", f"dataset={other}"])
+    with pytest.raises(DatasetError, match=r"dataset\.folder"):
         locate_sets(cfg)

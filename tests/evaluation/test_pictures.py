@@ -7,12 +7,12 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import read_image
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, BoxMode, Instances
 from detectron2.utils.visualizer import Visualizer
 from pycocotools import mask as coco_mask
 
 from mask_rcnn_plugin.data.coco import register_coco_dataset
-from mask_rcnn_plugin.evaluation.pictures import draw_prediction, draw_predictions
+from mask_rcnn_plugin.evaluation.pictures import draw_prediction, draw_predictions, draw_truth
 
 
 @pytest.fixture
@@ -127,3 +127,25 @@ def test_a_dataset_of_a_function_with_class_names_alone_is_drawn(
 
 def test_no_more_pictures_than_images(dataset: str, tmp_path: Path) -> None:
     assert len(pictures(dataset, tmp_path, [], 100)) == 6
+
+
+@pytest.mark.parametrize("empty", [None, []])
+def test_instances_without_keypoints_or_a_mask_are_drawn(dataset: str, empty: list | None) -> None:
+    metadata = MetadataCatalog.get(dataset)
+    image = DatasetCatalog.get(dataset)[0]
+    box = {"bbox": [5, 5, 40, 40], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
+    points = {"keypoints": [20.0, 20.0, 2] * 17}
+    mask = {"segmentation": [[8.0, 8, 40, 8, 40, 40]]}
+
+    def draw(*annotations: dict) -> np.ndarray:
+        np.random.seed(0)
+        return draw_truth({**image, "annotations": list(annotations)}, metadata)
+
+    for kind, field in ((points, "keypoints"), (mask, "segmentation")):
+        full, bare = {**box, **kind}, {**box, field: empty}
+        for first, second in ((full, bare), (bare, full)):
+            drawn = draw(first, second)
+            absent = [box if a is bare else a for a in (first, second)]
+            assert np.array_equal(drawn, draw(*absent))
+            assert not np.array_equal(drawn, draw(bare, bare))
+        assert np.array_equal(draw(bare, bare), draw(box, box))

@@ -17,6 +17,7 @@ from pycocotools import mask as coco_mask
 from mask_rcnn_plugin.data.coco import register_coco_dataset
 from mask_rcnn_plugin.evaluation import MaskRCNNCOCOEvaluator
 from mask_rcnn_plugin.evaluation.error_analysis import find_mistakes
+from mask_rcnn_plugin.evaluation.pictures import draw_truth
 from mask_rcnn_plugin.evaluation.report import write_report
 from mask_rcnn_plugin.modeling import RLEMasks
 
@@ -325,6 +326,7 @@ def test_ground_truth_is_left_predictions_are_right_and_the_place_is_marked(
     found[content["annotations"][0]["image_id"]].pop(0)
     content = {**content, "annotations": [seen, *others]}
     evaluator, _ = evaluated(register(content, tmp_path), found)
+    np.random.seed(0)  # detectron2's visualizer draws its colours
     write_report(evaluator, tmp_path / "report")
     (file,) = (tmp_path / "report" / "pictures").iterdir()
     picture = cv2.imread(str(file)).astype(int)
@@ -422,10 +424,11 @@ def test_keypoints_alone(content: dict[str, Any], tmp_path: Path) -> None:
     """A class without keypoints has nothing to score; instances are matched by their boxes."""
     content = json.loads(json.dumps(content))
     content["categories"][0] |= {"keypoints": ["a", "b"], "keypoint_sigmas": [0.1, 0.1]}
-    for a in content["annotations"]:
-        if a["category_id"] == 3:
-            x, y, _, _ = a["bbox"]
-            a |= {"keypoints": [x, y, 2, x + 10, y + 10, 2], "num_keypoints": 2}
+    cats = [a for a in content["annotations"] if a["category_id"] == 3]
+    for a in cats[2:]:
+        x, y, _, _ = a["bbox"]
+        a |= {"keypoints": [x, y, 2, x + 10, y + 10, 2], "num_keypoints": 2}
+    cats[0]["keypoints"] = [0] * 6  # and the next has none
     dataset = register(content, tmp_path)
     evaluator, results = evaluated(dataset, noisy(content), ("keypoints",))
     page = Page(write_report(evaluator, tmp_path / "report"))
@@ -433,6 +436,9 @@ def test_keypoints_alone(content: dict[str, Any], tmp_path: Path) -> None:
     assert float(rows["cat"]["AP"]) == pytest.approx(results["keypoints"]["AP-cat"])
     assert float(rows["cat"]["AP"]) > 10
     assert "APs" not in rows["cat"]
+    assert int(rows["cat"]["instances"]) == len(cats) - 2
+    assert rows["Vögel"]["instances"] == "0"
+    assert int(rows["(all classes)"]["instances"]) == len(cats) - 2
     assert rows["Vögel"]["AP"] == ""
     assert matrix(tmp_path / "report")[:-1].sum() == len(content["annotations"])
     assert "by the IoU of their boxes" in page.text
@@ -475,6 +481,28 @@ def test_images_that_are_gone_are_named_without_a_picture(
     worst = table(index.with_name("mistakes.csv"))[0]
     assert not list((tmp_path / "report" / "pictures").iterdir())
     assert f"{int(worst['image_id']):03}.png" in Page(index).text
+
+
+def test_a_picture_that_cannot_be_drawn_is_left_out(
+    scored: Scored,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def draw(image: dict[str, Any], metadata: Any) -> np.ndarray:
+        if image["image_id"] == worst:
+            raise KeyError("of the visualizer")
+        return draw_truth(image, metadata)
+
+    first = write_report(scored[0], tmp_path / "report")
+    worst = int(table(first.with_name("mistakes.csv"))[0]["image_id"])
+    before = Page(first).files
+    monkeypatch.setattr("mask_rcnn_plugin.evaluation.report.draw_truth", draw)
+    page = Page(write_report(scored[0], tmp_path / "report"))
+    assert f"{worst:03}.png" in page.text
+    assert 0 < len({*page.files}) < len({*before})
+    assert f"image {worst} " in caplog.text
+    assert "of the visualizer" in caplog.text
 
 
 def test_a_report_replaces_the_one_before(

@@ -85,6 +85,18 @@ def test_missing_sigmas_are_an_error_before_the_training(tmp_path: Path) -> None
         setup_datasets(config("table4_keypoints/keypoint_only", tmp_path, [FISH]))
 
 
+def test_sigmas_are_not_needed_where_keypoints_are_not_evaluated(tmp_path: Path) -> None:
+    cfg = config("table5_multitask/keypoint_and_mask", tmp_path, [FISH])
+    cfg.dataloader.evaluator.tasks = ["bbox", "segm"]
+    setup_datasets(cfg)
+    cfg = get_config(
+        "table4_keypoints/keypoint_only",
+        [*own_dataset(tmp_path, [FISH], "train"), "dataset.test.names=[]"],
+    )
+    setup_datasets(cfg)
+    assert cfg.model.roi_heads.keypoint_head.num_keypoints == 3
+
+
 def test_given_sigmas_are_taken(tmp_path: Path) -> None:
     cfg = config("table4_keypoints/keypoint_only", tmp_path, [FISH])
     cfg.dataloader.evaluator.kpt_oks_sigmas = [0.3, 0.3, 0.3]
