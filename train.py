@@ -228,7 +228,7 @@ def run(args: argparse.Namespace, cfg: DictConfig) -> None:
     logger.info("%d classes: %s", len(classes), ", ".join(classes))
     results = do_train(cfg, resume=args.resume)
     if comm.is_main_process():
-        logger.info(next_steps(cfg, results))
+        logger.info(next_steps(cfg, results, args.config, args.overrides))
 
 
 def main() -> None:

@@ -32,6 +32,7 @@ from tqdm import tqdm
 
 from mask_rcnn_plugin.data.mapper import ImageError
 from mask_rcnn_plugin.errors import UserError
+from mask_rcnn_plugin.evaluation.pictures import hide_keypoints
 from mask_rcnn_plugin.evaluation.predictions import write_json
 from mask_rcnn_plugin.inference.predictor import find_config, find_weights
 from mask_rcnn_plugin.inference.result import Result
@@ -156,7 +157,7 @@ def open_video(source: str | int) -> cv2.VideoCapture:
 def predict_video(
     predictor: Predictor, video: cv2.VideoCapture, file: Path, summary: Summary, threshold: float
 ) -> Iterator[list[dict[str, Any]]]:
-    """Write a video, and give each frame's predictions, its number as the image's id.
+    """Write a video, and give each frame's predictions; frame 12 is image "film.mp4#000012".
 
     Raises:
         UserError: if the file cannot be written.
@@ -172,12 +173,12 @@ def predict_video(
         try:
             while (read := video.read())[0]:
                 result = predictor(read[1])
-                shown = result.above(threshold).instances
+                shown = hide_keypoints(result.above(threshold).instances, predictor.metadata)
                 pixels = np.ascontiguousarray(read[1][:, :, ::-1])
                 picture = visualizer.draw_instance_predictions(pixels, shown).get_image()
                 writer.write(cv2.resize(picture[:, :, ::-1], size))
                 summary.add(result, f"frame {summary.images + 1}")
-                yield named(result, summary.images, file.stem)
+                yield named(result, summary.images, f"{file.name}#{summary.images:06d}")
                 bar.update()
         finally:
             video.release()

@@ -28,7 +28,7 @@ from omegaconf import DictConfig
 
 from mask_rcnn_plugin.evaluation import results_table
 from mask_rcnn_plugin.main_process import on_main_process
-from mask_rcnn_plugin.training.batch_scaling import fit_batch
+from mask_rcnn_plugin.training.batch_scaling import fit_batch, fit_epochs
 from mask_rcnn_plugin.training.launch import parse_program_args, run_program
 from mask_rcnn_plugin.training.setup import check_initialization
 
@@ -66,6 +66,7 @@ def prepare(args: argparse.Namespace, cfg: DictConfig) -> None:
     check_initialization(cfg)
     fit_batch(cfg)
     setup_datasets(cfg)
+    fit_epochs(cfg)
     if comm.is_main_process():  # what it finds in the folder counts
         check_record(cfg, args.regime, read_record(cfg, args.regime))
 

@@ -46,16 +46,28 @@ _FREE = (
     *(SOURCE, "train.output_dir", "train.device", "train.channels_last", "train.checkpointer"),
     *("train.best_metric", "train.cudnn_benchmark", "train.process_group_timeout"),
     *("train.eval_period", "train.log_period", "train.loggers"),
-    *("dataloader.train.num_workers", "dataloader.test.num_workers"),
+    *("dataloader.train.num_workers", "dataloader.test.num_workers", "dataset.metadata"),
 )
+
+# Nor on these and what is beside them in their node while they are off. So a training goes on that
+# began before there were these keys.
+_OFF = {
+    "train.epochs": ("train.epochs", None),
+    "train.ema": ("train.ema.enabled", False),
+    "train.early_stopping": ("train.early_stopping.metric", None),
+    "dataset.folder": ("dataset.folder", None),
+    "dataset.split": ("dataset.split", None),
+}
 
 
 def deciding(cfg: DictConfig) -> dict[str, Any]:
     """What of a config decides how a training goes and is tested, as `flatten` has it."""
+    keys = flatten(cfg)
+    free = {*_FREE, *(node for node, (key, off) in _OFF.items() if keys.get(key, off) == off)}
     return {
         key: value
-        for key, value in flatten(cfg).items()
-        if not any(f"{key}.".startswith(f"{free}.") for free in _FREE)
+        for key, value in keys.items()
+        if not any(f"{key}.".startswith(f"{node}.") for node in free)
     }
 
 

@@ -13,7 +13,7 @@ from detectron2.data.detection_utils import convert_image_to_rgb, read_image
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.visualizer import Visualizer
 
-from mask_rcnn_plugin.evaluation.predictions import read_predictions
+from mask_rcnn_plugin.evaluation.predictions import iterate_predictions
 from mask_rcnn_plugin.fast.mask_rle import RLEMasks
 
 logger = logging.getLogger(__name__)
@@ -49,18 +49,22 @@ def draw_predictions(
         metadata = MetadataCatalog.get(name)
         images = DatasetCatalog.get(name)
         ids = {image["file_name"]: image["image_id"] for image in images}
-        everything = read_predictions(predictions_file, files=ids)
-        best = max((p["score"] for of_image in everything.values() for p in of_image), default=None)
+        drawn = images[: count - len(files)]
+        shown: dict[Any, list[dict[str, Any]]] = {image["image_id"]: [] for image in drawn}
+        best = None
+        for p in iterate_predictions(predictions_file, ids):
+            best = p["score"] if best is None else max(best, p["score"])
+            if p["score"] >= score_threshold and p["image_id"] in shown:
+                shown[p["image_id"]].append(p)
         if best is None or best < score_threshold:
             logger.warning(
                 "No prediction reaches a score of %g, so none is drawn; %s",
                 score_threshold,
                 "there are none" if best is None else f"the best is {best:.3g}",
             )
-        for image in images[: count - len(files)]:
+        for image in drawn:
             truth = draw_truth(image, metadata)
-            shown = [p for p in everything[image["image_id"]] if p["score"] >= score_threshold]
-            predicted = draw_prediction(image, shown, metadata)
+            predicted = draw_prediction(image, shown[image["image_id"]], metadata)
             picture = np.concatenate([truth, predicted], axis=1)[:, :, ::-1]
             file = output_dir / f"{image['image_id']}_{Path(image['file_name']).stem}.jpg"
             cv2.imwrite(str(file), picture)
@@ -106,14 +110,20 @@ def draw_instances(pixels: np.ndarray, instances: Instances, metadata: Metadata)
     Returns:
         uint8 (H, W, 3), RGB; enlarged if it is small.
     """
-    if instances.has("pred_keypoints"):
-        # A detection of a category without keypoints has them predicted all the same.
-        with_keypoints = metadata.get("keypoint_classes", metadata.thing_classes)
-        has = [metadata.thing_classes[c] in with_keypoints for c in instances.pred_classes]
-        shown = Instances(instances.image_size, **instances.get_fields())
-        shown.pred_keypoints = instances.pred_keypoints * torch.tensor(has)[:, None, None]
-        instances = shown
+    instances = hide_keypoints(instances, metadata)
     return _visualizer(pixels, metadata).draw_instance_predictions(instances).get_image()
+
+
+def hide_keypoints(instances: Instances, metadata: Metadata) -> Instances:
+    """Predictions whose keypoints are 0 where the class has none, as detectron2 does not draw
+    those; a model predicts them for any detection."""
+    if not instances.has("pred_keypoints"):
+        return instances
+    with_keypoints = metadata.get("keypoint_classes", metadata.thing_classes)
+    has = [metadata.thing_classes[c] in with_keypoints for c in instances.pred_classes]
+    shown = Instances(instances.image_size, **instances.get_fields())
+    shown.pred_keypoints = instances.pred_keypoints * torch.tensor(has)[:, None, None]
+    return shown
 
 
 def draw_inputs(

@@ -3,11 +3,12 @@
 import io
 import json
 import math
+import mmap
 import pickle
 import zipfile
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO, TypedDict
 
@@ -102,7 +103,18 @@ class _Prediction(_Scored, total=False):
 def read_predictions(
     path: Path, least_score: float = -math.inf, files: Mapping[str, Any] | None = None
 ) -> PredictionsOf:
-    """{image id: predictions of at least that score} of a file in COCO's results format.
+    """{image id: predictions of at least that score}, of a file; see `iterate_predictions`."""
+    images: PredictionsOf = defaultdict(list)
+    for prediction in iterate_predictions(path, files):
+        if prediction["score"] >= least_score:
+            images[prediction["image_id"]].append(prediction)
+    return images
+
+
+def iterate_predictions(
+    path: Path, files: Mapping[str, Any] | None = None
+) -> Iterator[dict[str, Any]]:
+    """The predictions of a file in COCO's results format, read one at a time.
 
     Args:
         files: {file of an image: its id} of the dataset. A prediction that has a "file_name", as
@@ -112,18 +124,19 @@ def read_predictions(
         DatasetError: if it is no such file.
     """
     try:
-        predictions = msgspec.json.decode(path.read_bytes(), type=list[_Prediction])
-    except (OSError, msgspec.DecodeError) as error:
+        with path.open("rb") as file:
+            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        ids = None
+        decode = msgspec.json.Decoder(_Prediction).decode
+        for raw in msgspec.json.decode(content, type=list[msgspec.Raw]):
+            prediction: dict[str, Any] = {**decode(raw)}
+            if "file_name" in prediction:
+                ids = _by_ending(files or {}) if ids is None else ids
+                name = prediction.pop("file_name")
+                prediction["image_id"] = ids.get(name, name)
+            yield prediction
+    except (OSError, ValueError, msgspec.DecodeError) as error:  # an empty file is a ValueError
         raise DatasetError(f"predictions file {str(path)!r} cannot be read: {error}") from error
-    ids = _by_ending(files or {}) if any("file_name" in p for p in predictions) else {}
-    images: PredictionsOf = defaultdict(list)
-    for prediction in predictions:
-        if "file_name" in prediction:
-            name = prediction.pop("file_name")
-            prediction["image_id"] = ids.get(name, name)
-        if prediction["score"] >= least_score:
-            images[prediction["image_id"]].append(dict(prediction))
-    return images
 
 
 def _by_ending(files: Mapping[str, Any]) -> dict[str, Any]:

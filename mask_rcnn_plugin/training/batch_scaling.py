@@ -7,6 +7,7 @@ from detectron2.utils import comm
 from omegaconf import DictConfig, OmegaConf
 
 from mask_rcnn_plugin.config import ConfigError
+from mask_rcnn_plugin.data.coco import DatasetError
 
 # Milestones are parts of train.max_iter, as is a warm-up given as such, and go along.
 _ITERATIONS = (
@@ -57,44 +58,53 @@ def scale_to_batch(cfg: DictConfig) -> list[str]:
     batch = cfg.dataloader.train.total_batch_size * cfg.train.accumulate_steps
     if "lr" not in cfg.optimizer:
         raise ConfigError("train.reference_batch_size is set, but no optimizer.lr to scale")
-    changes = []
-
-    def change(key: str, new: float) -> None:
-        old = OmegaConf.select(cfg, key)
-        if new != old:
-            changes.append(f"{key} {old:g} -> {new:g}")
-            OmegaConf.update(cfg, key, new)
-
-    change("optimizer.lr", cfg.optimizer.lr * batch / reference)
+    changes = _change(cfg, "optimizer.lr", cfg.optimizer.lr * batch / reference)
     for key in _ITERATIONS:
         node, _, name = key.rpartition(".")
         old = OmegaConf.select(cfg, key)
         if old and not OmegaConf.is_interpolation(OmegaConf.select(cfg, node), name):
-            change(key, max(1, round(old * reference / batch)))
+            changes += _change(cfg, key, max(1, round(old * reference / batch)))
     cfg.train.reference_batch_size = batch
     return changes
+
+
+def _change(cfg: DictConfig, key: str, new: float) -> list[str]:
+    old = OmegaConf.select(cfg, key)
+    OmegaConf.update(cfg, key, new)
+    return [f"{key} {old:g} -> {new:g}"] if new != old else []
 
 
 def fit_epochs(cfg: DictConfig) -> None:
     """Turn `train.epochs`, where it is set, into iterations, in place: the training's length, an
     evaluation and a checkpoint each epoch, and a warm-up no longer than one.
 
+    The main process prints what is replaced, in the config or an override.
+
     Args:
         cfg: its datasets set up by `setup_datasets`, its batch fitted by `fit_batch`.
+
+    Raises:
+        DatasetError: if the training set has no image to train on.
     """
     epochs = cfg.train.get("epochs")
     if epochs is None:
         return
-    images = len(instantiate(cfg.dataloader.train.dataset))
+    try:
+        images = len(instantiate(cfg.dataloader.train.dataset))
+    except AssertionError as error:  # detectron2's
+        raise DatasetError(f"training set {list(cfg.dataset.train.names)}: {error}") from error
     batch = cfg.dataloader.train.total_batch_size * cfg.train.accumulate_steps
     epoch = max(1, math.ceil(images / batch))
-    cfg.train.max_iter = max(1, math.ceil(epochs * images / batch))
-    cfg.train.eval_period = cfg.train.checkpointer.period = epoch
+    # The length comes last, as a period may refer to it.
+    changes = _change(cfg, "train.eval_period", epoch)
+    changes += _change(cfg, "train.checkpointer.period", epoch)
+    changes += _change(cfg, "train.max_iter", max(1, math.ceil(epochs * images / batch)))
     warmup = OmegaConf.select(cfg, "lr_multiplier.warmup_length")
     if isinstance(warmup, DictConfig) and "iterations" in warmup:
-        warmup.iterations = min(warmup.iterations, epoch)
+        key = "lr_multiplier.warmup_length.iterations"
+        changes += _change(cfg, key, min(warmup.iterations, epoch))
     if comm.is_main_process():
         print(
             f"{epochs:g} epochs of {images} images, {batch} an iteration: {cfg.train.max_iter} "
-            f"iterations, an evaluation every {epoch}"
+            f"iterations, an evaluation every {epoch}" + "".join(f"; {c}" for c in changes)
         )

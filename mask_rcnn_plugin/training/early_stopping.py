@@ -42,6 +42,7 @@ class EarlyStopping(HookBase):
         self.metric = metric
         self._saving, self._patience, self._min_delta = saving, patience, min_delta
         self._scores: dict[int, float] = {}  # by iteration: an evaluation made twice counts once
+        self._loaded_at = 0
 
     def __enter__(self) -> "EarlyStopping":
         return self
@@ -56,12 +57,21 @@ class EarlyStopping(HookBase):
             results: {} on others than the main process.
         """
         score = on_main_process(lambda: score_of(results, self.metric))
+        self._count_in_own_iterations()
         if score is not None:
             self._scores[self.trainer.iter] = score
 
     def before_train(self) -> None:
+        self._count_in_own_iterations()
         if 0 < self.trainer.start_iter < self.trainer.max_iter:
             self._end_if_enough(self.trainer.start_iter - 1)
+
+    def _count_in_own_iterations(self) -> None:
+        """After a resume with another batch, in whose iterations the trainer counts."""
+        if self._loaded_at:
+            scale, scores = self.trainer.start_iter / self._loaded_at, self._scores.items()
+            self._scores = {round((i + 1) * scale) - 1: score for i, score in scores}
+        self._loaded_at = 0
 
     def after_step(self) -> None:
         self._end_if_enough(self.trainer.iter)
@@ -89,3 +99,4 @@ class EarlyStopping(HookBase):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state["metric"] == self.metric:
             self._scores = dict(state["scores"])
+            self._loaded_at = self.trainer.iter + 1

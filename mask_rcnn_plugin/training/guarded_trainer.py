@@ -326,7 +326,7 @@ class GuardedTrainer(SimpleTrainer):
             self.iter = round(done * before / now) - 1
         logger.warning(
             "A step was of %d images before and is of %d now: %d iterations done count as %d "
-            "(train.reference_batch_size scales them)",
+            "(train.reference_batch_size and train.epochs scale them)",
             *(before, now, done, self.iter + 1),
         )
 
@@ -375,5 +375,6 @@ def build_trainer(
         output_dir=cfg.train.output_dir,
         advice=advice(cfg),
         images_per_step=cfg.dataloader.train.total_batch_size * cfg.train.accumulate_steps,
-        scale_iterations=cfg.train.reference_batch_size is not None,
+        scale_iterations=cfg.train.reference_batch_size is not None
+        or cfg.train.get("epochs") is not None,
     )

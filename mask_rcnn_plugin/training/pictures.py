@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from detectron2.engine import HookBase
 from detectron2.utils import comm
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from mask_rcnn_plugin.data.metadata import metadata_of
@@ -26,7 +26,8 @@ class PictureHook(HookBase):
     """Draws the first batch, train_batch.jpg, and, when `draw_test` is called, a few images of the
     test set with their predictions, pictures/ITERATION/.
 
-    The main process draws. What cannot be drawn is a warning, never the end of a training.
+    The main process draws, of models with RoI heads. What cannot be drawn is a warning, never the
+    end of a training.
     """
 
     def __init__(self, cfg: DictConfig) -> None:
@@ -34,7 +35,9 @@ class PictureHook(HookBase):
         self._output = Path(cfg.train.output_dir)
 
     def before_train(self) -> None:
-        if comm.is_main_process() and self.trainer.start_iter == 0:
+        if not comm.is_main_process() or "roi_heads" not in self._cfg.model:
+            return
+        if self.trainer.start_iter == 0:
             self._handle = self.trainer.model.register_forward_pre_hook(self._draw_batch)
 
     def _draw_batch(self, model: nn.Module, args: tuple[Any, ...]) -> None:
@@ -50,13 +53,15 @@ class PictureHook(HookBase):
 
     def draw_test(self) -> None:
         """Draw some of the predictions that an evaluation has just written."""
-        if not comm.is_main_process():
+        predictions = self._output / PREDICTIONS_FILE
+        tasks = OmegaConf.select(self._cfg, "dataloader.evaluator.tasks") or ()
+        if not comm.is_main_process() or "box_proposals" in tasks or not predictions.is_file():
             return
         folder = self._output / "pictures" / f"{min(self.trainer.iter + 1, self.trainer.max_iter)}"
         names = list(self._cfg.dataset.test.names)
         try:
             with random_states_kept():
-                files = draw_predictions(names, self._output / PREDICTIONS_FILE, folder, _COUNT)
+                files = draw_predictions(names, predictions, folder, _COUNT)
             for i, file in enumerate(files):
                 self._show(f"test/{i}", np.asarray(cv2.imread(str(file)))[:, :, ::-1])
         except Exception as error:

@@ -52,7 +52,7 @@ class WeightsLoader(DetectionCheckpointer):
     def _load_weights(self, path: str) -> None:
         """The main process reads the file, the others get the model that it has then."""
         on_main_process(lambda: self._read_weights(path))
-        if path and comm.get_world_size() > 1:
+        if comm.get_world_size() > 1:
             for weight in self.model.state_dict().values():
                 buffer = weight.contiguous()
                 dist.broadcast(buffer, src=0)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from mask_rcnn_plugin.config import flatten, get_config
+from mask_rcnn_plugin.config import deciding, flatten, get_config
 from mask_rcnn_plugin.config.printing import print_config
 from mask_rcnn_plugin.training.launch import parse_program_args
 
@@ -110,3 +110,32 @@ def test_a_reader_that_goes_away_is_no_error(monkeypatch: pytest.MonkeyPatch) ->
     with os.fdopen(writer, "w") as pipe:
         monkeypatch.setattr(sys, "stdout", pipe)
         assert print_config(args)
+
+
+def test_what_changes_nothing_decides_nothing() -> None:
+    """So a training goes on that began before there were these keys."""
+    before = deciding(get_config(SIGMOID))
+    new = ("train.ema", "train.early_stopping", "train.epochs", "train.loggers")
+    new += ("dataset.folder", "dataset.split", "dataset.metadata")
+    assert [key for key in before if key.startswith(new)] == []
+    idle = ["train.ema.decay=0.5", "train.early_stopping.patience=3", "train.loggers=[]"]
+    cfg = get_config(SIGMOID, idle)
+    cfg.dataset.metadata = {"thing_classes": ["cat"]}
+    assert deciding(cfg) == before
+
+
+@pytest.mark.parametrize(
+    ("override", "keys"),
+    [
+        ("train.ema.enabled=True", {"train.ema.enabled", "train.ema.decay"}),
+        (
+            "train.early_stopping.metric=segm/AP",
+            {f"train.early_stopping.{key}" for key in ("metric", "patience", "min_delta")},
+        ),
+        ("train.epochs=2", {"train.epochs"}),
+        ("dataset.split=0.1", {"dataset.split"}),
+    ],
+)
+def test_what_changes_a_training_decides(override: str, keys: set[str]) -> None:
+    now = deciding(get_config(SIGMOID, [override]))
+    assert now.keys() - deciding(get_config(SIGMOID)).keys() == keys

@@ -1,6 +1,7 @@
 """Predictions in COCO's results format: packed, on disk, and for COCO's server."""
 
 import json
+import tracemalloc
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 
 from mask_rcnn_plugin.data.coco import DatasetError
 from mask_rcnn_plugin.evaluation.predictions import (
+    iterate_predictions,
     pack,
     read_predictions,
     unpack,
@@ -42,6 +44,20 @@ def test_packed_predictions_are_small_and_come_back_whole(tmp_path: Path) -> Non
     assert read_predictions(file) == {7: IMAGES[0], 3: IMAGES[2]}
     write_predictions(tmp_path / "none.json", [pack([]), pack([])])
     assert (tmp_path / "none.json").read_text() == "[]"
+
+
+def test_predictions_are_read_one_at_a_time(tmp_path: Path) -> None:
+    """None but those that are wanted stay in memory."""
+    file = tmp_path / "file.json"
+    write_predictions(file, [pack(predictions(i, 100)) for i in range(40)])
+    tracemalloc.start()
+    try:
+        best = max(p["score"] for p in iterate_predictions(file))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert best == pytest.approx(99.123456)
+    assert peak < 0.6 * file.stat().st_size
 
 
 @pytest.mark.parametrize("content", ["", "[", "{}", "[1]", '[{"image_id": 1}]'])

@@ -1,18 +1,26 @@
 """tools/predict.py, from photos to pictures and COCO's format."""
 
+import importlib
 import json
 import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 import torch
 from detectron2.config import LazyConfig, instantiate
+from detectron2.data import Metadata
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.visualizer import VisImage
+from PIL import Image
 
 from mask_rcnn_plugin import get_config
+from mask_rcnn_plugin.evaluation.predictions import read_predictions
+from mask_rcnn_plugin.inference.result import Result
 from mask_rcnn_plugin.training import setup_datasets
 
 REPOSITORY = Path(__file__).parents[2]
@@ -135,7 +143,52 @@ def test_a_video_becomes_one(predict: Run, toy_dataset: Path, tmp_path: Path) ->
     assert frames[0].shape == original.shape
     assert not np.allclose(frames[0], original, atol=60)  # something is drawn
     found = json.loads((tmp_path / "out" / "predictions.json").read_text())
-    assert {f["image_id"] for f in found} == {1, 2, 3}
+    names = {f"film.mp4#{i:06d}": i for i in (1, 2, 3)}  # each frame is an image of its own
+    assert {f["file_name"]: f["image_id"] for f in found} == names
+    read = read_predictions(tmp_path / "out" / "predictions.json")
+    assert read.keys() == names.keys()
+
+
+def test_keypoints_of_a_class_without_them_are_not_drawn_in_a_video(
+    toy_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a photo: what a model predicts of any detection says nothing there."""
+    predict = importlib.import_module("predict")
+    metadata = Metadata(
+        name="model",
+        thing_classes=["person", "ball"],
+        keypoint_classes=["person"],
+        thing_dataset_id_to_contiguous_id={1: 0, 2: 1},
+    )
+    instances = Instances(
+        (64, 64),
+        pred_boxes=Boxes(torch.tensor([[5.0, 5, 30, 30], [20, 20, 60, 60]])),
+        scores=torch.tensor([0.9, 0.9]),
+        pred_classes=torch.tensor([0, 1]),
+        pred_keypoints=torch.rand(2, 17, 3) * 20 + 5,
+    )
+    keypoints = instances.pred_keypoints.clone()  # detectron2's conversion to COCO's moves them
+    seen = []
+
+    def draw(self: Any, pixels: np.ndarray, drawn: Instances) -> VisImage:
+        seen.append(drawn.pred_keypoints.clone())
+        return VisImage(pixels)
+
+    monkeypatch.setattr(predict.VideoVisualizer, "draw_instance_predictions", draw)
+    film = str(tmp_path / "film.avi")
+    writer = cv2.VideoWriter(film, cv2.VideoWriter_fourcc(*"MJPG"), 5.0, (64, 64))
+    writer.write(cv2.imread(str(toy_dataset / "val" / "000000.jpg")))
+    writer.release()
+
+    def predictor(pixels: np.ndarray) -> Result:
+        return Result(Image.fromarray(pixels), instances, metadata)
+
+    predictor.metadata = metadata  # type: ignore[attr-defined]
+    video, summary = predict.open_video(film), predict.Summary(0.5)
+    list(predict.predict_video(predictor, video, tmp_path / "film.mp4", summary, 0.5))
+    (drawn,) = seen
+    assert torch.equal(drawn[0], keypoints[0])
+    assert not drawn[1].any()
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from detectron2.config import instantiate
 from detectron2.utils.logger import setup_logger
 from torch import Tensor
+
+from mask_rcnn_plugin import get_config
 
 REPOSITORY = Path(__file__).parent.parent.parent
 FPN = "table2a_backbone/r50_fpn+synthetic"
@@ -114,6 +117,31 @@ def test_eval_takes_the_proposals_of_separate(
         "dataloader.test.mapper.precomputed_proposal_topk=50",
     )
     assert results(tmp_path / "evaluated") == results(out / "2_detector")
+
+
+def test_stages_of_a_finetune_count_epochs_and_keep_usable_configs(
+    run: Callable[..., None],
+    toy: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("detectron2.utils.logger.setup_logger", lambda *_, **__: None)
+    row = "table2a_backbone/r50_fpn+finetune+synthetic"
+    model = get_config(row, toy)
+    torch.manual_seed(0)
+    torch.save({"model": instantiate(model.model).state_dict()}, tmp_path / "start.pth")
+    short = ("finetune.epochs=1", "train.init_checkpoint=start.pth")
+    short += ("dataloader.train.dataset.filter_empty=False", "train.output_dir=out")
+    run(SCRIPT, "--regime", "separate", "--config-file", row, *short, *toy)
+    for stage in ("1_rpn", "2_detector"):
+        cfg = get_config(str(tmp_path / "out" / stage / "config.yaml"))
+        assert (cfg.train.max_iter, cfg.dataloader.train.total_batch_size) == (2, 8)
+    assert "not drawn" not in caplog.text
+    assert "no pictures" not in caplog.text
+    assert "segm/AP" not in caplog.text
+    assert (tmp_path / "out" / "2_detector" / "pictures").is_dir()
+    assert not (tmp_path / "out" / "1_rpn" / "pictures").exists()
 
 
 def test_a_test_set_without_annotations_gives_a_submission(

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mask_rcnn_plugin import get_config
 from mask_rcnn_plugin.config import ConfigError
+from mask_rcnn_plugin.data.coco import DatasetError
 from mask_rcnn_plugin.training import setup_datasets
 from mask_rcnn_plugin.training.batch_scaling import fit_batch, fit_epochs, scale_to_batch
 
@@ -139,6 +141,44 @@ def test_epochs_are_of_the_dataset(
     assert train.eval_period == train.checkpointer.period
     warm_up = cfg.lr_multiplier.warmup_length.iterations
     assert (train.max_iter, train.eval_period, warm_up) == expected
+
+
+def test_what_epochs_replace_is_printed(
+    toy_dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["train.epochs=2", "train.max_iter=500"]
+    batch = ["dataloader.train.total_batch_size=2", "dataloader.train.dataset.filter_empty=False"]
+    cfg = get_config(ROW, [f"dataset={toy_dataset}", *given, *batch])
+    cfg.train.checkpointer.period = "${train.max_iter}"
+    setup_datasets(cfg)
+    fit_epochs(cfg)
+    (line,) = capsys.readouterr().out.splitlines()
+    for key, old, new in (
+        ("train.max_iter", 500, 12),
+        ("train.eval_period", 20000, 6),
+        ("train.checkpointer.period", 500, 6),
+        ("lr_multiplier.warmup_length.iterations", 1000, 6),
+    ):
+        assert f"{key} {old} -> {new}" in line
+
+
+def test_epochs_of_a_dataset_without_an_annotated_image_are_an_error(
+    toy_dataset: Path, tmp_path: Path
+) -> None:
+    content = json.loads((toy_dataset / "train.json").read_text())
+    (tmp_path / "none.json").write_text(json.dumps({**content, "annotations": []}))
+    cfg = get_config(
+        f"{ROW}+synthetic",
+        [
+            "train.epochs=2",
+            f"dataset.synthetic.root={toy_dataset}",
+            *("dataset.synthetic.train=12", "dataset.synthetic.val=6", "dataset.synthetic.size=64"),
+            f"dataset.train.json={tmp_path / 'none.json'}",
+        ],
+    )
+    setup_datasets(cfg)
+    with pytest.raises(DatasetError, match=r"training set \['.*none\.json'\]"):
+        fit_epochs(cfg)
 
 
 def test_without_epochs_the_schedule_is_the_configs(toy_dataset: Path) -> None:

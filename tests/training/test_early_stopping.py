@@ -98,3 +98,18 @@ def test_a_resume_of_one_that_has_ended_trains_on_only_with_more_patience(
     cfg = build("out", *STOP, *EACH, "train.early_stopping.patience=4")
     do_train(cfg, resume=True)
     assert final(cfg)["iteration"] == 4
+
+
+def test_scores_of_another_batch_stay_in_their_order(build: Any, score: Any) -> None:
+    score(1.0, 2.0, 3.0, 4.0, 5.0, 6.0)
+    reference = ("train.reference_batch_size=4", "dataloader.train.total_batch_size=4")
+    with pytest.raises(KeyboardInterrupt):
+        do_train(build("out", *STOP, *EACH, *reference), extra_hooks=[Interrupt(5)])
+    left = score(7.0, 8.0, 9.0, 10.0, 9.0, 9.0, 50.0)  # after iterations that were there before
+    larger = ("train.reference_batch_size=8", "dataloader.train.total_batch_size=8")
+    cfg = build("out", *STOP, *EACH, *larger)
+    do_train(cfg, resume=True)
+    assert left == [50.0]
+    scores = final(cfg)["trainer"]["hooks"]["EarlyStopping"]["scores"]
+    assert list(scores)[-6:] == [2, 3, 4, 5, 6, 7]
+    assert list(scores) == sorted(scores)

@@ -122,19 +122,23 @@ def test_a_resume_takes_the_configs_rate(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("reference", "iterations", "said"),
-    [(16, 19, "40 iterations done count as 20"), (None, 39, "40 iterations done count as 40")],
+    ("length", "iterations", "said"),
+    [
+        ({"reference_batch_size": 16}, 19, "40 iterations done count as 20"),
+        ({"epochs": 3}, 19, "40 iterations done count as 20"),
+        ({}, 39, "40 iterations done count as 40"),
+    ],
 )
 def test_a_resume_with_another_batch_is_counted_in_its_steps(
     tmp_path: Path,
-    reference: int | None,
+    length: dict[str, Any],
     iterations: int,
     said: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     before = trainer(tmp_path, [], batch_size=4, accumulate_steps=2)
     before.iter = 39
-    now = trainer(tmp_path, [], batch_size=16, reference_batch_size=reference)
+    now = trainer(tmp_path, [], batch_size=16, **length)
     now.load_state_dict(before.state_dict())
     assert now.iter == iterations
     assert said in caplog.text

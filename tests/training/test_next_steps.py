@@ -1,3 +1,4 @@
+from pathlib import Path
 from typing import Any
 
 from mask_rcnn_plugin.training.next_steps import next_steps
@@ -22,3 +23,20 @@ def test_without_a_test_set_there_is_nothing_to_evaluate(build: Any) -> None:
     first, predict = next_steps(cfg, do_train(cfg)).splitlines()
     assert first.endswith("out/model_final.pth: after iteration 1")
     assert "predict.py" in predict
+
+
+def test_a_config_file_of_ones_own_is_named_as_it_may_register_the_dataset(
+    build: Any, score: Any, tmp_path: Path
+) -> None:
+    score(3.0)
+    cfg = build("out")
+    results = do_train(cfg)
+    own = tmp_path / "own.py"
+    own.touch()
+    overrides = ["train.device=cpu", "model.backbone.width=8"]
+    for config in (str(own), f"{own}+synthetic"):
+        line = next_steps(cfg, results, config, overrides).splitlines()[1]
+        weights = f"--weights {cfg.train.output_dir}/model_final.pth"
+        assert line.endswith(f"--config-file {config} {weights} {' '.join(overrides)}")
+    line = next_steps(cfg, results, "table2a_backbone/r50_fpn", overrides).splitlines()[1]
+    assert f"--config-file {cfg.train.output_dir}/config.yaml" in line

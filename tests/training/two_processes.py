@@ -136,10 +136,13 @@ def both(rank: int, folder: Path) -> str:
 
 
 def averaged(rank: int, folder: Path) -> list[Tensor]:
-    """The average of two steps on a process's own images."""
+    """The average of two steps on a process's own images, from weights drawn by each process."""
     model = Model()
+    if rank:
+        nn.init.normal_(model.head[0].weight)
     average = WeightAverage(model, 0.5)
     ddp = DistributedDataParallel(model)
+    SafeCheckpointer(average.model, str(folder)).resume_or_load("")
     batches = [[image(rank + 1.0)], [image(rank + 3.0)]]
     built = GuardedTrainer(ddp, batches, torch.optim.SGD(ddp.parameters(), lr=0.1))
     built.register_hooks([average])

@@ -9,6 +9,7 @@ from detectron2.modeling import ProposalNetwork
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from mask_rcnn_plugin.config.check import NODES, SOURCE
 from train_stages.proposals import ProposalFiles
 
 
@@ -30,6 +31,7 @@ def rpn_stage(cfg: DictConfig, stage: str) -> DictConfig:
         pixel_std=row.pixel_std,
     )
     cfg.dataloader.evaluator.tasks = ["box_proposals"]
+    cfg.train.best_metric = cfg.train.early_stopping = None  # which name metrics of the row's tasks
     cfg.dataloader.evaluator.output_dir = None  # gigabytes of boxes, at each evaluation
     return cfg
 
@@ -70,4 +72,7 @@ def _stage(cfg: DictConfig, stage: str) -> DictConfig:
     cfg = copy.deepcopy(cfg)
     cfg.train.output_dir = str(Path(cfg.train.output_dir) / stage)
     OmegaConf.resolve(cfg)
+    used = {*NODES, SOURCE, *cfg[SOURCE].new_keys}
+    for helper in [key for key in cfg if key not in used]:  # which nothing refers to any more
+        del cfg[helper]
     return cfg
