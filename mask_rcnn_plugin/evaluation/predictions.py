@@ -35,18 +35,19 @@ _SUBMISSIONS = {
 def coco_results(instances: Instances, image_id: Any) -> list[dict[str, Any]]:
     """One image's predictions in COCO's format, but with the model's classes as categories.
 
-    As detectron2's `instances_to_coco_json`, except that masks encoded already are passed on.
+    As detectron2's `instances_to_coco_json`, except that masks encoded already are passed on, and
+    the keypoints of `instances` stay where they are.
 
     Args:
         instances: on the CPU; fields pred_boxes, scores, pred_classes and, if predicted, pred_masks
             and pred_keypoints.
     """
-    masks = instances.get("pred_masks") if instances.has("pred_masks") else None
-    if not isinstance(masks, RLEMasks):
-        return instances_to_coco_json(instances, image_id)
-    fields = {k: v for k, v in instances.get_fields().items() if k != "pred_masks"}
+    fields = dict(instances.get_fields())
+    if "pred_keypoints" in fields:  # which detectron2 moves in place
+        fields["pred_keypoints"] = fields["pred_keypoints"].clone()
+    rles = fields.pop("pred_masks").rles if isinstance(fields.get("pred_masks"), RLEMasks) else ()
     results = instances_to_coco_json(Instances(instances.image_size, **fields), image_id)
-    for result, rle in zip(results, masks.rles):
+    for result, rle in zip(results, rles):
         result["segmentation"] = rle
     return results
 

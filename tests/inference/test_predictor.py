@@ -141,6 +141,9 @@ def test_results_are_what_other_libraries_take(predictor: Predictor, photo: str)
     assert set(table["file"]) == {photo}
 
     coco = result.to_coco(image_id=5)
+    assert result.to_coco(image_id=5) == coco
+    keypoints = np.array([found["keypoints"] for found in coco]).reshape(len(result), -1, 3)
+    assert np.allclose(keypoints[..., :2] + 0.5, result.instances.pred_keypoints[..., :2])
     assert {found["image_id"] for found in coco} == {5}
     assert [CATEGORIES[found["category_id"] - 1] for found in coco] == result.names
     assert [found["category_name"] for found in coco] == result.names
