@@ -194,4 +194,4 @@ def test_none_writes_no_file(build: Any, score: Any) -> None:
     cfg = build("out", "train.loggers=[]")
     do_train(cfg)
     written = [file.name for file in Path(cfg.train.output_dir).iterdir()]
-    assert sorted(written) == ["last_checkpoint", "model_final.pth", "pictures", "train_batch.jpg"]
+    assert sorted(written) == ["last_checkpoint", "model_final.pth", "train_batch.jpg"]
