@@ -24,6 +24,7 @@ from detectron2.evaluation.coco_evaluation import COCOeval, COCOeval_opt, COCOev
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
+from mask_rcnn_plugin.data.annotation_rules import is_integer
 from mask_rcnn_plugin.evaluation.predictions import unpack
 
 # What is scored at a time, in predictions and (image, category) pairs: a backend keeps a record of
@@ -170,14 +171,15 @@ def _truth(
             keypoints = truth.get("keypoints") or [0] * 3 * num_keypoints
             # An integer of more than 64 bits would make objects of NumPy's numbers.
             truth["keypoints"] = [float(x) for x in keypoints]
-            truth.setdefault("num_keypoints", count_keypoints(truth))
+            truth["num_keypoints"] = count_keypoints(truth)
     return copies
 
 
 def count_keypoints(annotation: Mapping[str, Any]) -> int:
     """How many are labelled; keypoint AP leaves out instances that have none."""
     visible = (annotation.get("keypoints") or [])[2::3]
-    return int(annotation.get("num_keypoints", sum(v > 0 for v in visible)))
+    stated: Any = annotation.get("num_keypoints")
+    return int(stated) if is_integer(stated) else sum(v > 0 for v in visible)
 
 
 def _detections(

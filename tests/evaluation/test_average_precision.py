@@ -13,7 +13,12 @@ from pycocotools.coco import COCO
 
 from benchmark.made_up_detections import made_up_ground_truth, made_up_predictions
 from mask_rcnn_plugin.evaluation import average_precision, coco_results
-from mask_rcnn_plugin.evaluation.average_precision import Backend, evaluate_tasks, find_backend
+from mask_rcnn_plugin.evaluation.average_precision import (
+    Backend,
+    count_keypoints,
+    evaluate_tasks,
+    find_backend,
+)
 from mask_rcnn_plugin.evaluation.predictions import pack
 
 TASKS = ("bbox", "segm", "keypoints")
@@ -285,3 +290,13 @@ def test_the_fastest_that_is_installed_is_taken_and_named(
     forget(monkeypatch, compiled=compiled, faster=faster)
     backend = find_backend(official)
     assert re.fullmatch(name, backend.name)
+
+
+@pytest.mark.parametrize(
+    ("stated", "expected"),
+    [({}, 1), ({"num_keypoints": None}, 1), ({"num_keypoints": "x"}, 1), ({"num_keypoints": 0}, 0)],
+)
+def test_labelled_keypoints_are_those_stated_or_counted(
+    stated: dict[str, Any], expected: int
+) -> None:
+    assert count_keypoints({"keypoints": [3, 4, 2, 0, 0, 0], **stated}) == expected

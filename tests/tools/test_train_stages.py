@@ -139,7 +139,6 @@ def test_stages_of_a_finetune_count_epochs_and_keep_usable_configs(
         assert (cfg.train.max_iter, cfg.dataloader.train.total_batch_size) == (2, 8)
     assert "not drawn" not in caplog.text
     assert "no pictures" not in caplog.text
-    assert "segm/AP" not in caplog.text
     assert (tmp_path / "out" / "2_detector" / "pictures").is_dir()
     assert not (tmp_path / "out" / "1_rpn" / "pictures").exists()
 
