@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from mask_rcnn_plugin.data.mapper import ImageError
 from mask_rcnn_plugin.data.metadata import metadata_of
-from mask_rcnn_plugin.errors import UserError
+from mask_rcnn_plugin.errors import UserError, print_mistake
 from mask_rcnn_plugin.evaluation.pictures import draw_inputs
 from mask_rcnn_plugin.training import setup_datasets
 
@@ -70,7 +70,7 @@ def main() -> None:
     try:
         pages = browse(get_config(args.config, args.overrides), args.count, args.output)
     except UserError as error:
-        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        print_mistake(error)
         sys.exit(2)
     print(f"{args.output}: {len(pages)} pages")
 

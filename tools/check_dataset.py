@@ -25,7 +25,7 @@ from detectron2.config import instantiate
 from mask_rcnn_plugin.data.check import Findings, check_file, clean
 from mask_rcnn_plugin.data.check.findings import total
 from mask_rcnn_plugin.data.coco import DatasetError
-from mask_rcnn_plugin.errors import UserError
+from mask_rcnn_plugin.errors import UserError, print_mistake
 from mask_rcnn_plugin.training.preflight import check_sets
 from mask_rcnn_plugin.training.setup import setup_datasets
 
@@ -104,7 +104,7 @@ def main() -> None:
     try:
         sound = check(args)
     except UserError as error:
-        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        print_mistake(error)
         sys.exit(2)
     sys.exit(0 if sound else 1)
 

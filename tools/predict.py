@@ -31,7 +31,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from mask_rcnn_plugin.data.mapper import ImageError
-from mask_rcnn_plugin.errors import UserError
+from mask_rcnn_plugin.errors import UserError, print_mistake
 from mask_rcnn_plugin.evaluation.pictures import hide_keypoints
 from mask_rcnn_plugin.evaluation.predictions import write_json
 from mask_rcnn_plugin.inference.predictor import find_config, find_weights
@@ -256,7 +256,7 @@ def main() -> None:
     try:
         done = run(parse_args())
     except UserError as error:
-        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        print_mistake(error)
         sys.exit(2)
     sys.exit(0 if done else 1)
 

@@ -78,18 +78,18 @@ def find_sets(folder: str, *, keypoints: bool = False) -> dict[str, tuple[str, s
     root = Path(folder)
     paths = sorted([*root.glob("*.json"), *root.glob("*/*.json")])
     images = {f: listed for f in paths if (listed := _images(f)) is not None}
+    words = {f: set(re.findall("[a-z]+", str(f.relative_to(root)).lower())) for f in images}
     files, found = [*images], {}
     for role, names in _NAMES.items():
-        named = ([f for f in files if name in _words(f.relative_to(root))] for name in names)
+        named = ([f for f in files if name in words[f]] for name in names)
         of_role = next(filter(None, named), [])
         if not of_role and role == "train":
-            others = {*_NAMES["test"]}
-            of_role = [f for f in files if not others & _words(f.relative_to(root))]
+            of_role = [f for f in files if words[f].isdisjoint(_NAMES["test"])]
         files = [f for f in files if f not in of_role]
         if keypoints:
-            of_role = [f for f in of_role if "keypoints" in _words(f.relative_to(root))] or of_role
+            of_role = [f for f in of_role if "keypoints" in words[f]] or of_role
         if len(of_role) > 1:  # COCO has other annotations of the same images beside
-            of_role = [f for f in of_role if not _OTHER & _words(f.relative_to(root))] or of_role
+            of_role = [f for f in of_role if not _OTHER & words[f]] or of_role
         originals = [f for f in of_role if all(g.stem.startswith(f.stem) for g in of_role)]
         if len(originals) == 1:
             of_role = originals
@@ -108,10 +108,6 @@ def find_sets(folder: str, *, keypoints: bool = False) -> dict[str, tuple[str, s
             f"train/_annotations.coco.json or annotations/instances_train.json; there is {there}"
         )
     return found
-
-
-def _words(path: Path) -> set[str]:
-    return set(re.findall("[a-z]+", "/".join(path.parts).lower()))
 
 
 def _images(file: Path) -> list[Any] | None:

@@ -16,7 +16,6 @@ from contextlib import nullcontext, redirect_stderr
 from datetime import timedelta
 from functools import lru_cache, partial
 from io import StringIO
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,7 +28,7 @@ from torch.multiprocessing.spawn import ProcessExitedException, start_processes
 from mask_rcnn_plugin.config import ConfigError, get_config
 from mask_rcnn_plugin.config.device import device_of
 from mask_rcnn_plugin.config.printing import print_config
-from mask_rcnn_plugin.errors import UserError
+from mask_rcnn_plugin.errors import UserError, print_mistake
 from mask_rcnn_plugin.training.machine import precision
 from mask_rcnn_plugin.training.placement import ALONE, Placement, placement_from
 from mask_rcnn_plugin.training.preemption import EXIT_CODE, SIGNALS
@@ -119,7 +118,7 @@ def run_program(args: argparse.Namespace, prepare: Prepare, run: Run) -> None:
         try:  # now, not in so many processes
             _load(args, Placement(0, args.num_gpus, 0, args.num_gpus, ""))
         except UserError as error:
-            _print(error)
+            print_mistake(error)
             sys.exit(2)
         _spawn(args, prepare, run)
 
@@ -219,7 +218,7 @@ def _run(
     except UserError as error:
         code = 2
         if _count_mistakes(store, 1) == 1:
-            _print(error)
+            print_mistake(error)
     except Exception as error:
         if not _count_mistakes(store, 0):
             if dist.is_initialized() and re.search("timed? ?out", str(error).lower()):
@@ -256,14 +255,14 @@ def _load_together(
         for other in range(world_size if rank == 0 else 0):  # the store may be this process's
             store.get(f"seen/{other}")
     except RuntimeError as error:
-        _print(
+        print_mistake(
             f"rank {rank} of {world_size} processes has not met the others at {url} within "
             f"train.process_group_timeout, {minutes:g} minutes: {str(error).splitlines()[0]}"
         )
         sys.exit(2)
     if any(mistakes):
         if rank == 0:
-            _print(next(filter(None, mistakes)))
+            print_mistake(next(filter(None, mistakes)))
         sys.exit(2)
     return cfg, store
 
@@ -346,7 +345,3 @@ def _count_mistakes(store: dist.Store, new: int) -> int:
         return store.add("mistakes", new)
     except RuntimeError:  # under srun the store is the first rank's: it has ended, and has said why
         return sys.maxsize
-
-
-def _print(error: UserError | str) -> None:
-    print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from detectron2.engine import HookBase
 from omegaconf import DictConfig
 
 import train
@@ -29,6 +30,21 @@ def build(toy_overrides: list[str], tmp_path: Path) -> Any:
         return cfg
 
     return build
+
+
+class Interrupt(HookBase):
+    def __init__(self, iteration: int) -> None:
+        self.iteration = iteration
+
+    def after_step(self) -> None:
+        if self.trainer.iter == self.iteration:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture
+def interrupt() -> type[HookBase]:
+    """A hook that ends a training after an iteration and its evaluation."""
+    return Interrupt
 
 
 @pytest.fixture

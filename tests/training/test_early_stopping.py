@@ -5,24 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from detectron2.engine import HookBase
 from omegaconf import DictConfig
 
 from train import do_train
 
 STOP = ("train.early_stopping.metric=segm/AP", "train.early_stopping.patience=2")
 EACH = ("train.max_iter=9", "train.eval_period=1")
-
-
-class Interrupt(HookBase):
-    """Ends a training after an iteration and its evaluation."""
-
-    def __init__(self, iteration: int) -> None:
-        self.iteration = iteration
-
-    def after_step(self) -> None:
-        if self.trainer.iter == self.iteration:
-            raise KeyboardInterrupt
 
 
 def final(cfg: DictConfig) -> dict[str, Any]:
@@ -66,14 +54,14 @@ def test_without_a_metric_all_iterations_are_done(build: Any, score: Any) -> Non
     assert final(cfg)["iteration"] == 3
 
 
-def test_an_interruption_changes_nothing(build: Any, score: Any, tmp_path: Path) -> None:
+def test_an_interruption_changes_nothing(build: Any, score: Any, interrupt: Any) -> None:
     scores = [5.0, 7.0, 6.0, 6.5, 50.0]
     score(*scores)
     whole = build("whole", *STOP, *EACH)
     do_train(whole)
     score(*scores[:3])
     with pytest.raises(KeyboardInterrupt):
-        do_train(build("halves", *STOP, *EACH), extra_hooks=[Interrupt(2)])
+        do_train(build("halves", *STOP, *EACH), extra_hooks=[interrupt(2)])
     left = score(*scores[2:])  # the one that may have been lost is made again
     halves = build("halves", *STOP, *EACH)
     do_train(halves, resume=True)
@@ -100,11 +88,13 @@ def test_a_resume_of_one_that_has_ended_trains_on_only_with_more_patience(
     assert final(cfg)["iteration"] == 4
 
 
-def test_scores_of_another_batch_stay_in_their_order(build: Any, score: Any) -> None:
+def test_scores_of_another_batch_stay_in_their_order(
+    build: Any, score: Any, interrupt: Any
+) -> None:
     score(1.0, 2.0, 3.0, 4.0, 5.0, 6.0)
     reference = ("train.reference_batch_size=4", "dataloader.train.total_batch_size=4")
     with pytest.raises(KeyboardInterrupt):
-        do_train(build("out", *STOP, *EACH, *reference), extra_hooks=[Interrupt(5)])
+        do_train(build("out", *STOP, *EACH, *reference), extra_hooks=[interrupt(5)])
     left = score(7.0, 8.0, 9.0, 10.0, 9.0, 9.0, 50.0)  # after iterations that were there before
     larger = ("train.reference_batch_size=8", "dataloader.train.total_batch_size=8")
     cfg = build("out", *STOP, *EACH, *larger)

@@ -6,7 +6,6 @@ import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import instantiate
-from detectron2.engine import HookBase
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
@@ -18,15 +17,6 @@ from train import do_train
 
 EMA = ("train.ema.enabled=True", "train.ema.decay=0.6")
 NORMS = ("model.backbone.norm=BN", "model.backbone.freeze_at=0")
-
-
-class Interrupt(HookBase):
-    def __init__(self, iteration: int) -> None:
-        self.iteration = iteration
-
-    def after_step(self) -> None:
-        if self.trainer.iter == self.iteration:
-            raise KeyboardInterrupt
 
 
 class Model(nn.Module):
@@ -102,13 +92,13 @@ def assert_equal(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
 
 
-def test_a_resume_is_equal_to_the_bit(build: Any, score: Any) -> None:
+def test_a_resume_is_equal_to_the_bit(build: Any, score: Any, interrupt: Any) -> None:
     score(*[1.0] * 9)
     settings = (*EMA, *NORMS, "train.max_iter=5", "train.checkpointer.period=2")
     whole = build("whole", *settings)
     do_train(whole)
     with pytest.raises(KeyboardInterrupt):
-        do_train(build("halves", *settings), extra_hooks=[Interrupt(2)])
+        do_train(build("halves", *settings), extra_hooks=[interrupt(2)])
     halves = build("halves", *settings)
     torch.manual_seed(77)
     do_train(halves, resume=True)
