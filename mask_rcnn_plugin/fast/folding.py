@@ -7,6 +7,7 @@ detectron2's pass over the activation. The gradient with respect to the weight i
 
 from typing import Any, TypeVar
 
+import torch
 import torch.nn.functional as F
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from torch import Tensor, nn
@@ -26,18 +27,42 @@ class FrozenBNConv2d(Conv2d):
     the weight trains as before.
     """
 
+    # Statistics, their versions, and what was computed of them.
+    _kept: tuple[tuple[Tensor, ...], list[int], Tensor, Tensor] | None = None
+
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C', H', W')."""
         norm = self.norm
         if not isinstance(norm, FrozenBatchNorm2d):  # somebody replaced it
             return super().forward(x)
-        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-        shift = norm.bias - norm.running_mean * scale
+        scale, shift = self._affine(norm)
         if self.bias is not None:
             shift = shift + self.bias * scale
         weight = self.weight * scale[:, None, None, None]
         x = F.conv2d(x, weight, shift, self.stride, self.padding, self.dilation, self.groups)
         return x if self.activation is None else self.activation(x)
+
+    def _affine(self, norm: FrozenBatchNorm2d) -> tuple[Tensor, Tensor]:
+        """Scale and shift of each channel, computed anew where the statistics have changed."""
+        statistics = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+        is_kept = not (
+            torch.jit.is_tracing()
+            or torch.compiler.is_compiling()
+            or torch.is_inference_mode_enabled()  # its tensors can't be trained with
+            or any(x.is_inference() for x in statistics)
+        )
+        if is_kept and self._kept is not None:
+            known, versions, scale, shift = self._kept
+            if all(
+                old is new and version == new._version
+                for old, new, version in zip(known, statistics, versions)
+            ):
+                return scale, shift
+        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        shift = norm.bias - norm.running_mean * scale
+        if is_kept:
+            self._kept = statistics, [x._version for x in statistics], scale, shift
+        return scale, shift
 
     def __prepare_scriptable__(self) -> Conv2d:
         """What `torch.jit.script` compiles in its place."""

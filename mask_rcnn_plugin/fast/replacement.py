@@ -1,12 +1,14 @@
 """Modules of a model put in the place of others that compute the same."""
 
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any, TypeVar
 
 from detectron2.layers import Conv2d
 from torch import nn
 
 Conv = TypeVar("Conv", bound=Conv2d)
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def replace_modules(module: nn.Module, replacement: Callable[[nn.Module], Any]) -> Any:
@@ -30,6 +32,20 @@ def replace_modules(module: nn.Module, replacement: Callable[[nn.Module], Any]) 
             if isinstance(value, list):  # detectron2's FPN finds its convolutions in lists
                 value[:] = [new.get(v, v) if isinstance(v, nn.Module) else v for v in value]
     return new.get(module, module)
+
+
+def as_class(module: nn.Module, kind: type[Module]) -> Module:
+    """The same module, with its parameters and submodules, as one of a related class."""
+    other = kind.__new__(kind)
+    vars(other).update(vars(module))
+    return other
+
+
+def renamed(function: FunctionType, name: str) -> FunctionType:
+    """The same function under another name, by which torch.jit.script tells methods apart."""
+    copy = FunctionType(function.__code__, function.__globals__, name, function.__defaults__)
+    copy.__annotations__ = function.__annotations__
+    return copy
 
 
 def conv_like(conv: Conv2d, kind: type[Conv], norm: nn.Module | None) -> Conv:
