@@ -8,6 +8,7 @@ from mask_rcnn_plugin.modeling.backbone import (
     resnet_backbone,
     stage_channels,
 )
+from mask_rcnn_plugin.modeling.box_predictor import MaskRCNNBoxPredictor
 from mask_rcnn_plugin.modeling.choices import MASK_LOSS_REGISTRY, ROI_LAYER_REGISTRY
 from mask_rcnn_plugin.modeling.keypoint_head import MaskRCNNKeypointHead
 from mask_rcnn_plugin.modeling.mask_head import MaskRCNNFCNHead, MaskRCNNMLPHead
@@ -15,17 +16,21 @@ from mask_rcnn_plugin.modeling.mask_loss import IndependentMasks
 from mask_rcnn_plugin.modeling.meta_arch import MaskRCNN
 from mask_rcnn_plugin.modeling.roi_heads import MaskRCNNC4ROIHeads, MaskRCNNROIHeads
 from mask_rcnn_plugin.modeling.roi_pooling import RoIAlign, RoIPooler, RoIWarp, build_roi_layer
+from mask_rcnn_plugin.modeling.rpn import MaskRCNNAnchorGenerator, MaskRCNNRPN
 
 __all__ = [
     "MASK_LOSS_REGISTRY",
     "ROI_LAYER_REGISTRY",
     "IndependentMasks",
     "MaskRCNN",
+    "MaskRCNNAnchorGenerator",
+    "MaskRCNNBoxPredictor",
     "MaskRCNNC4ROIHeads",
     "MaskRCNNFCNHead",
     "MaskRCNNKeypointHead",
     "MaskRCNNMLPHead",
     "MaskRCNNROIHeads",
+    "MaskRCNNRPN",
     "RLEMasks",
     "RoIAlign",
     "RoIPooler",

@@ -165,7 +165,8 @@ def mask_targets(
             continue
         parts = (x.split(BITMAPS_AT_ONCE) for x in (masks.tensor, of_image))
         targets += [BitMasks(m).crop_and_resize(few, mask_side) for m, few in zip(*parts)]
-    return torch.cat([t.to(rois.device) for t in targets])
+    # Those of polygons are on the host: one copy for all images.
+    return torch.cat([t.to(targets[0].device) for t in targets]).to(rois.device)
 
 
 def _rasterize(polygons: list[list[np.ndarray]], boxes: np.ndarray, side: int) -> Tensor:

@@ -11,16 +11,22 @@ from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.modeling.roi_heads import Res5ROIHeads, StandardROIHeads, build_mask_head
-from torch import nn
+from detectron2.modeling.roi_heads.roi_heads import select_proposals_with_visible_keypoints
+from detectron2.structures import ImageList, Instances
+from torch import Tensor, nn
 
 from mask_rcnn_plugin.fast.folding import fold_frozen_batch_norm
+from mask_rcnn_plugin.fast.replacement import as_class, renamed
 from mask_rcnn_plugin.modeling.backbone import res5_head
+from mask_rcnn_plugin.modeling.box_predictor import MaskRCNNBoxPredictor
+from mask_rcnn_plugin.modeling.proposal_sampling import ProposalSampling, foreground
 from mask_rcnn_plugin.modeling.roi_pooling import RoIPooler, find_roi_layer
 from mask_rcnn_plugin.modeling.yaml_keys import require_mask_rcnn_config
 
 _RES5_SIDE = 7  # of res5's output on an RoI (Fig. 4, left)
 
 Shapes = dict[str, ShapeSpec]
+Features = dict[str, Tensor]
 
 
 def _pooler_from_config(cfg: CfgNode, branch: str, input_shape: Shapes) -> RoIPooler:
@@ -51,7 +57,7 @@ def _with_stock_poolers(cfg: CfgNode) -> CfgNode:
 
 
 @ROI_HEADS_REGISTRY.register()
-class MaskRCNNROIHeads(StandardROIHeads):
+class MaskRCNNROIHeads(ProposalSampling, StandardROIHeads):
     """Box, mask and keypoint branches, each with a pooler of its own (FPN, C5; Fig. 4, right).
 
     Masks, keypoints or both may be absent. In inference the mask and keypoint branches see the
@@ -91,11 +97,50 @@ class MaskRCNNROIHeads(StandardROIHeads):
             pooler = f"{branch.lower()}_pooler"
             if parts.get(pooler) is not None:
                 parts[pooler] = _pooler_from_config(cfg, branch, input_shape)
+        parts["box_predictor"] = as_class(parts["box_predictor"], MaskRCNNBoxPredictor)
         return parts
+
+    # What `super()` would be; torch.jit.script knows none.
+    _stock_mask = renamed(StandardROIHeads._forward_mask, "_stock_mask")
+    _stock_keypoint = renamed(StandardROIHeads._forward_keypoint, "_stock_keypoint")
+
+    def _forward_mask(self, features: Features, instances: list[Instances]):  # type: ignore[no-untyped-def]
+        if self.training:
+            return self._mask_losses(features, instances)
+        return self._stock_mask(features, instances)
+
+    def _forward_keypoint(self, features: Features, instances: list[Instances]):  # type: ignore[no-untyped-def]
+        if self.training:
+            return self._keypoint_losses(features, instances)
+        return self._stock_keypoint(features, instances)
+
+    def _mask_losses(self, features: Features, instances: list[Instances]) -> dict[str, Tensor]:
+        if not self.mask_on:
+            return {}
+        instances = foreground(instances, self.num_classes)
+        x = _pooled(features, self.mask_in_features, self.mask_pooler, instances)
+        return self.mask_head(x, instances)
+
+    def _keypoint_losses(self, features: Features, instances: list[Instances]) -> dict[str, Tensor]:
+        if not self.keypoint_on:
+            return {}
+        instances = foreground(instances, self.num_classes)
+        instances = select_proposals_with_visible_keypoints(instances)
+        x = _pooled(features, self.keypoint_in_features, self.keypoint_pooler, instances)
+        return self.keypoint_head(x, instances)
+
+
+def _pooled(
+    features: Features, names: list[str], pooler: nn.Module | None, instances: list[Instances]
+) -> Any:
+    """What a head takes in training: the proposals' features, or whole maps without a pooler."""
+    if pooler is None:
+        return {name: features[name] for name in names}
+    return pooler([features[name] for name in names], [i.proposal_boxes for i in instances])
 
 
 @ROI_HEADS_REGISTRY.register()
-class MaskRCNNC4ROIHeads(Res5ROIHeads):
+class MaskRCNNC4ROIHeads(ProposalSampling, Res5ROIHeads):
     """Box and mask branches on a shared res5 (C4; Fig. 4, left).
 
     The paper pools 7 x 7 and runs res5 at stride 1; detectron2's zoo pools 14 x 14 and runs it at
@@ -133,7 +178,37 @@ class MaskRCNNC4ROIHeads(Res5ROIHeads):
             channels = parts["res5"][-1].out_channels
             shape = ShapeSpec(channels=channels, height=_RES5_SIDE, width=_RES5_SIDE)
             parts["mask_head"] = build_mask_head(cfg, shape)
+        parts["box_predictor"] = as_class(parts["box_predictor"], MaskRCNNBoxPredictor)
         return parts
+
+    _inference = renamed(Res5ROIHeads.forward, "_inference")
+
+    def forward(  # type: ignore[no-untyped-def]
+        self,
+        images: ImageList,
+        features: Features,
+        proposals: list[Instances],
+        targets: list[Instances] | None = None,
+    ):
+        """As `Res5ROIHeads.forward`."""
+        if self.training:
+            return self._losses(features, proposals, targets)
+        return self._inference(images, features, proposals, targets)
+
+    def _losses(
+        self, features: Features, proposals: list[Instances], targets: list[Instances] | None
+    ) -> tuple[list[Instances], dict[str, Tensor]]:
+        proposals = self.label_and_sample_proposals(proposals, targets or [])
+        x = self._shared_roi_transform(
+            [features[name] for name in self.in_features], [p.proposal_boxes for p in proposals]
+        )
+        losses = self.box_predictor.losses(self.box_predictor(x.mean(dim=[2, 3])), proposals)
+        if self.mask_on:
+            positives = foreground(proposals, self.num_classes)
+            parts = zip(x.split([len(p) for p in proposals]), positives)
+            x = torch.cat([of_image[: len(p)] for of_image, p in parts])
+            losses.update(self.mask_head(x, positives))
+        return [], losses
 
 
 def _res5_from_config(cfg: CfgNode, res5: nn.Sequential) -> nn.Sequential:

@@ -18,16 +18,13 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from detectron2.layers import ROIAlign
-from detectron2.modeling.poolers import (
-    ROIPooler,
-    assign_boxes_to_levels,
-    convert_boxes_to_pooler_format,
-)
+from detectron2.modeling.poolers import ROIPooler, assign_boxes_to_levels
 from detectron2.structures import Boxes
 from torch import Tensor, nn
 from torchvision.ops import roi_align as torchvision_roi_align
 from torchvision.ops import roi_pool
 
+from mask_rcnn_plugin.fast.proposals import owners
 from mask_rcnn_plugin.fast.roi_align import roi_align
 from mask_rcnn_plugin.modeling.choices import ROI_LAYER_REGISTRY, chosen
 
@@ -294,18 +291,27 @@ class RoIPooler(ROIPooler):
         layout = torch.contiguous_format
         if x[0].is_contiguous(memory_format=torch.channels_last):
             layout = torch.channels_last
-        rois = convert_boxes_to_pooler_format(box_lists)
+        boxes = torch.cat([boxes.tensor for boxes in box_lists])
+        images = owners([len(boxes) for boxes in box_lists], boxes).to(boxes.dtype)
+        rois = torch.cat([images[:, None], boxes], dim=1)
         if len(x) == 1:
             return self.level_poolers[0](x[0], rois).contiguous(memory_format=layout)
         levels = assign_boxes_to_levels(
-            box_lists, self.min_level, self.max_level, self.canonical_box_size, self.canonical_level
+            [Boxes(boxes)],
+            self.min_level,
+            self.max_level,
+            self.canonical_box_size,
+            self.canonical_level,
         ).clamp(0, len(x) - 1)  # a box that is no number has no level
+        # The boxes of each level one after the other: the host waits once, for their numbers.
+        order = levels.argsort(stable=True)
+        each = torch.arange(len(x), device=levels.device)
+        counts = (levels == each[:, None]).sum(dim=1).tolist()
+        of_levels = rois[order].split(counts)
+        parts = [pooler(*of) for pooler, of in zip(self.level_poolers, zip(x, of_levels))]
         shape = (len(rois), x[0].shape[1], *self.output_size)
         pooled = torch.empty(shape, dtype=x[0].dtype, device=x[0].device, memory_format=layout)
-        for level, pooler in enumerate(self.level_poolers):
-            chosen = (levels == level).nonzero()[:, 0]
-            pooled.index_put_((chosen,), pooler(x[level], rois[chosen]))
-        return pooled
+        return pooled.index_put_((order,), torch.cat(parts))
 
     def __prepare_scriptable__(self) -> ROIPooler:
         """What `torch.jit.script` compiles in its place: detectron2's, on this one's layers."""

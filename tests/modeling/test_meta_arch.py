@@ -64,7 +64,9 @@ def small(cfg: CfgNode, num_classes: int = 3) -> CfgNode:
     model.RESNETS.RES2_OUT_CHANNELS = 16
     model.FPN.OUT_CHANNELS = 16
     model.ROI_HEADS.NUM_CLASSES = num_classes
-    model.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 32
+    # All that may be: which are sampled of more is left to chance.
+    model.RPN.BATCH_SIZE_PER_IMAGE, model.RPN.POSITIVE_FRACTION = 10_000, 1.0
+    model.ROI_HEADS.BATCH_SIZE_PER_IMAGE, model.ROI_HEADS.POSITIVE_FRACTION = 100, 1.0
     model.ROI_HEADS.SCORE_THRESH_TEST = 0.3
     model.ROI_BOX_HEAD.FC_DIM = 32
     model.ROI_MASK_HEAD.CONV_DIM = 8
@@ -82,6 +84,8 @@ def ours(cfg: CfgNode, output_format: str = "rle") -> CfgNode:
     model = cfg.MODEL
     model.META_ARCHITECTURE = "MaskRCNN"
     model.BACKBONE.NAME = "build_mask_rcnn_resnet_backbone"
+    model.ANCHOR_GENERATOR.NAME = "MaskRCNNAnchorGenerator"
+    model.PROPOSAL_GENERATOR.NAME = "MaskRCNNRPN"
     fpn = model.ROI_HEADS.NAME == "StandardROIHeads"
     model.ROI_HEADS.NAME = "MaskRCNNROIHeads" if fpn else "MaskRCNNC4ROIHeads"
     model.ROI_MASK_HEAD.NAME = "MaskRCNNFCNHead"

@@ -49,7 +49,8 @@ def base_config() -> CfgNode:
     add_mask_rcnn_config(cfg)
     cfg.MODEL.MASK_ON = True
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = 3
-    cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 16
+    # All that may be: which are sampled of more is left to chance.
+    cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE, cfg.MODEL.ROI_HEADS.POSITIVE_FRACTION = 100, 1.0
     for branch in BRANCHES:
         head = cfg.MODEL[f"ROI_{branch}_HEAD"]
         head.POOLER_TYPE, head.POOLER_SAMPLING_RATIO = "RoIAlign", 2
@@ -423,7 +424,9 @@ def test_c4_takes_an_mlp_mask_head(resolution: int, ground_truth: Make) -> None:
 
 
 def test_c4_positive_rois_alone_reach_the_mask_head(ground_truth: Make) -> None:
-    heads = build_roi_heads(c4_config(), C4)
+    cfg = c4_config()
+    cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE, cfg.MODEL.ROI_HEADS.POSITIVE_FRACTION = 16, 0.25
+    heads = build_roi_heads(cfg, C4)
     seen = []
     heads.mask_head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
     targets = [ground_truth(2)]

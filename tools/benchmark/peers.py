@@ -9,8 +9,11 @@ import torch
 from detectron2.config import instantiate
 from detectron2.layers import Conv2d
 from detectron2.modeling import GeneralizedRCNN
+from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.poolers import ROIPooler
+from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.roi_heads import (
+    FastRCNNOutputLayers,
     KRCNNConvDeconvUpsampleHead,
     MaskRCNNConvUpsampleHead,
     Res5ROIHeads,
@@ -26,10 +29,13 @@ from mask_rcnn_plugin.fast.folding import FrozenBNConv2d
 from mask_rcnn_plugin.fast.replacement import conv_like, replace_modules
 from mask_rcnn_plugin.modeling import (
     MaskRCNN,
+    MaskRCNNAnchorGenerator,
+    MaskRCNNBoxPredictor,
     MaskRCNNC4ROIHeads,
     MaskRCNNFCNHead,
     MaskRCNNKeypointHead,
     MaskRCNNROIHeads,
+    MaskRCNNRPN,
     RoIPooler,
 )
 
@@ -40,6 +46,9 @@ _STOCK: dict[type, tuple[type, tuple[str, ...]]] = {
     MaskRCNNC4ROIHeads: (Res5ROIHeads, ()),
     MaskRCNNFCNHead: (MaskRCNNConvUpsampleHead, ("loss_type",)),
     MaskRCNNKeypointHead: (KRCNNConvDeconvUpsampleHead, ()),
+    MaskRCNNAnchorGenerator: (DefaultAnchorGenerator, ()),
+    MaskRCNNRPN: (RPN, ()),
+    MaskRCNNBoxPredictor: (FastRCNNOutputLayers, ()),
     RoIPooler: (ROIPooler, ("aggregation",)),
 }
 

@@ -1,17 +1,17 @@
 """What every model of the paper shares: RPN, sampling, box branch."""
 
 from detectron2.config import LazyCall as L
-from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.matcher import Matcher
-from detectron2.modeling.proposal_generator import RPN, StandardRPNHead
-from detectron2.modeling.roi_heads import FastRCNNOutputLayers
+from detectron2.modeling.proposal_generator import StandardRPNHead
+
+from mask_rcnn_plugin.modeling import MaskRCNNAnchorGenerator, MaskRCNNBoxPredictor, MaskRCNNRPN
 
 # One level: 5 scales x 3 aspect ratios (Faster R-CNN). An FPN spreads the scales over P2..P6.
-rpn = L(RPN)(
+rpn = L(MaskRCNNRPN)(
     in_features=None,
     head=L(StandardRPNHead)(in_channels=None, num_anchors=15),
-    anchor_generator=L(DefaultAnchorGenerator)(
+    anchor_generator=L(MaskRCNNAnchorGenerator)(
         sizes=[[32, 64, 128, 256, 512]],
         aspect_ratios=[0.5, 1.0, 2.0],
         strides=None,
@@ -36,7 +36,7 @@ proposal_matcher = L(Matcher)(
 )
 
 # L_cls and L_box "are identical as those defined in Fast R-CNN" (Sec. 3): smooth L1 with beta 1.
-box_predictor = L(FastRCNNOutputLayers)(
+box_predictor = L(MaskRCNNBoxPredictor)(
     input_shape=None,
     test_score_thresh=0.05,
     test_nms_thresh=0.5,

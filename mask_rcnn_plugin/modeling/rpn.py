@@ -1,0 +1,215 @@
+"""detectron2's RPN, without its waits for the device."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from detectron2.layers import cat
+from detectron2.modeling.anchor_generator import ANCHOR_GENERATOR_REGISTRY, DefaultAnchorGenerator
+from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY, RPN
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import get_event_storage
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from mask_rcnn_plugin.fast.box_regression import box_regression_loss
+from mask_rcnn_plugin.fast.matching import match, sample
+from mask_rcnn_plugin.fast.proposals import top_proposals
+from mask_rcnn_plugin.fast.replacement import as_class, renamed
+
+# Statistics are read from the device when detectron2's PeriodicWriter writes by default.
+STATISTICS_PERIOD = 20
+
+Sample = tuple[Tensor, Tensor, Tensor]
+
+
+def statistics_are_due() -> bool:
+    """Whether this iteration's statistics will be written."""
+    return (get_event_storage().iter + 1) % STATISTICS_PERIOD == 0
+
+
+@ANCHOR_GENERATOR_REGISTRY.register()
+class MaskRCNNAnchorGenerator(DefaultAnchorGenerator):
+    """detectron2's `DefaultAnchorGenerator`, the same anchors, made on the device."""
+
+    def _grid_anchors(self, grid_sizes: list[list[int]]) -> list[Tensor]:
+        if torch.jit.is_tracing():  # would fix the sizes
+            return super()._grid_anchors(grid_sizes)
+        levels = zip(grid_sizes, self.strides, self.cell_anchors)
+        return [
+            self._level(height, width, stride, anchors)
+            for (height, width), stride, anchors in levels
+        ]
+
+    def _level(self, height: int, width: int, stride: int, anchors: Tensor) -> Tensor:
+        """(H * W * A, 4)."""
+        start, dtype, device = self.offset * stride, anchors.dtype, anchors.device
+        x = torch.arange(start, width * stride, stride, dtype=dtype, device=device)
+        y = torch.arange(start, height * stride, stride, dtype=dtype, device=device)
+        grid = anchors.new_empty(height, width, len(anchors), 4)
+        grid[..., 0::2] = x[:, None, None] + anchors[:, 0::2]
+        grid[..., 1::2] = y[:, None, None, None] + anchors[:, 1::2]
+        return grid.view(-1, 4)
+
+    def __prepare_scriptable__(self) -> DefaultAnchorGenerator:
+        """What `torch.jit.script` compiles in its place."""
+        return as_class(self, DefaultAnchorGenerator)
+
+
+@PROPOSAL_GENERATOR_REGISTRY.register()
+class MaskRCNNRPN(RPN):
+    """detectron2's `RPN`, all images of a batch together and without waiting for the device.
+
+    Losses and proposals are detectron2's, to rounding; the anchors that are sampled are other
+    random ones. Statistics (`rpn/num_pos_anchors`, ...) are put every 20th iteration.
+
+    Arguments are those of `RPN`.
+    """
+
+    @torch.jit.unused
+    @torch.no_grad()
+    def label_and_sample_anchors(
+        self, anchors: list[Boxes], gt_instances: list[Instances]
+    ) -> tuple[Sample, Tensor]:
+        """
+        Args:
+            anchors: of each level, A of all levels together.
+            gt_instances: of N images, with `gt_boxes`.
+
+        Returns:
+            The S anchors sampled of each image, as `sample` gives them.
+            Ground truth of those that may be positive, the first P: (N, P, 4).
+        """
+        boxes = Boxes.cat(anchors)
+        gt_boxes = [gt.gt_boxes.tensor for gt in gt_instances]
+        matches, labels = match(
+            gt_boxes,
+            boxes.tensor[None],
+            self.anchor_matcher.thresholds[1:-1],
+            self.anchor_matcher.labels,
+            self.anchor_matcher.allow_low_quality_matches,
+        )
+        if self.anchor_boundary_thresh >= 0:
+            for label, gt in zip(labels, gt_instances):
+                label[~boxes.inside_box(gt.image_size, self.anchor_boundary_thresh)] = -1
+        sampled = sample(
+            labels == 1, labels == 0, self.batch_size_per_image, self.positive_fraction
+        )
+        positives = sampled[0][:, : int(self.batch_size_per_image * self.positive_fraction)]
+        padded = pad_sequence([*gt_boxes, boxes.tensor.new_zeros(1, 4)], batch_first=True)
+        matched = matches.gather(1, positives)[..., None].expand(-1, -1, 4)
+        return sampled, padded[:-1].gather(1, matched)
+
+    @torch.jit.unused
+    def losses(
+        self,
+        anchors: list[Boxes],
+        pred_objectness_logits: list[Tensor],
+        sampled: Sample,
+        pred_anchor_deltas: list[Tensor],
+        gt_boxes: Tensor,
+    ) -> dict[str, Tensor]:
+        """
+        Args:
+            anchors: of each level.
+            pred_objectness_logits, pred_anchor_deltas: of each level, (N, its A) and (N, its A, 4).
+            sampled, gt_boxes: from `label_and_sample_anchors`.
+
+        Returns:
+            {"loss_rpn_cls": scalar, "loss_rpn_loc": scalar}.
+        """
+        indices, is_positive, is_there = sampled
+        num_images, num_positive = gt_boxes.shape[:2]
+        if statistics_are_due():
+            num_sampled = torch.stack([is_positive, is_there]).sum(dim=(1, 2)).tolist()
+            storage = get_event_storage()
+            storage.put_scalar("rpn/num_pos_anchors", num_sampled[0] / num_images)
+            storage.put_scalar(
+                "rpn/num_neg_anchors", (num_sampled[1] - num_sampled[0]) / num_images
+            )
+
+        logits = cat(pred_objectness_logits, dim=1).gather(1, indices)
+        objectness_loss = F.binary_cross_entropy_with_logits(
+            logits, is_positive.to(logits.dtype), is_there.to(logits.dtype), reduction="sum"
+        )
+        positives = indices[:, :num_positive]
+        deltas = cat(pred_anchor_deltas, dim=1)
+        localization_loss = box_regression_loss(
+            deltas.gather(1, positives[..., None].expand(-1, -1, 4)).flatten(0, 1),
+            Boxes.cat(anchors).tensor[positives].flatten(0, 1),
+            gt_boxes.flatten(0, 1),
+            is_positive[:, :num_positive].flatten(),
+            self.box2box_transform,
+            self.box_reg_loss_type,
+            self.smooth_l1_beta,
+        )
+        normalizer = self.batch_size_per_image * num_images
+        losses = {
+            "loss_rpn_cls": objectness_loss / normalizer,
+            "loss_rpn_loc": localization_loss / normalizer,
+        }
+        return {k: v * self.loss_weight.get(k, 1.0) for k, v in losses.items()}
+
+    _stock_proposals = renamed(RPN.predict_proposals, "_stock_proposals")
+
+    def predict_proposals(  # type: ignore[no-untyped-def]
+        self,
+        anchors: list[Boxes],
+        pred_objectness_logits: list[Tensor],
+        pred_anchor_deltas: list[Tensor],
+        image_sizes: list[tuple[int, int]],
+    ):
+        """
+        Args:
+            anchors, pred_objectness_logits, pred_anchor_deltas: as those of `losses`.
+            image_sizes: (height, width) of each image.
+
+        Returns:
+            For each image `proposal_boxes`, at most `post_nms_topk`, and `objectness_logits`,
+            descending.
+
+        Raises:
+            FloatingPointError: in training, if a logit or box is not finite.
+        """
+        # A trace would fix the numbers of boxes.
+        if torch.jit.is_scripting() or torch.jit.is_tracing():
+            return self._stock_proposals(
+                anchors, pred_objectness_logits, pred_anchor_deltas, image_sizes
+            )
+        return self._top_proposals(anchors, pred_objectness_logits, pred_anchor_deltas, image_sizes)
+
+    @torch.jit.unused
+    @torch.no_grad()
+    def _top_proposals(
+        self,
+        anchors: list[Boxes],
+        pred_objectness_logits: list[Tensor],
+        pred_anchor_deltas: list[Tensor],
+        image_sizes: list[tuple[int, int]],
+    ) -> list[Instances]:
+        top: list[Any] = []
+        for level, logits in enumerate(pred_objectness_logits):
+            num_boxes = min(logits.shape[1], self.pre_nms_topk[self.training])
+            highest, indices = logits.topk(num_boxes, dim=1)
+            deltas = pred_anchor_deltas[level].gather(1, indices[..., None].expand(-1, -1, 4))
+            top.append((highest, deltas, anchors[level].tensor[indices]))
+        logits, deltas, boxes = (cat(list(x), dim=1) for x in zip(*top))
+        # Decoded after the choice: a few thousand boxes instead of all anchors.
+        boxes = self.box2box_transform.apply_deltas(deltas.flatten(0, 1), boxes.flatten(0, 1))
+        logits, boxes, counts, is_finite = top_proposals(
+            logits,
+            boxes.view(*logits.shape, 4),
+            [highest.shape[1] for highest, *_ in top],
+            image_sizes,
+            self.nms_thresh,
+            self.post_nms_topk[self.training],
+            self.min_box_size,
+        )
+        if self.training and not is_finite:
+            raise FloatingPointError(
+                "Predicted boxes or scores contain Inf/NaN. Training has diverged."
+            )
+        return [
+            Instances(size, proposal_boxes=Boxes(box[:n]), objectness_logits=logit[:n])
+            for size, box, logit, n in zip(image_sizes, boxes, logits, counts)
+        ]
