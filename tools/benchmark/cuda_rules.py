@@ -24,16 +24,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
+from unittest import mock
 
-import pytest
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from mask_rcnn_plugin.modeling import RLEMasks
+
 CUDA = torch.device("cuda", 0)
-_OURS = ("mask_rcnn_plugin", "detectron2", "torchvision", "fvcore", "tests")
+_OURS = ("mask_rcnn_plugin", "detectron2", "torchvision", "fvcore")
 
 aten = torch.ops.aten
 # Kernels whose output's size is the values' (they wait for it), and reads of a value.
@@ -96,7 +98,9 @@ class Cost:
 
 def on_cuda(x: Any) -> bool:
     """Whether a tensor is on the pretended device."""
-    return isinstance(x, Tensor) and getattr(_storage(x), "on_cuda", False)
+    if not isinstance(x, Tensor) or isinstance(x, RLEMasks):  # of the host, whatever they say
+        return False
+    return getattr(_storage(x), "on_cuda", False)
 
 
 def _storage(x: Tensor) -> Any:
@@ -117,11 +121,9 @@ class CudaRules(contextlib.ExitStack):
     def __enter__(self) -> "CudaRules":
         super().__enter__()
         self.cost = Cost()
-        self.moving = 0
-        patch = self.enter_context(pytest.MonkeyPatch.context())
-        # These ask the machine, not a tensor.
-        patch.setattr(torch, "autocast", _autocast_of_cpu(torch.autocast))
-        patch.setattr(torch.amp, "autocast", torch.autocast)
+        self.moving = self.inside = 0
+        # It asks the machine, not a tensor.
+        self.enter_context(mock.patch.object(torch, "autocast", _autocast_of_cpu(torch.autocast)))
         self.enter_context(_Operators(self))
         self.enter_context(_Functions(self))
         return self
@@ -185,7 +187,7 @@ class _Operators(TorchDispatchMode):
         kwargs = kwargs or {}
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         here = [x for x in tensors if on_cuda(x)]
-        if not here or self.rules.moving:
+        if self.rules.moving or not (here or (self.rules.inside and not tensors)):
             return func(*args, **kwargs)
         self._check(func, tensors)
         self._count(func, args, kwargs)
@@ -210,7 +212,11 @@ class _Operators(TorchDispatchMode):
 
     def _count(self, func: Any, args: Any, kwargs: Any) -> None:
         rules, name = self.rules, func.overloadpacket.__name__
-        if func in _WAITING or "nms" in name or (name == "repeat_interleave" and kwargs.get("output_size") is None):
+        if (
+            func in _WAITING
+            or "nms" in name
+            or (name == "repeat_interleave" and kwargs.get("output_size") is None)
+        ):
             rules.wait()
         elif name == "copy_":
             if not on_cuda(args[0]):
@@ -269,13 +275,20 @@ class _Functions(TorchFunctionMode):
             self.rules.wait()
             with self.rules.unseen():
                 return func(*args)
+        kwargs.pop("pin_memory", None)
         device = kwargs.get("device")
         if device is None:
             if func == Tensor.new_tensor and on_cuda(first):
                 self.rules.copy()
                 with self.rules.unseen():
                     return _mark(func(*args, **kwargs))
-            return func(*args, **kwargs)
+            # Tensors that it makes on the way are where its arguments are.
+            inside = any(on_cuda(x) for x in tree_leaves((args, kwargs)))
+            self.rules.inside += inside
+            try:
+                return func(*args, **kwargs)
+            finally:
+                self.rules.inside -= inside
         kwargs["device"] = "cpu"
         if torch.device(device).type != "cuda":
             return func(*args, **kwargs)

@@ -1,0 +1,166 @@
+"""Whole models under CUDA's rules: nothing mixes, and no step waits, copies or launches needlessly.
+
+Counts do not depend on widths, so models are narrow. A budget that is exceeded shows the lines.
+"""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import instantiate
+from detectron2.utils.events import EventStorage
+from torch import nn
+
+from benchmark.counts import (
+    NARROW,
+    NARROW_FPN,
+    NARROW_KEYPOINT,
+    NARROW_MASK,
+    batch,
+    inference,
+    narrow_config,
+    training_step,
+)
+from benchmark.cuda_rules import Cost, CudaRules
+from benchmark.peers import stock_detectron2
+from benchmark.weights import draw_like_trained
+from mask_rcnn_plugin import optimize_for_inference
+
+ALL_MASKS = [*NARROW_FPN, NARROW_MASK]
+C4 = [
+    "model.backbone.width=8",
+    "model.proposal_generator.post_nms_topk=[200,100]",
+    "model.roi_heads.mask_head.conv_dims=[16]",
+]
+FAMILIES: dict[str, tuple[str, list[str]]] = {
+    "FPN": ("table2a_backbone/r50_fpn", ALL_MASKS),
+    "C4": ("table2a_backbone/r50_c4", C4),
+    "C5": ("table2d_stride32/roialign", [*NARROW, NARROW_MASK]),
+    "keypoints": ("table4_keypoints/keypoint_and_mask", [*ALL_MASKS, NARROW_KEYPOINT]),
+    "keypoints alone": ("table4_keypoints/keypoint_only", [*NARROW_FPN, NARROW_KEYPOINT]),
+    "boxes": (
+        "table3_box/faster_rcnn_r101_fpn",
+        [*NARROW_FPN, "model.backbone.name=ResNet-50-FPN"],
+    ),
+    "softmax": (
+        "table2b_mask_loss/softmax",
+        C4,
+    ),
+    "MLP": (
+        "table2e_mask_branch/mlp_2fc",
+        [*NARROW_FPN, "model.roi_heads.mask_head.fc_dims=[16,16]", "model.roi_heads.num_classes=3"],
+    ),
+    "agnostic": (
+        "class_agnostic/r50_c4",
+        C4,
+    ),
+    "RoIWarp": (
+        "table2c_roi_layer/roiwarp_max",
+        C4,
+    ),
+}
+
+
+def build(family: str, **changes: Any) -> tuple[nn.Module, list[dict[str, Any]]]:
+    """A model that finds things, and what it is trained on."""
+    config = narrow_config(*FAMILIES[family])
+    for key, value in changes.items():
+        config[key] = value
+    model, images = instantiate(config), batch("keypoint" in family)
+    for image in images:
+        image["instances"].gt_classes %= model.roi_heads.num_classes
+    draw_like_trained(model, images, num_candidates=300)
+    return model, images
+
+
+def within(cost: Cost, waits: int, copies: int, operators: int) -> None:
+    allowed = (waits, copies, operators)
+    for count, limit in zip(cost.totals(), allowed):
+        assert count <= limit, f"{cost.totals()}, allowed are {allowed}\n{cost.lines()}"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_training_step_is_that_of_a_cpu(family: str, assert_near: Callable[..., None]) -> None:
+    model, images = build(family)
+    theirs = copy.deepcopy(model).train()
+    parameters = [p for p in theirs.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(parameters, lr=1e-4, momentum=0.9)
+    torch.manual_seed(0)
+    with EventStorage():
+        for _ in range(2):
+            optimizer.zero_grad()
+            expected = theirs(images)
+            sum(expected.values()).backward()
+            optimizer.step()
+    torch.manual_seed(0)
+    cost, losses = training_step(model, images)
+    assert losses.keys() == expected.keys()
+    for name, loss in expected.items():
+        assert_near(losses[name], loss, name, tolerance=1e-4)
+    within(cost, 12 + 4 * ("keypoints" in family), 4, 1200 + 300 * ("keypoints" in family))
+
+
+@pytest.mark.parametrize(
+    ("family", "mask_format"), [*((family, "rle") for family in FAMILIES), ("FPN", "bitmap")]
+)
+def test_detections_are_those_of_a_cpu(family: str, mask_format: str) -> None:
+    model, images = build(family, mask_format=mask_format)
+    with torch.no_grad():
+        expected = [r["instances"] for r in model.eval()([{**x} for x in images])]
+    _, results = inference(model, images)
+    for i, j in zip(results, expected, strict=True):
+        assert len(i) == len(j) > 5
+        assert i.get_fields().keys() == j.get_fields().keys()
+        assert i.pred_classes.equal(j.pred_classes)
+        assert torch.allclose(i.pred_boxes.tensor, j.pred_boxes.tensor, atol=1e-3)
+        if i.has("pred_masks"):  # to rounding: CUDA's way to pool or to paste is another
+            differ = np.asarray(i.pred_masks) != np.asarray(j.pred_masks)
+            assert differ.mean() < 1e-3
+
+
+@pytest.mark.parametrize("family", ["FPN", "C4", "keypoints"])
+@pytest.mark.parametrize("is_optimized", [False, True])
+def test_nothing_mixes_in_half_precision(family: str, is_optimized: bool) -> None:
+    model, images = build(family)
+    with CudaRules(), torch.autocast("cuda", torch.bfloat16), EventStorage():
+        model.to("cuda")
+        if is_optimized:
+            model = optimize_for_inference(model.eval())
+            with torch.no_grad():
+                assert len(model(images)[0]["instances"]) > 5
+        else:
+            losses = model.train()(images)
+            assert all(loss.isfinite() for loss in losses.values())
+
+
+def test_steps_cost_no_more_than_allowed() -> None:
+    model, images = build("FPN")
+    within(training_step(model, images)[0], waits=11, copies=4, operators=1000)  # and the losses
+    within(inference(model, images)[0], waits=10, copies=4, operators=900)
+
+
+def test_detectron2_costs_more() -> None:
+    """What is counted is not nothing."""
+    config = narrow_config(*FAMILIES["FPN"])
+    stock, images = stock_detectron2(config), batch()
+    draw_like_trained(stock, images, num_candidates=300)
+    cost = training_step(stock, images)[0]
+    assert cost.waits.total() > 60
+    assert cost.copies.total() > 15
+    assert cost.operators.total() > 1400
+    assert inference(stock, images)[0].waits.total() > 40
+
+
+def test_statistics_cost_a_wait_each_when_they_are_due() -> None:
+    model, images = build("FPN")
+    with CudaRules() as cuda:
+        model.to("cuda").train()
+        waits = []
+        for iteration in (17, 18, 19):
+            with EventStorage(iteration), cuda.counted() as cost:
+                model(images)
+            waits.append(cost.waits.total())
+    assert waits[0] == waits[1] == waits[2] - 2
