@@ -5,6 +5,8 @@ patch, the square between the centres of 2 x 2 cells, the resized map is a polyn
 cells around it. In Bézier form that is a weighted mean of 4 x 4 control points, so no pixel exceeds
 the highest of them. Only a few patches of a map can then exceed a pixel that is known already, and
 all maps are searched at once.
+
+On a GPU that would be all waiting and launching; `keypoint_search` does it with fixed shapes.
 """
 
 import math
@@ -13,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from detectron2.structures.keypoints import heatmaps_to_keypoints
 from torch import Tensor
+
+from mask_rcnn_plugin.fast.keypoint_search import highest_pixels
 
 # Along a side, control points (rows) of four cells (columns): torch's bicubic kernel, whose slope
 # at a cell is 3/4 of the difference of its neighbours.
@@ -40,6 +44,23 @@ def decode_keypoints(logits: Tensor, boxes: Tensor) -> Tensor:
     logits, boxes = logits.detach().float(), boxes.detach().float()
     if torch.jit.is_scripting() or torch.jit.is_tracing():  # which would fix what it searched
         return heatmaps_to_keypoints(logits, boxes)[:, :, [0, 1, 3]]
+    return (decode_at_once if logits.is_cuda else decode_by_need)(logits, boxes)
+
+
+def decode_at_once(logits: Tensor, boxes: Tensor) -> Tensor:
+    """`decode_keypoints` for GPUs, which wait for the host: few kernels, of fixed shapes."""
+    if not len(logits):
+        return logits.new_zeros(*logits.shape[:2], 3)
+    sizes = (boxes[:, 2:] - boxes[:, :2]).clamp(min=1)
+    pixels = sizes.ceil()
+    places, highest = highest_pixels(logits, pixels)
+    places = (places + 0.5) * (sizes / pixels)[:, None] + boxes[:, None, :2]
+    scores = 1 / (logits - highest[..., None, None]).exp_().sum(dim=(2, 3))
+    return torch.cat([places, scores[..., None]], dim=2)
+
+
+def decode_by_need(logits: Tensor, boxes: Tensor) -> Tensor:
+    """`decode_keypoints` for CPUs: as little arithmetic as the maps and boxes let it be."""
     points = logits.new_zeros(*logits.shape[:2], 3)
     is_clear = torch.zeros_like(points[..., 0], dtype=torch.bool)
     sizes = (boxes[:, 2:] - boxes[:, :2]).clamp(min=1)
