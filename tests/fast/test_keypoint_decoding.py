@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -210,13 +211,18 @@ def test_decoding_small_and_large_logits(decode: Decode, scale: float) -> None:
     torch.testing.assert_close(ours[..., :2], theirs[..., :2], rtol=0, atol=1e-3)
 
 
-def test_decoding_half_precision_logits_and_under_autocast() -> None:
-    boxes = some_boxes(20, 300)
-    logits = some_maps("people", 20).to(torch.bfloat16)
-    with torch.autocast("cpu", torch.bfloat16):
-        points = decode_keypoints(logits, boxes)
-    assert points.dtype == torch.float32
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_decoding_half_precision_logits_and_under_autocast(
+    on_gpu: bool, dtype: torch.dtype
+) -> None:
+    logits, boxes = some_maps("people", 20).to(dtype), some_boxes(20, 300)
     expected = heatmaps_to_keypoints(logits.float(), boxes)[..., [0, 1, 3]]
+    with CudaRules() if on_gpu else nullcontext(), torch.autocast("cpu", dtype):
+        if on_gpu:
+            logits, boxes = logits.to("cuda"), boxes.to("cuda")
+        points = decode_keypoints(logits, boxes).cpu()
+    assert points.dtype == torch.float32
     torch.testing.assert_close(points, expected, rtol=1e-3, atol=1e-3)
 
 
