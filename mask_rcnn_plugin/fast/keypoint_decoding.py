@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from detectron2.structures.keypoints import heatmaps_to_keypoints
 from torch import Tensor
 
-from mask_rcnn_plugin.fast.keypoint_search import highest_pixels
+from mask_rcnn_plugin.fast.keypoint_search import bound_control_points, highest_pixels
 
 # Along a side, control points (rows) of four cells (columns): torch's bicubic kernel, whose slope
 # at a cell is 3/4 of the difference of its neighbours.
@@ -55,7 +55,8 @@ def decode_at_once(logits: Tensor, boxes: Tensor) -> Tensor:
     pixels = sizes.ceil()
     places, highest = highest_pixels(logits, pixels)
     places = (places + 0.5) * (sizes / pixels)[:, None] + boxes[:, None, :2]
-    scores = 1 / (logits - highest[..., None, None]).exp_().sum(dim=(2, 3))
+    exps = (logits - highest[..., None, None]).clamp_(min=-NEGLIGIBLE).exp_()
+    scores = 1 / exps.sum(dim=(2, 3))
     return torch.cat([places, scores[..., None]], dim=2)
 
 
@@ -108,13 +109,8 @@ def _highest_pixels(maps: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
     known = _resize(_control_points(near), at, side / sizes, sizes, offsets)[1].amax(dim=(1, 2))
     known -= _rounding(near, side) + _rounding(maps, side)
 
-    # The control points next to a cell are at most this; those of a patch are next to its corners.
-    padded = padded[:, 1:-1, 1:-1]
-    dx = padded[..., 2:] - padded[..., :-2]  # (N, M + 2, M)
-    dy = padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1]
-    dxy = dx[:, 2:] - dx[:, :-2]
-    bound = maps.add(dx[:, 1:-1].abs_(), alpha=1 / 4)
-    bound.add_(dy.abs_(), alpha=1 / 4).add_(dxy.abs_(), alpha=1 / 16)
+    # The control points of a patch are next to its corners.
+    bound = bound_control_points(padded)
     may_exceed = F.pad(bound >= known.float()[:, None, None], (1, 1, 1, 1))
     may_exceed = may_exceed[:, 1:] | may_exceed[:, :-1]
     may_exceed = may_exceed[..., 1:] | may_exceed[..., :-1]

@@ -118,14 +118,8 @@ def _search(
     """
     per_side = padded.shape[2] - 3  # patches
     cells = padded[..., 2:-2, 2:-2]
-    inner = padded[..., 1:-1, 1:-1]
-    # The control points next to a cell are at most this; those of a patch are next to its corners.
-    dx = inner[..., 2:] - inner[..., :-2]
-    dy = inner[..., 2:, 1:-1] - inner[..., :-2, 1:-1]
-    dxy = dx[..., 2:, :] - dx[..., :-2, :]
-    bound = cells.add(dx[..., 1:-1, :].abs(), alpha=1 / 4)
-    bound = bound.add_(dy.abs_(), alpha=1 / 4).add_(dxy.abs_(), alpha=1 / 16)
-    bound = F.max_pool2d(bound, 2, stride=1, padding=1)
+    # The control points of a patch are next to its corners.
+    bound = F.max_pool2d(bound_control_points(padded), 2, stride=1, padding=1)
 
     # The pixels of a patch go from `first` to `last`, if it has any.
     index = torch.arange(max(per_side, *padded.shape[:2]), device=padded.device)
@@ -164,6 +158,17 @@ def _search(
     rounding = torch.finfo(torch.float32).eps * (2 * per_side + 32)
     rounding = rounding * torch.linalg.vector_norm(cells, torch.inf, dim=(2, 3))
     return pixel, highest, left + rounding < highest
+
+
+def bound_control_points(padded: Tensor) -> Tensor:
+    """Of maps (..., M + 4, M + 4) whose borders are repeated twice: what the control points next to
+    a cell are at most, (..., M, M)."""
+    padded = padded[..., 1:-1, 1:-1]
+    dx = padded[..., 2:] - padded[..., :-2]
+    dy = padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]
+    dxy = dx[..., 2:, :] - dx[..., :-2, :]
+    bound = padded[..., 1:-1, 1:-1].add(dx[..., 1:-1, :].abs_(), alpha=1 / 4)
+    return bound.add_(dy.abs_(), alpha=1 / 4).add_(dxy.abs_(), alpha=1 / 16)
 
 
 def _control_points(cells: Tensor) -> Tensor:
