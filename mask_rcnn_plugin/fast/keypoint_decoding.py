@@ -6,7 +6,8 @@ cells around it. In Bézier form that is a weighted mean of 4 x 4 control points
 the highest of them. Only a few patches of a map can then exceed a pixel that is known already, and
 all maps are searched at once.
 
-On a GPU that would be all waiting and launching; `keypoint_search` does it with fixed shapes.
+How much is searched depends on the maps. A GPU would wait for the host at every step, so there
+`keypoint_search` does the same with fixed shapes.
 """
 
 import math
@@ -48,7 +49,7 @@ def decode_keypoints(logits: Tensor, boxes: Tensor) -> Tensor:
 
 
 def decode_at_once(logits: Tensor, boxes: Tensor) -> Tensor:
-    """`decode_keypoints` for GPUs, which wait for the host: few kernels, of fixed shapes."""
+    """`decode_keypoints` for GPUs: few kernels of fixed shapes, whatever the maps and boxes."""
     if not len(logits):
         return logits.new_zeros(*logits.shape[:2], 3)
     sizes = (boxes[:, 2:] - boxes[:, :2]).clamp(min=1)
@@ -61,7 +62,7 @@ def decode_at_once(logits: Tensor, boxes: Tensor) -> Tensor:
 
 
 def decode_by_need(logits: Tensor, boxes: Tensor) -> Tensor:
-    """`decode_keypoints` for CPUs: as little arithmetic as the maps and boxes let it be."""
+    """`decode_keypoints` for CPUs: no more arithmetic than the maps and boxes need."""
     points = logits.new_zeros(*logits.shape[:2], 3)
     is_clear = torch.zeros_like(points[..., 0], dtype=torch.bool)
     sizes = (boxes[:, 2:] - boxes[:, :2]).clamp(min=1)

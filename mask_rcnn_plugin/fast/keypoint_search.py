@@ -3,10 +3,10 @@
 As in `keypoint_decoding`, bounds from the 4 x 4 cells around a patch tell how high its pixels may
 be. Here shapes are fixed: of each map the patches of the highest bounds are resized, and where one
 that is left might hold a higher pixel, as on a flat map, the map is resized whole. The number of
-operators grows with the memory it would take to do all at once, and with nothing else.
+operators depends only on how many chunks bound the memory.
 
-`F.interpolate` is repeated rounding by rounding, so that the same pixel wins where rounding decides
-(as compiled for CPUs; on a GPU its last bit may differ).
+The arithmetic rounds as `F.interpolate` does on CPUs with fused multiply-add, bit by bit, so that
+the same pixel wins where rounding decides. On a GPU its last bits may differ.
 """
 
 from collections.abc import Iterator
@@ -39,7 +39,7 @@ def highest_pixels(logits: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
     order = sizes.amax(dim=1).argsort()
     # The first read: shapes of what follows.
     shapes = [(int(width), int(height)) for width, height in sizes[order].tolist()]
-    padded = F.pad(logits[order], (2, 2, 2, 2), mode="replicate")
+    padded = F.pad(logits[order].contiguous(), (2, 2, 2, 2), mode="replicate")
     patches, weights = _along_axes(sizes[order], side, max(map(max, shapes)))
 
     found = []

@@ -149,6 +149,11 @@ def test_few_maps_are_resized_whole(
     assert sum(resized) <= 0.1 * 40 * 5
 
 
+def test_decoding_channels_last_logits(decode: Decode) -> None:
+    logits = some_maps("people", 20).to(memory_format=torch.channels_last)
+    assert_decoded_as_detectron2(decode, logits, some_boxes(20, 200))
+
+
 def test_decoding_in_a_huge_box(decode: Decode) -> None:
     boxes = torch.tensor([[10.3, 20.6, 2011.9, 1900.2], [5.5, 3, 2000, 9.2]])
     assert_decoded_as_detectron2(decode, some_maps("people", 2), boxes)
