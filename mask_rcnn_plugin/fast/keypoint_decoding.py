@@ -5,6 +5,9 @@ patch, the square between the centres of 2 x 2 cells, the resized map is a polyn
 cells around it. In Bézier form that is a weighted mean of 4 x 4 control points, so no pixel exceeds
 the highest of them. Only a few patches of a map can then exceed a pixel that is known already, and
 all maps are searched at once.
+
+How much is searched depends on the maps. A GPU would wait for the host at every step, so there
+`keypoint_search` does the same with fixed shapes.
 """
 
 import math
@@ -13,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from detectron2.structures.keypoints import heatmaps_to_keypoints
 from torch import Tensor
+
+from mask_rcnn_plugin.fast.keypoint_search import bound_control_points, highest_pixels
 
 # Along a side, control points (rows) of four cells (columns): torch's bicubic kernel, whose slope
 # at a cell is 3/4 of the difference of its neighbours.
@@ -40,6 +45,24 @@ def decode_keypoints(logits: Tensor, boxes: Tensor) -> Tensor:
     logits, boxes = logits.detach().float(), boxes.detach().float()
     if torch.jit.is_scripting() or torch.jit.is_tracing():  # which would fix what it searched
         return heatmaps_to_keypoints(logits, boxes)[:, :, [0, 1, 3]]
+    return (decode_at_once if logits.is_cuda else decode_by_need)(logits, boxes)
+
+
+def decode_at_once(logits: Tensor, boxes: Tensor) -> Tensor:
+    """`decode_keypoints` for GPUs: few kernels of fixed shapes, whatever the maps and boxes."""
+    if not len(logits):
+        return logits.new_zeros(*logits.shape[:2], 3)
+    sizes = (boxes[:, 2:] - boxes[:, :2]).clamp(min=1)
+    pixels = sizes.ceil()
+    places, highest = highest_pixels(logits, pixels)
+    places = (places + 0.5) * (sizes / pixels)[:, None] + boxes[:, None, :2]
+    exps = (logits - highest[..., None, None]).clamp_(min=-NEGLIGIBLE).exp_()
+    scores = 1 / exps.sum(dim=(2, 3))
+    return torch.cat([places, scores[..., None]], dim=2)
+
+
+def decode_by_need(logits: Tensor, boxes: Tensor) -> Tensor:
+    """`decode_keypoints` for CPUs: no more arithmetic than the maps and boxes need."""
     points = logits.new_zeros(*logits.shape[:2], 3)
     is_clear = torch.zeros_like(points[..., 0], dtype=torch.bool)
     sizes = (boxes[:, 2:] - boxes[:, :2]).clamp(min=1)
@@ -87,13 +110,8 @@ def _highest_pixels(maps: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
     known = _resize(_control_points(near), at, side / sizes, sizes, offsets)[1].amax(dim=(1, 2))
     known -= _rounding(near, side) + _rounding(maps, side)
 
-    # The control points next to a cell are at most this; those of a patch are next to its corners.
-    padded = padded[:, 1:-1, 1:-1]
-    dx = padded[..., 2:] - padded[..., :-2]  # (N, M + 2, M)
-    dy = padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1]
-    dxy = dx[:, 2:] - dx[:, :-2]
-    bound = maps.add(dx[:, 1:-1].abs_(), alpha=1 / 4)
-    bound.add_(dy.abs_(), alpha=1 / 4).add_(dxy.abs_(), alpha=1 / 16)
+    # The control points of a patch are next to its corners.
+    bound = bound_control_points(padded)
     may_exceed = F.pad(bound >= known.float()[:, None, None], (1, 1, 1, 1))
     may_exceed = may_exceed[:, 1:] | may_exceed[:, :-1]
     may_exceed = may_exceed[..., 1:] | may_exceed[..., :-1]
