@@ -11,7 +11,6 @@ from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.modeling.roi_heads import Res5ROIHeads, StandardROIHeads, build_mask_head
-from detectron2.modeling.roi_heads.roi_heads import select_proposals_with_visible_keypoints
 from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
@@ -19,6 +18,7 @@ from mask_rcnn_plugin.fast.folding import fold_frozen_batch_norm
 from mask_rcnn_plugin.fast.replacement import as_class, renamed
 from mask_rcnn_plugin.modeling.backbone import res5_head
 from mask_rcnn_plugin.modeling.box_predictor import MaskRCNNBoxPredictor
+from mask_rcnn_plugin.modeling.keypoint_head import select_visible
 from mask_rcnn_plugin.modeling.proposal_sampling import ProposalSampling, foreground
 from mask_rcnn_plugin.modeling.roi_pooling import RoIPooler, find_roi_layer
 from mask_rcnn_plugin.modeling.yaml_keys import require_mask_rcnn_config
@@ -125,7 +125,7 @@ class MaskRCNNROIHeads(ProposalSampling, StandardROIHeads):
         if not self.keypoint_on:
             return {}
         instances = foreground(instances, self.num_classes)
-        instances = select_proposals_with_visible_keypoints(instances)
+        instances = select_visible(instances)
         x = _pooled(features, self.keypoint_in_features, self.keypoint_pooler, instances)
         return self.keypoint_head(x, instances)
 

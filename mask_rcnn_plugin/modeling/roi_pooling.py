@@ -307,11 +307,15 @@ class RoIPooler(ROIPooler):
         order = levels.argsort(stable=True)
         each = torch.arange(len(x), device=levels.device)
         counts = (levels == each[:, None]).sum(dim=1).tolist()
-        of_levels = rois[order].split(counts)
-        parts = [pooler(*of) for pooler, of in zip(self.level_poolers, zip(x, of_levels))]
+        of_levels = zip(self.level_poolers, x, rois[order].split(counts))
+        parts = (pooler(features, of_level) for pooler, features, of_level in of_levels)
         shape = (len(rois), x[0].shape[1], *self.output_size)
         pooled = torch.empty(shape, dtype=x[0].dtype, device=x[0].device, memory_format=layout)
-        return pooled.index_put_((order,), torch.cat(parts))
+        if torch.is_grad_enabled():  # the gradient of one write is one read
+            return pooled.index_put_((order,), torch.cat(list(parts)))
+        for rows, part in zip(order.split(counts), parts):
+            pooled.index_put_((rows,), part)
+        return pooled
 
     def __prepare_scriptable__(self) -> ROIPooler:
         """What `torch.jit.script` compiles in its place: detectron2's, on this one's layers."""

@@ -11,13 +11,13 @@ from detectron2.structures import Keypoints
 from detectron2.structures.keypoints import heatmaps_to_keypoints
 from torch import Tensor
 
+from benchmark.cuda_rules import CudaRules
 from mask_rcnn_plugin.fast import keypoint_decoding, keypoint_search
 from mask_rcnn_plugin.fast.keypoint_decoding import (
     decode_at_once,
     decode_by_need,
     decode_keypoints,
 )
-from tests.cuda_rules import CudaRules
 
 Decode = Callable[[Tensor, Tensor], Tensor]
 

@@ -12,10 +12,10 @@ from detectron2.modeling.roi_heads.roi_heads import select_proposals_with_visibl
 from detectron2.structures import Boxes, Instances, Keypoints, PolygonMasks
 from detectron2.utils.events import EventStorage
 
+from benchmark.cuda_rules import CudaRules
 from mask_rcnn_plugin import add_mask_rcnn_config
 from mask_rcnn_plugin.modeling import MaskRCNNKeypointHead
 from mask_rcnn_plugin.modeling.keypoint_head import keypoint_loss, select_visible
-from tests.cuda_rules import CudaRules
 
 Check = Callable[..., None]
 Make = Callable[..., Instances]
