@@ -311,7 +311,7 @@ class RoIPooler(ROIPooler):
         parts = (pooler(features, of_level) for pooler, features, of_level in of_levels)
         shape = (len(rois), x[0].shape[1], *self.output_size)
         pooled = torch.empty(shape, dtype=x[0].dtype, device=x[0].device, memory_format=layout)
-        if torch.is_grad_enabled():  # the gradient of one write is one read
+        if any(features.requires_grad for features in x):  # of one write it is one read
             return pooled.index_put_((order,), torch.cat(list(parts)))
         for rows, part in zip(order.split(counts), parts):
             pooled.index_put_((rows,), part)
