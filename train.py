@@ -35,6 +35,7 @@ from torch import nn
 from mask_rcnn_plugin.config import ConfigError
 from mask_rcnn_plugin.config.device import device_of
 from mask_rcnn_plugin.data.coco import DatasetError
+from mask_rcnn_plugin.data.garbage import collection_paused
 from mask_rcnn_plugin.evaluation.testing import evaluate
 from mask_rcnn_plugin.main_process import on_main_process
 from mask_rcnn_plugin.training.batch_scaling import fit_batch, fit_epochs
@@ -99,7 +100,8 @@ def do_train(
     del cfg.optimizer.params.model
 
     try:
-        train_loader = instantiate(cfg.dataloader.train)
+        with collection_paused():
+            train_loader = instantiate(cfg.dataloader.train)
     except AssertionError as error:  # detectron2's, of a dataset with no image that is trained on
         raise DatasetError(f"training set {list(cfg.dataset.train.names)}: {error}") from error
 
