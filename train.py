@@ -50,7 +50,7 @@ from mask_rcnn_plugin.training.eval_hook import SafeEvalHook
 from mask_rcnn_plugin.training.guarded_trainer import build_trainer
 from mask_rcnn_plugin.training.launch import log_processes, parse_program_args, run_program
 from mask_rcnn_plugin.training.loggers import build_writers, check_loggers
-from mask_rcnn_plugin.training.machine import log_machine, memory_format
+from mask_rcnn_plugin.training.machine import log_machine, memory_format, optimizer_node
 from mask_rcnn_plugin.training.next_steps import next_steps
 from mask_rcnn_plugin.training.pictures import PictureHook
 from mask_rcnn_plugin.training.preemption import Preemption
@@ -95,8 +95,11 @@ def do_train(
     logger.info("Model:\n%s", model)
     model.to(device_of(cfg), memory_format=memory_format(cfg))
 
+    if cfg.train.get("compile_backbone"):
+        model.backbone.compile(dynamic=True)  # in place: names and state dict stay
+
     cfg.optimizer.params.model = model
-    optim = instantiate(cfg.optimizer)
+    optim = instantiate(optimizer_node(cfg))
     del cfg.optimizer.params.model
 
     try:

@@ -47,6 +47,7 @@ _FREE = (
     *("train.best_metric", "train.cudnn_benchmark", "train.process_group_timeout"),
     *("train.eval_period", "train.log_period", "train.loggers"),
     *("dataloader.train.num_workers", "dataloader.test.num_workers", "dataset.metadata"),
+    *("optimizer.fused", "train.ddp.gradient_as_bucket_view", "train.compile_backbone"),
 )
 
 # Nor on these and what is beside them in their node while they are off. So a training goes on that

@@ -73,11 +73,17 @@ def train_with(
 
 
 def accumulated(rank: int, folder: Path) -> tuple[str, list[Tensor]]:
-    """Two batches a step; the third and fourth step are rank 1's undoing, in the second batch."""
+    """Two batches a step; the third and fourth step are rank 1's undoing, in the second batch.
+
+    With what may be switched on around it: a backbone that is compiled, gradients in DDP's buckets.
+    """
     good = [[image(float(i))] for i in range(8)][rank::2]
     broken = [image(9.0, diverges=rank == 1)]
     batches = [*good, good[0], broken, good[0], broken]
-    return train_with(folder, DistributedDataParallel(Model()), batches, 4, accumulate_steps=2)
+    model = Model()
+    model.backbone.compile(backend="eager", dynamic=True)
+    ddp = DistributedDataParallel(model, gradient_as_bucket_view=True)
+    return train_with(folder, ddp, batches, 4, accumulate_steps=2)
 
 
 class Renaming(Model):
