@@ -56,6 +56,8 @@ _OFF = {
     "train.epochs": ("train.epochs", None),
     "train.ema": ("train.ema.enabled", False),
     "train.early_stopping": ("train.early_stopping.metric", None),
+    "dataloader.train.mapper.resize": ("dataloader.train.mapper.resize", "pillow"),
+    "dataloader.test.mapper.resize": ("dataloader.test.mapper.resize", "pillow"),
     "dataset.folder": ("dataset.folder", None),
     "dataset.split": ("dataset.split", None),
 }
