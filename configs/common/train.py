@@ -54,8 +54,8 @@ train = OmegaConf.create(
         # Of half precision. "auto": bf16 where the device computes in it, else float32.
         amp=dict(enabled=False, dtype="bf16"),
         channels_last="auto",  # layout of the weights: True, False, or True on a CPU alone
-        # No static_graph, which wants each step to use the same parameters: images without an
-        # object leave the mask head out.
+        # No static_graph: it gains nothing where all parameters are used, and a step whose forward
+        # pass fails has another graph.
         ddp=dict(
             broadcast_buffers=False,
             find_unused_parameters=False,
