@@ -35,6 +35,7 @@ from torch import nn
 from mask_rcnn_plugin.config import ConfigError
 from mask_rcnn_plugin.config.device import device_of
 from mask_rcnn_plugin.data.coco import DatasetError
+from mask_rcnn_plugin.data.garbage import collection_paused
 from mask_rcnn_plugin.evaluation.testing import evaluate
 from mask_rcnn_plugin.main_process import on_main_process
 from mask_rcnn_plugin.training.batch_scaling import fit_batch, fit_epochs
@@ -49,7 +50,7 @@ from mask_rcnn_plugin.training.eval_hook import SafeEvalHook
 from mask_rcnn_plugin.training.guarded_trainer import build_trainer
 from mask_rcnn_plugin.training.launch import log_processes, parse_program_args, run_program
 from mask_rcnn_plugin.training.loggers import build_writers, check_loggers
-from mask_rcnn_plugin.training.machine import log_machine, memory_format
+from mask_rcnn_plugin.training.machine import log_machine, memory_format, optimizer_node
 from mask_rcnn_plugin.training.next_steps import next_steps
 from mask_rcnn_plugin.training.pictures import PictureHook
 from mask_rcnn_plugin.training.preemption import Preemption
@@ -94,12 +95,16 @@ def do_train(
     logger.info("Model:\n%s", model)
     model.to(device_of(cfg), memory_format=memory_format(cfg))
 
+    if cfg.train.get("compile_backbone"):
+        model.backbone.compile(dynamic=True)  # in place: names and state dict stay
+
     cfg.optimizer.params.model = model
-    optim = instantiate(cfg.optimizer)
+    optim = instantiate(optimizer_node(cfg))
     del cfg.optimizer.params.model
 
     try:
-        train_loader = instantiate(cfg.dataloader.train)
+        with collection_paused():
+            train_loader = instantiate(cfg.dataloader.train)
     except AssertionError as error:  # detectron2's, of a dataset with no image that is trained on
         raise DatasetError(f"training set {list(cfg.dataset.train.names)}: {error}") from error
 

@@ -34,14 +34,14 @@ import detectron2
 import torch
 import torchvision
 
-from benchmark import memory
+from benchmark import data, memory
 from benchmark.agreement import bf16_agreement
 from benchmark.report import stage_cells, to_markdown
 from benchmark.stages import STAGES, Comparison, Peers
 from benchmark.timing import interleave
 from environment import environment
 
-EXTRAS = ("evaluation-memory", "dataset-check", "bf16")
+EXTRAS = ("evaluation-memory", "dataset-check", "loader", "startup", "bf16")
 
 
 def parse_args() -> argparse.Namespace:
@@ -127,6 +127,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         for images, annotations in memory.DATASET_SIZES:
             progress(f"check of {images:,} images, {annotations:,} annotations ...")
             report["dataset_check"].append(memory.dataset_check(images, annotations))
+    if "loader" in args.stage:
+        progress("images a second of a worker ...")
+        report["loader"] = data.loader_speed(args.rounds)
+    if "startup" in args.stage:
+        progress("start on {:,} images, {:,} annotations ...".format(*data.COCO))
+        report["startup"] = data.startup(*data.COCO)
     if "bf16" in args.stage:
         progress("bf16 on a trained model ...")
         report["bf16"] = bf16_agreement(args.trained, args.device)

@@ -46,6 +46,7 @@ dataloader.train = L(build_train_loader)(
         image_format="${model.input_format}",
         use_instance_mask=True,
         use_keypoint=False,
+        resize="pillow",  # or "opencv": much faster, the same pixels to rounding where enlarged
     ),
     total_batch_size=16,  # 2 images on each of 8 GPUs
     num_workers=4,
@@ -59,6 +60,7 @@ dataloader.test = L(build_detection_test_loader)(
             L(T.ResizeShortestEdge)(short_edge_length=_shorter_edge, max_size=_longest_edge)
         ],
         image_format="${model.input_format}",
+        resize="pillow",
     ),
     num_workers=4,
 )

@@ -13,6 +13,7 @@ optimizer = L(torch.optim.SGD)(
     lr=0.02,
     momentum=0.9,
     weight_decay=0.0001,
+    fused=None,  # one kernel for all parameters: True, False, or null, True on CUDA alone
 )
 
 # Sec. 3.1: divided by 10 at 120k of 160k. Milestones count as parts of the last one, so a training
@@ -53,7 +54,16 @@ train = OmegaConf.create(
         # Of half precision. "auto": bf16 where the device computes in it, else float32.
         amp=dict(enabled=False, dtype="bf16"),
         channels_last="auto",  # layout of the weights: True, False, or True on a CPU alone
-        ddp=dict(broadcast_buffers=False, find_unused_parameters=False, fp16_compression=False),
+        # No static_graph: it gains nothing where all parameters are used, and a step whose forward
+        # pass fails has another graph.
+        ddp=dict(
+            broadcast_buffers=False,
+            find_unused_parameters=False,
+            fp16_compression=False,
+            gradient_as_bucket_view=True,  # no second copy of the gradients
+        ),
+        # torch.compile of the backbone in training: minutes at the start, fewer kernels after it.
+        compile_backbone=False,
         cudnn_benchmark=False,
         process_group_timeout=30.0,  # minutes that a process waits for the others
     )

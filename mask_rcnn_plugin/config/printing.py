@@ -47,6 +47,7 @@ _FREE = (
     *("train.best_metric", "train.cudnn_benchmark", "train.process_group_timeout"),
     *("train.eval_period", "train.log_period", "train.loggers"),
     *("dataloader.train.num_workers", "dataloader.test.num_workers", "dataset.metadata"),
+    *("optimizer.fused", "train.ddp.gradient_as_bucket_view", "train.compile_backbone"),
 )
 
 # Nor on these and what is beside them in their node while they are off. So a training goes on that
@@ -55,6 +56,8 @@ _OFF = {
     "train.epochs": ("train.epochs", None),
     "train.ema": ("train.ema.enabled", False),
     "train.early_stopping": ("train.early_stopping.metric", None),
+    "dataloader.train.mapper.resize": ("dataloader.train.mapper.resize", "pillow"),
+    "dataloader.test.mapper.resize": ("dataloader.test.mapper.resize", "pillow"),
     "dataset.folder": ("dataset.folder", None),
     "dataset.split": ("dataset.split", None),
 }

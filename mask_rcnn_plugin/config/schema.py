@@ -30,6 +30,7 @@ class Ddp:
     broadcast_buffers: bool
     find_unused_parameters: bool
     fp16_compression: bool
+    gradient_as_bucket_view: bool = False
 
 
 @dataclass
@@ -69,6 +70,7 @@ class Train:
     process_group_timeout: float
     epochs: float | None = None
     early_stopping: Stopping | None = None
+    compile_backbone: bool = False
     ema: Averaging | None = None
     loggers: list[Literal["json", "tensorboard", "wandb", "mlflow"]] = field(default_factory=list)
 

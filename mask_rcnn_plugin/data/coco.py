@@ -22,6 +22,7 @@ from mask_rcnn_plugin.data.annotation_rules import (
     shown,
     with_integers,
 )
+from mask_rcnn_plugin.data.garbage import collection_paused
 from mask_rcnn_plugin.errors import UserError
 
 # Sec. 4: the 80k training images and 35k of validation (2014), the remaining 5k to validate; the
@@ -129,7 +130,8 @@ def load(name: str) -> list[dict[str, Any]]:
 def _load(json_file: str, image_root: str) -> list[dict[str, Any]]:
     """detectron2's `load_coco_json`, which fails in many ways on a broken file, with one error."""
     try:
-        records = load_coco_json(json_file, image_root, json_file, extra_annotation_keys=["id"])
+        with collection_paused():
+            records = load_coco_json(json_file, image_root, json_file, extra_annotation_keys=["id"])
     except Exception as error:
         raise DatasetError(
             f"annotation file {json_file!r} cannot be loaded ({type(error).__name__}: {error}): "

@@ -1,11 +1,12 @@
 """From a dataset dict to the model's input."""
 
 import copy
-import functools
+import inspect
 import logging
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Literal
 
+import cv2
 import numpy as np
 import torch
 from detectron2.data import DatasetMapper
@@ -47,6 +48,16 @@ class ImageError(DatasetError):
         return "image {}: {}".format(*self.args)
 
 
+def _with_detectron2s_arguments(init: Any) -> Any:
+    """Show the arguments of detectron2's mapper and `resize`: configs are checked against them."""
+    theirs: Any = DatasetMapper.__init__
+    resize = inspect.signature(init).parameters["resize"]
+    arguments = inspect.signature(theirs)
+    init.__signature__ = arguments.replace(parameters=[*arguments.parameters.values(), resize])
+    init.__annotations__ = {**theirs.__annotations__, "resize": resize.annotation}
+    return init
+
+
 class MaskRCNNDatasetMapper(DatasetMapper):
     """detectron2's `DatasetMapper` for images whose instances are not all alike, or not all sound.
 
@@ -61,13 +72,18 @@ class MaskRCNNDatasetMapper(DatasetMapper):
     Images of 16 bits a channel are read as the upper 8 of them. Semantic segmentation is not read.
 
     Arguments as `DatasetMapper`; `keypoint_hflip_indices` also tells the number of keypoints, and
-    `instance_mask_format` is not taken.
+    `instance_mask_format` is not taken. `resize` is "pillow", as detectron2 does it, or "opencv",
+    which takes a fifth of the time; see `resize_with_opencv`.
     """
 
-    # Configs are checked against the signature.
-    @functools.wraps(DatasetMapper.__init__)  # type: ignore[misc]
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    @_with_detectron2s_arguments
+    def __init__(
+        self, *args: Any, resize: Literal["pillow", "opencv"] = "pillow", **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
+        self._input = {"pillow": T.AugInput, "opencv": _OpenCVInput}[resize]
+        if resize == "opencv":
+            cv2.setNumThreads(0)  # workers are processes enough, and forked ones may hang with them
         crops = [a for a in self.augmentations.augs if "Crop" in type(a).__name__]
         if crops and self.is_train and self.use_instance_mask and not find_spec("shapely"):
             raise ConfigError(f"{type(crops[0]).__name__} of polygons needs `pip install shapely`")
@@ -89,7 +105,7 @@ class MaskRCNNDatasetMapper(DatasetMapper):
         dataset_dict = copy.deepcopy(dataset_dict)
         image = read_image(dataset_dict["file_name"], self.image_format)
         _check_size(dataset_dict, image)
-        augmented = T.AugInput(image)
+        augmented = self._input(image)
         transforms = self.augmentations(augmented)
         image_shape = augmented.image.shape[:2]
         pixels = np.ascontiguousarray(augmented.image.transpose(2, 0, 1))
@@ -163,6 +179,29 @@ class MaskRCNNDatasetMapper(DatasetMapper):
                 "image %s: left out the annotation with %s: %s (%d left out so far)",
                 *(file_name, which, reason, count),
             )
+
+
+class _OpenCVInput(T.AugInput):
+    image: np.ndarray
+
+    def transform(self, tfm: T.Transform) -> None:
+        plain = isinstance(tfm, T.ResizeTransform) and tfm.interp == Image.Resampling.BILINEAR
+        if plain and self.image.dtype == np.uint8:
+            self.image = resize_with_opencv(self.image, tfm.new_h, tfm.new_w)
+        else:
+            super().transform(tfm)
+
+
+def resize_with_opencv(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resize (H, W, ...) uint8: bilinearly if it becomes larger, else by the mean of each area.
+
+    Enlarged, pixels differ from those of Pillow's bilinear filter by 1 at most; made smaller, by
+    more, as that filter weights the pixels of a wider area.
+    """
+    smaller = height < image.shape[0] or width < image.shape[1]
+    method = cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
+    resized = cv2.resize(image, (width, height), interpolation=method)
+    return resized.reshape(height, width, *image.shape[2:])  # OpenCV drops a single channel
 
 
 def _xywh(box: Any, mode: BoxMode) -> Any:

@@ -4,11 +4,13 @@ import contextlib
 import logging
 import math
 import time
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
+import torch.distributed as dist
 from detectron2.engine import SimpleTrainer
 from detectron2.layers import NaiveSyncBatchNorm
 from detectron2.utils import comm
@@ -30,6 +32,27 @@ Batch = list[dict[str, Any]]
 Drawn = tuple[Batch, dict[str, Tensor]]  # with the random state before it
 
 _SYNCHRONIZED = (nn.SyncBatchNorm, NaiveSyncBatchNorm)
+_FAILED = "forward pass"  # stands for all losses of a batch whose forward pass has failed
+
+
+class _Step(NamedTuple):
+    """What a process tells the others of its step: numbers, as they go in one tensor."""
+
+    data_time: float
+    signalled: float
+    differs: float  # whether its losses have other names than all have agreed on
+    failed: float  # whether a forward pass has
+    grad_norm: float
+    losses: list[float]  # of the batches, one after the other
+
+    @property
+    def sound(self) -> bool:
+        return not self.failed and all(map(math.isfinite, self.losses))
+
+    def means(self, names: Sequence[str]) -> dict[str, float]:
+        """Of the losses over the batches."""
+        batches = len(self.losses) // max(1, len(names))
+        return {name: sum(self.losses[i :: len(names)]) / batches for i, name in enumerate(names)}
 
 
 class GuardedTrainer(SimpleTrainer):
@@ -40,6 +63,9 @@ class GuardedTrainer(SimpleTrainer):
     * no step is taken on a loss or gradient that is not finite. All processes learn in the one
       exchange of the metrics whether any of them has such, so they stop, or skip, together; those
       that have write what is needed to repeat the step (`write_batch`).
+
+    That exchange is one small all-reduce on the device, and the host waits for the device once a
+    step, to read its result. A process by itself exchanges nothing.
 
     A hook may set `signalled`; in the same exchange all learn whether any process has it set, which
     is `any_signalled` after the step.
@@ -66,6 +92,7 @@ class GuardedTrainer(SimpleTrainer):
 
     Raises:
         NonFiniteLossError: from `run_step`.
+        UserError: from `run_step`, in all processes, if their models return different losses.
     """
 
     # A file holds the weights, hundreds of megabytes: more of them tell no more.
@@ -95,6 +122,7 @@ class GuardedTrainer(SimpleTrainer):
         self._accumulate_steps = accumulate_steps
         self._max_skipped_steps = max_skipped_steps
         self._skipped_steps = 0
+        self._loss_names: Sequence[str] = ()  # of all processes, in the order of their exchange
         self.signalled = self.any_signalled = False
         self._output_dir = output_dir
         self._advice = advice
@@ -124,21 +152,10 @@ class GuardedTrainer(SimpleTrainer):
         if hasattr(self, "after_backward"):  # detectron2's main calls hooks here
             self.after_backward()
 
-        # One transfer from the device, not one for each loss.
-        values = iter(torch.stack([v for part in losses for v in part.values()]).tolist())
-        parts = [{name: next(values) for name in part} for part in losses]
-        broken = [{k for k, v in part.items() if not math.isfinite(v)} for part in parts]
-        mine = {
-            "losses": {k: sum(part.get(k, 0.0) for part in parts) / len(parts) for k in parts[0]},
-            "grad_norm": self._gradient_norm(),
-            "data_time": data_time,
-            "broken": sorted(set().union(*broken)),
-            "signalled": self.signalled,
-        }
-        every = comm.all_gather(mine)
-        self.any_signalled = any(rank["signalled"] for rank in every)
-        if any(rank["broken"] or not math.isfinite(rank["grad_norm"] or 0) for rank in every):
-            self._skip(every, [batch for batch, names in zip(batches, broken) if names], batches)
+        every = self._exchange(losses, self._gradient_norm(losses[0]), data_time)
+        self.any_signalled = any(rank.signalled for rank in every)
+        if not all(rank.sound and math.isfinite(rank.grad_norm) for rank in every):
+            self._skip(every, losses, batches)
             return
         self._put_metrics(every)
         self._scaler.step(self.optimizer)
@@ -190,40 +207,105 @@ class GuardedTrainer(SimpleTrainer):
         finally:
             ddp.module, ddp.broadcast_buffers = model, broadcast_buffers
 
-    def _gradient_norm(self) -> float | None:
-        if self._scaler.is_enabled():  # which looks for itself, and skips what is not finite
-            return None
+    def _gradient_norm(self, losses: dict[str, Tensor]) -> Tensor:
+        """() float32 on the device of the losses; 0 in float16, whose scaler looks for itself."""
+        like = next(iter(losses.values()))
+        if self._scaler.is_enabled():
+            return torch.zeros_like(like)
         parameters = chain.from_iterable(g["params"] for g in self.optimizer.param_groups)
         gradients = [p.grad for p in parameters if p.grad is not None]
-        return nn.utils.get_total_norm(gradients).item()
+        return nn.utils.get_total_norm(gradients).to(like)
 
-    def _put_metrics(self, every: list[dict[str, Any]]) -> None:
+    def _exchange(
+        self, parts: list[dict[str, Tensor]], norm: Tensor, data_time: float
+    ) -> list[_Step]:
+        """The step of each process, in the order of the ranks.
+
+        Args:
+            parts: this process's losses of each batch.
+
+        Raises:
+            UserError: see `_agree`.
+        """
+        names = tuple(dict.fromkeys(name for part in parts for name in part if name != _FAILED))
+        if comm.get_world_size() == 1:
+            self._loss_names = names
+        every = self._gather(parts, norm, data_time, names)
+        if any(rank.differs for rank in every):  # as in the first step
+            self._agree(names)
+            every = self._gather(parts, norm, data_time, names)
+        return every
+
+    def _gather(
+        self, parts: list[dict[str, Tensor]], norm: Tensor, data_time: float, names: Sequence[str]
+    ) -> list[_Step]:
+        differs = bool(names) and set(names) != set(self._loss_names)
+        failed = any(_FAILED in part for part in parts)
+        known = [data_time, float(self.signalled), float(differs), float(failed)]
+        losses = [_loss(part, name) for part in parts for name in self._loss_names]
+        row = torch.stack([norm, *losses])
+        if comm.get_world_size() == 1:
+            rows = [known + row.tolist()]
+        else:
+            row = torch.cat([torch.tensor(known).to(row.device, non_blocking=True), row])
+            # Summed with the zeros of the others: any backend can, in log(processes) messages.
+            gathered = row.new_zeros(comm.get_world_size(), len(row))
+            gathered[comm.get_rank()] = row
+            dist.all_reduce(gathered)
+            rows = gathered.tolist()
+        return [_Step._make([*row[:5], row[5:]]) for row in rows]
+
+    def _agree(self, names: Sequence[str]) -> None:
+        """Exchange the names of the losses, which are those of all processes from now on.
+
+        Raises:
+            UserError: in all processes, if some have others than the rest. Failed ones have none.
+        """
+        every = comm.all_gather(names)
+        self._loss_names = next(filter(None, every))
+        if any(names and set(names) != set(self._loss_names) for names in every):
+            raise UserError(
+                f"the processes have different losses at iteration {self.iter}: "
+                + "; ".join(f"rank {rank}: {list(names)}" for rank, names in enumerate(every))
+                + ". The model must return the same in each, 0 where there is nothing to learn"
+            )
+
+    def _put_metrics(self, every: list[_Step]) -> None:
         """As detectron2's: the mean of each loss over the processes, the longest wait for data."""
         if not comm.is_main_process():
             return
-        losses = {
-            name: sum(rank["losses"][name] for rank in every) / len(every)
-            for name in every[0]["losses"]
-        }
-        self.storage.put_scalar("data_time", max(rank["data_time"] for rank in every))
+        ranks = [rank.means(self._loss_names) for rank in every]
+        losses = {name: sum(rank[name] for rank in ranks) / len(ranks) for name in self._loss_names}
+        self.storage.put_scalar("data_time", max(rank.data_time for rank in every))
         self.storage.put_scalar("total_loss", sum(losses.values()))
         self.storage.put_scalars(**losses)
-        if every[0]["grad_norm"] is not None:
-            self.storage.put_scalar("grad_norm", every[0]["grad_norm"])
+        if not self._scaler.is_enabled():
+            self.storage.put_scalar("grad_norm", every[0].grad_norm)
 
-    def _skip(self, every: list[dict[str, Any]], broken: list[Drawn], batches: list[Drawn]) -> None:
+    def _skip(
+        self, every: list[_Step], parts: list[dict[str, Tensor]], batches: list[Drawn]
+    ) -> None:
         """Leave a step out or stop, all ranks the same: they have the same `every`."""
+        own, names = every[comm.get_rank()], self._loss_names
+        broken: list[list[str]] = []
+        for i, part in enumerate(parts):
+            losses = zip(names, own.losses[i * len(names) :])
+            not_finite = [name for name, loss in losses if not math.isfinite(loss)]
+            broken.append([_FAILED] if _FAILED in part else not_finite)
         # Of a gradient alone it is not known whose share broke it.
-        suspects = broken if any(rank["broken"] for rank in every) else batches
+        suspects = [batch for batch, its_broken in zip(batches, broken) if its_broken]
+        if all(rank.sound for rank in every):
+            suspects = batches
         mine = {
+            "broken": sorted(set(chain.from_iterable(broken))),
             "images": [image["file_name"] for batch, _ in suspects for image in batch],
-            "files": self._write(suspects, every[comm.get_rank()]["losses"]),
+            "files": self._write(suspects, own.means(names)),
         }
         where = "; ".join(
-            f"rank {rank}: {', '.join(metrics['broken']) or 'gradient'} of {who['images']}"
-            + (f", written to {who['files']}" if who["files"] else "")
-            for rank, (metrics, who) in enumerate(zip(every, comm.all_gather(mine)))
-            if who["images"]
+            f"rank {rank}: {', '.join(of['broken']) or 'gradient'} of {of['images']}"
+            + (f", written to {of['files']}" if of["files"] else "")
+            for rank, of in enumerate(comm.all_gather(mine))
+            if of["images"]
         )
         what = f"loss or gradient not finite at iteration {self.iter}: {where}"
         self._skipped_steps += 1
@@ -331,6 +413,13 @@ class GuardedTrainer(SimpleTrainer):
         )
 
 
+def _loss(part: dict[str, Tensor], name: str) -> Tensor:
+    """One of a batch's losses: NaN if its forward pass has failed, 0 if it is not there."""
+    if name in part:
+        return part[name]
+    return part[_FAILED] if _FAILED in part else torch.zeros_like(next(iter(part.values())))
+
+
 class _NaNLosses(nn.Module):
     """Stands in for a model whose forward pass has failed."""
 
@@ -340,7 +429,7 @@ class _NaNLosses(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         sums = torch.stack([parameter.sum() for parameter in self._parameters_of_model])
-        return {"forward pass": sums.sum() * math.nan}
+        return {_FAILED: sums.sum() * math.nan}
 
 
 class _InOneLine(logging.Filter):

@@ -1,9 +1,10 @@
-"""What a run takes from the machine it is on: device, layout of the weights, half precision.
+"""What a run takes from its machine: device, layout of weights, half precision, fused optimizer.
 
 A config says what is wanted, the same on every machine; nothing of it is changed here.
 """
 
 import logging
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -45,6 +46,14 @@ def precision(cfg: DictConfig) -> torch.dtype | None:
             "lacks: give 'fp16' or 'auto'"
         )
     return {"bf16": torch.bfloat16, "fp16": torch.float16}[amp.dtype]
+
+
+def optimizer_node(cfg: DictConfig) -> dict[str, Any]:
+    """`cfg.optimizer` to instantiate: where its `fused` is null, True on CUDA."""
+    node = dict(cfg.optimizer.items())
+    if "fused" in node and node["fused"] is None and device_of(cfg).type == "cuda":
+        node["fused"] = True
+    return node
 
 
 def log_machine(cfg: DictConfig) -> None:

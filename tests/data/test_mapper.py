@@ -20,6 +20,7 @@ from detectron2.utils.logger import log_first_n
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from mask_rcnn_plugin import get_config
 from mask_rcnn_plugin.config import ConfigError
 from mask_rcnn_plugin.data.mapper import ImageError, MaskRCNNDatasetMapper
 
@@ -313,6 +314,48 @@ def test_16_bits_are_lose_the_lower_8_not_the_upper(images: dict[str, Path]) -> 
     for name in ("16-bit.png", "16-bit.tif"):
         image = image_mapper(is_train=False)(record(images[name]))["image"]
         assert (image.numpy() == red).all()
+
+
+@pytest.mark.parametrize("image_format", ["BGR", "L"])
+@pytest.mark.parametrize(("short", "most"), [(80, 1), (48, 0), (30, 12)])
+def test_a_resize_with_opencv_is_detectron2s_to_rounding(
+    tmp_path: Path, image_format: str, short: int, most: int
+) -> None:
+    """Boxes are the same, as the transforms are."""
+    smooth = np.add.outer(np.linspace(0, 120, 48), np.linspace(0, 120, 64)).astype(np.uint8)
+    Image.fromarray(np.stack([smooth, 255 - smooth, smooth // 2], 2)).save(tmp_path / "a.png")
+    theirs, ours = (
+        MaskRCNNDatasetMapper(
+            is_train=True,
+            augmentations=[T.ResizeShortestEdge(short, 999), T.RandomFlip(1.0)],
+            image_format=image_format,
+            **options,
+        )(record(tmp_path / "a.png"))
+        for options in ({}, {"resize": "opencv"})
+    )
+    assert ours["image"].shape == theirs["image"].shape
+    difference = (ours["image"].int() - theirs["image"].int()).abs()
+    assert difference.max() <= most
+    assert torch.equal(*(mapped["instances"].gt_boxes.tensor for mapped in (ours, theirs)))
+
+
+def test_other_resizes_stay_detectron2s(images: dict[str, Path]) -> None:
+    nearest = T.Resize((24, 32), Image.NEAREST)
+    theirs, ours = (
+        MaskRCNNDatasetMapper(True, augmentations=[nearest], image_format="BGR", resize=resize)(
+            record(images["good.png"])
+        )
+        for resize in ("pillow", "opencv")
+    )
+    assert torch.equal(ours["image"], theirs["image"])
+
+
+def test_a_config_takes_the_resize() -> None:
+    key = "dataloader.train.mapper.resize"
+    cfg = get_config("table2a_backbone/r50_fpn", [f"{key}=opencv"])
+    assert cfg.dataloader.train.mapper.resize == "opencv"
+    with pytest.raises(ConfigError, match=f"{key} is 'fast'"):
+        get_config("table2a_backbone/r50_fpn", [f"{key}=fast"])
 
 
 def test_exif_rotation_is_applied(images: dict[str, Path]) -> None:

@@ -8,8 +8,8 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from benchmark import memory
-from benchmark.report import stage_cells
+from benchmark import data, memory
+from benchmark.report import stage_cells, to_markdown
 from benchmark.stages import Comparison, Peers
 from benchmark.timing import Measurement
 
@@ -149,3 +149,17 @@ def test_mistakes(
         tool.main()
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_loader_and_the_start_are_measured() -> None:
+    loader = data.loader_speed(rounds=1, images=2)
+    assert loader["images_per_second"].keys() == loader["ratio"].keys()
+    assert all(speed > 0 for speed in loader["images_per_second"].values())
+    assert 0 < loader["pixel_difference"]["mean"] < 1
+    assert loader["pixel_difference"]["max"] <= 1  # 640 x 480 is enlarged
+    startup = data.startup(images=20, annotations=60)
+    assert startup["seconds"]["plugin"].keys() == {"registration", "check", "load", "first batch"}
+    heading = {"environment": "here", "versions": "some", "command": "measure"}
+    page = to_markdown({**heading, "loader": loader, "startup": startup})
+    assert "plugin, resize=opencv" in page
+    assert "20 images" in page

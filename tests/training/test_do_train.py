@@ -2,6 +2,7 @@ import io
 import json
 import logging
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from detectron2.config import instantiate
 from detectron2.data import build_detection_train_loader
 from detectron2.engine import HookBase, SimpleTrainer, hooks
+from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from omegaconf import DictConfig
+from torch import nn
 
 import train
 from mask_rcnn_plugin.data.coco import DatasetError
+from mask_rcnn_plugin.fast.folding import fold_frozen_batch_norm
 from mask_rcnn_plugin.training import checkpoint
 from mask_rcnn_plugin.training.checkpoint import SaveError
 from mask_rcnn_plugin.training.preemption import EXIT_CODE
@@ -66,6 +71,56 @@ def test_losses_are_those_of_detectron2s_own_trainer(build: Any, score: Any) -> 
     for iteration, losses in theirs.of.items():
         assert ours.of[iteration] == pytest.approx(losses, rel=1e-7)
     assert ours.of[2]["total_loss"] != ours.of[0]["total_loss"]
+
+
+def test_a_compiled_backbone_trains_alike_and_is_resumed(
+    build: Any, score: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Traced but run as it is, as kernels take minutes to make; see the next test for these."""
+    traced: list[Any] = []
+
+    def compile_(function: Any, **options: Any) -> Any:
+        assert options == {"dynamic": True}
+        traced.append(function)
+        return dynamo(function, backend="eager", **options)
+
+    dynamo = torch.compile
+    monkeypatch.setattr(torch, "compile", compile_)
+    score(*[1.0] * 2)
+    keys = ("train.max_iter=3", "train.checkpointer.period=2")
+    on = (*keys, "train.compile_backbone=true")
+    plain, compiled, resumed = Losses(), Losses(), Losses()
+    do_train(build("plain", *keys), extra_hooks=[plain])
+    assert not traced
+    with pytest.raises(KeyboardInterrupt):
+        do_train(build("compiled", *on), extra_hooks=[compiled, Stop(1)])
+    assert len(traced) == 1
+    cfg = build("compiled", *on)
+    saved = torch.load(Path(cfg.train.output_dir) / "model_0000001.pth", weights_only=True)
+    assert saved["model"].keys() == instantiate(cfg.model).state_dict().keys()
+    do_train(build("compiled", *on), resume=True, extra_hooks=[resumed])
+    assert resumed.of.keys() == {2}
+    for iteration, losses in {**compiled.of, **resumed.of}.items():
+        assert losses == pytest.approx(plain.of[iteration], rel=1e-3)
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+def test_compiled_convolutions_with_frozen_batch_norm_have_the_same_gradients() -> None:
+    torch.manual_seed(0)
+    norms = [FrozenBatchNorm2d(4) for _ in range(2)]
+    convs = [Conv2d(c, 4, 3, padding=1, norm=n, activation=F.relu) for c, n in zip((3, 4), norms)]
+    net = fold_frozen_batch_norm(nn.Sequential(*convs))
+    gradients = []
+    for compiled in (False, True):
+        if compiled:
+            net.compile(dynamic=True)
+        for side in (12, 16):
+            net.zero_grad()
+            net(torch.ones(2, 3, side, side)).square().mean().backward()
+            gradients += [p.grad.clone() for p in net.parameters()]
+    half = len(gradients) // 2
+    for ours, expected in zip(gradients[half:], gradients[:half]):
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_losses_after_a_resume_are_those_of_an_uninterrupted_training(

@@ -1,3 +1,4 @@
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import mask_rcnn_plugin  # noqa: F401  first, as a spawned process imports nothi
 from detectron2.engine import HookBase
 from detectron2.solver import LRMultiplier
 from detectron2.structures import BitMasks, Boxes, Instances, Keypoints, PolygonMasks
+from detectron2.utils import comm
 from fvcore.common.param_scheduler import ConstantParamScheduler
 from omegaconf import OmegaConf
 from torch import Tensor, nn
@@ -22,6 +24,7 @@ from mask_rcnn_plugin.errors import UserError
 from mask_rcnn_plugin.training.guarded_trainer import GuardedTrainer, build_trainer
 from mask_rcnn_plugin.training.nonfinite import NonFiniteLossError, advice, read_batch
 from mask_rcnn_plugin.training.random_states import set_random_state
+from tests.cuda_rules import CudaRules
 
 
 class Model(nn.Module):
@@ -142,6 +145,29 @@ def test_a_resume_with_another_batch_is_counted_in_its_steps(
     now.load_state_dict(before.state_dict())
     assert now.iter == iterations
     assert said in caplog.text
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_the_host_waits_for_the_device_once_a_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, world_size: int
+) -> None:
+    """With another process the host's own numbers are copied there, which it does not wait for."""
+    monkeypatch.setattr(comm, "get_world_size", lambda: world_size)
+    monkeypatch.setattr(comm, "all_gather", lambda x: [x] * world_size)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda rows: rows[1:].copy_(rows[:1]))
+    with CudaRules() as cuda:
+        model = Model().to("cuda")
+        batches = [[image(v, image=torch.tensor([v, 1.0]).to("cuda"))] for v in (1.0, 2.0)]
+        bad = [image(1.0, image=torch.full((2,), math.nan, device="cuda"))]
+        batches = [*batches * 2, batches[0], bad]
+        built = trainer(tmp_path, batches, model, accumulate_steps=2, max_skipped_steps=1)
+        built.train(0, 1)  # the names of the losses are agreed on in the first step
+        with cuda.counted() as cost:
+            built.train(1, 2)
+        assert (cost.waits.total(), cost.copies.total()) == (1, world_size - 1), cost.lines()
+        built.train(2, 3)
+    assert len(list((tmp_path / "nonfinite").iterdir())) == 1
+    assert built.model.layer.weight.isfinite().all()
 
 
 def test_hooks_between_gradient_and_step_are_called(tmp_path: Path) -> None:

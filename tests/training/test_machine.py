@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from detectron2.config import instantiate
 from omegaconf import DictConfig
 
 from mask_rcnn_plugin import get_config
 from mask_rcnn_plugin.config import deciding, flatten
 from mask_rcnn_plugin.config.device import device_of
 from mask_rcnn_plugin.errors import ConfigError
-from mask_rcnn_plugin.training.machine import memory_format, precision
+from mask_rcnn_plugin.training.machine import memory_format, optimizer_node, precision
 
 ROW = "table2a_backbone/r50_fpn"
 
@@ -152,3 +153,22 @@ def test_layout(
 ) -> None:
     machine(1, True)
     assert memory_format(train(device, "bf16", wanted)) == expected
+
+
+@pytest.mark.parametrize(
+    ("device", "wanted", "expected"),
+    [
+        *(("cpu", "null", None), ("cuda:0", "null", True)),
+        *(("cuda", "false", False), ("cpu", "true", True)),
+    ],
+)
+def test_the_optimizer_is_fused_where_the_device_is_cuda(
+    device: str, wanted: str, expected: bool | None, machine: Callable[..., None]
+) -> None:
+    machine(1, True)
+    cfg = get_config(ROW, [f"train.device={device}", f"optimizer.fused={wanted}"])
+    cfg.optimizer.params.model = torch.nn.Linear(1, 1)
+    assert optimizer_node(cfg)["fused"] == expected
+    assert isinstance(instantiate(optimizer_node(cfg)), torch.optim.SGD)
+    del cfg.optimizer.fused  # as an optimizer of a user's own may have none
+    assert "fused" not in optimizer_node(cfg)

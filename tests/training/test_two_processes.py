@@ -47,6 +47,19 @@ def test_they_accumulate_skip_and_stop_together(
         torch.testing.assert_close(a, c, rtol=1e-6, atol=1e-6)
 
 
+def test_losses_that_differ_end_both_and_new_ones_of_both_do_not(
+    ranks: Any, module: ModuleType
+) -> None:
+    (metrics, message), (others, same_message) = (rank["renamed"] for rank in ranks[1])
+    assert message == same_message
+    assert "iteration 3: rank 0: ['loss', 'a']; rank 1: ['loss', 'a', 'b']" in message
+    loss = module.Model()([module.image(1.0), module.image(2.0)])["loss"].item()
+    assert metrics["loss"] == pytest.approx(loss)
+    assert metrics["a"] == pytest.approx(2 * loss)
+    assert metrics["total_loss"] == pytest.approx(3 * loss)
+    assert "loss" not in others  # metrics are the main process's
+
+
 def test_a_synchronised_batch_norm_ends_all_with_a_report(ranks: Any) -> None:
     folder, (first, second) = ranks
     assert first["synchronized"].startswith("lost: ")

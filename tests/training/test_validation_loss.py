@@ -13,6 +13,7 @@ from mask_rcnn_plugin import get_config
 from mask_rcnn_plugin.config import ConfigError
 from mask_rcnn_plugin.training import setup_datasets
 from mask_rcnn_plugin.training.validation_loss import build_validation_loader, validation_losses
+from tests.cuda_rules import CudaRules
 from train import do_train
 
 CONFIG = "table4_keypoints/keypoint_and_mask+synthetic"
@@ -44,6 +45,19 @@ def test_the_same_each_time_and_no_trace_in_batch_normalisation() -> None:
     assert validation_losses(model, [[1.0, 3.0]]) == validation_losses(model, [[1.0, 3.0]])
     assert model.norm.training
     assert model.norm.num_batches_tracked == 0
+
+
+def test_the_host_waits_for_the_device_once() -> None:
+    class OnDevice(Model):
+        def forward(self, batch: Any) -> dict[str, Tensor]:
+            return {"loss_a": self.norm(batch).mean(), "loss_b": batch.mean()}
+
+    with CudaRules() as cuda:
+        model, batches = OnDevice().to("cuda"), [torch.ones(2, 1).to("cuda")] * 3
+        with cuda.counted() as cost:
+            losses = validation_losses(model, batches)
+    assert (cost.waits.total(), cost.copies.total()) == (1, 0), cost.lines()
+    assert losses["loss_b"] == 1
 
 
 def test_the_precision_is_the_trainings() -> None:

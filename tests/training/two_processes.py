@@ -73,11 +73,45 @@ def train_with(
 
 
 def accumulated(rank: int, folder: Path) -> tuple[str, list[Tensor]]:
-    """Two batches a step; the third and fourth step are rank 1's undoing, in the second batch."""
+    """Two batches a step; the third and fourth step are rank 1's undoing, in the second batch.
+
+    With what may be switched on around it: a backbone that is compiled, gradients in DDP's buckets.
+    """
     good = [[image(float(i))] for i in range(8)][rank::2]
     broken = [image(9.0, diverges=rank == 1)]
     batches = [*good, good[0], broken, good[0], broken]
-    return train_with(folder, DistributedDataParallel(Model()), batches, 4, accumulate_steps=2)
+    model = Model()
+    model.backbone.compile(backend="eager", dynamic=True)
+    ddp = DistributedDataParallel(model, gradient_as_bucket_view=True)
+    return train_with(folder, ddp, batches, 4, accumulate_steps=2)
+
+
+class Renaming(Model):
+    """An image says what is added to the names of its losses."""
+
+    def forward(self, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
+        losses = super().forward(batch)
+        return losses | dict.fromkeys(batch[0].get("more", []), losses["loss"] * 2)
+
+
+def renamed(rank: int, folder: Path) -> tuple[dict[str, float], str]:
+    """The first step is rank 1's undoing, before it is known what losses there are; then each has
+    one more; then rank 1 alone has.
+
+    Returns:
+        Metrics after the good steps and the error's message.
+    """
+    more = [[], ["a"], ["a", "b"] if rank else ["a"]]
+    batches = [[image(rank + 1.0, diverges=rank == 1)]]
+    batches += [[{**image(rank + 1.0), "more": names}] for names in more]
+    model = DistributedDataParallel(Renaming())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    built = GuardedTrainer(model, batches, optimizer, max_skipped_steps=1, output_dir=str(folder))
+    try:
+        built.train(0, 4)
+    except UserError as error:
+        return {name: value for name, (value, _) in built.storage.latest().items()}, str(error)
+    return {}, ""
 
 
 def synchronized(rank: int, folder: Path) -> str:
@@ -195,6 +229,7 @@ def one_process(rank: int, folder: Path) -> None:
     )
     own: dict[str, Any] = {
         "accumulated": accumulated(rank, folder / "accumulated"),
+        "renamed": renamed(rank, folder / "renamed"),
         "weights": weights_of_rank_0(rank, folder),
         "missing": missing_at_rank_0(rank, folder),
         "checkpoint": checkpoint_of_rank_0(rank, folder),

@@ -24,6 +24,24 @@ def to_markdown(report: Mapping[str, Any]) -> str:
         sizes = ["images, not opened", "annotations", "file, MB"]
         headers = [*sizes, "seconds", "memory grown by, MB"]
         parts.append(table(headers, [_check_cells(m) for m in measured]))
+    if m := report.get("loader"):
+        headers = ["loader", "images a second and worker", "times detectron2's"]
+        speeds = m["images_per_second"].items()
+        parts.append(table(headers, [[k, f"{v:.1f}", f"{m['ratio'][k]:.2f}"] for k, v in speeds]))
+        off = m["pixel_difference"]
+        parts.append(
+            f"Pixels of resize=opencv differ by {off['mean']:.2f} of 255 on average, at most by "
+            f"{off['max']}."
+        )
+    if m := report.get("startup"):
+        steps = ("registration", "check", "load", "first batch")
+        headers = [f"{m['images']:,} images, CPU s", *steps, "together", "memory grown by, MiB"]
+        rows = []
+        for peer, seconds in m["seconds"].items():
+            cells = [seconds.get(step) for step in steps]
+            cells += [sum(seconds.values()), m["peak_mib"][peer]]
+            rows.append([peer, *map(number, cells)])
+        parts.append(table(headers, rows))
     if report.get("bf16"):
         parts.append(f"bf16 on a trained model: {agreement(report['bf16'])}.")
     return "\n\n".join(parts) + "\n"

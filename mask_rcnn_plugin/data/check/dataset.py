@@ -5,7 +5,7 @@ import os
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,14 @@ import msgspec
 from tqdm import tqdm
 
 from mask_rcnn_plugin.data.annotation_rules import category_error, image_error, shown
-from mask_rcnn_plugin.data.check import annotations, images
+from mask_rcnn_plugin.data.check import annotations, images, plain
 from mask_rcnn_plugin.data.check.annotations import NOT_TRAINED, UNFIT_KEYPOINTS, Context
 from mask_rcnn_plugin.data.check.findings import KINDS, Finding, Findings
 from mask_rcnn_plugin.data.coco import left_right_pairs, skeleton_pairs
+from mask_rcnn_plugin.data.garbage import collection_paused
 
 _LISTS = ("images", "annotations", "categories")
+_CHUNK = 2048  # annotations looked at together
 _NOT_SCORED = ("area-missing", "polygon-dropped")  # warnings in training, refused by an evaluation
 
 
@@ -57,6 +59,20 @@ class Checked:
         return ", ".join(f"{len(self.document[name])} {name}" for name in _LISTS)
 
 
+@dataclass
+class _Tally:
+    """What is counted over the annotations; dicts are by their index."""
+
+    ids: dict[int, int | None] = field(default_factory=dict)
+    without_mask: dict[int, object] = field(default_factory=dict)
+    images: set[int] = field(default_factory=set)
+    categories: set[int] = field(default_factory=set)
+    masked: int = 0
+    labelled: bool = False  # whether a keypoint is
+    used: bool = False  # whether an annotation is trained or tested on
+
+
+@collection_paused()
 def check_file(
     json_file: str,
     image_root: str,
@@ -83,11 +99,18 @@ def check_file(
     _check_image_entries(checked, document["images"])
     _check_image_files(checked, document["images"], image_root, open_images)
     checked.context.needs_mask = needs_mask
-    _check_annotations(checked, document["annotations"], training)
+    try:
+        tally, rest = _sift(document["annotations"], checked.context)
+    except (ValueError, RecursionError):  # as of 1e999
+        checked.document = document = _read(json_file, checked.findings, sparingly=False)
+        if document is None:
+            return checked
+        tally, rest = _sift(document["annotations"], checked.context)
+    _check_annotations(checked, tally, rest, training)
     return checked
 
 
-def _read(json_file: str, findings: Findings) -> dict[str, Any] | None:
+def _read(json_file: str, findings: Findings, *, sparingly: bool = True) -> dict[str, Any] | None:
     """The file's content, with the three lists; None, and a finding that says why, otherwise."""
     constants = Counter[str]()
 
@@ -101,7 +124,7 @@ def _read(json_file: str, findings: Findings) -> dict[str, Any] | None:
         findings.add("not-readable", text=str(error))
         return None
     try:
-        document = _read_sparingly(content)
+        document = _read_sparingly(content) if sparingly else None
         if document is None:
             document = json.loads(content.decode("utf-8"), parse_constant=constant)
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, too deep
@@ -127,20 +150,22 @@ def _read(json_file: str, findings: Findings) -> dict[str, Any] | None:
 def _read_sparingly(content: bytes) -> dict[str, Any] | None:
     """The document, its annotations as they stand in the file: `decoded`, they are 7 times as big.
 
-    None for what only Python's reader takes (NaN, numbers too large) or can say what is wrong with.
+    None for what only Python's reader takes, as NaN, or can say what is wrong with.
     """
     with suppress(ValueError, RecursionError):
+        content.isascii() or content.decode()  # in what is not decoded here, msgspec takes any
         parts = msgspec.json.decode(content, type=dict[str, msgspec.Raw])
         types: dict[str, Any] = {"annotations": list[msgspec.Raw]}
-        document = {k: msgspec.json.decode(v, type=types.get(k, Any)) for k, v in parts.items()}
-        for annotation in document.get("annotations", []):
-            decoded(annotation)
-        return document
+        return {k: msgspec.json.decode(v, type=types.get(k, Any)) for k, v in parts.items()}
     return None
 
 
 def decoded(annotation: Any) -> Any:
-    """An entry of a document's "annotations" as an object."""
+    """An entry of a document's "annotations" as an object.
+
+    Raises:
+        ValueError, RecursionError: for what msgspec does not take; not after a check of its file.
+    """
     return msgspec.json.decode(annotation) if isinstance(annotation, msgspec.Raw) else annotation
 
 
@@ -222,18 +247,51 @@ def _check_image_files(checked: Checked, entries: list[Any], root: str, open_ima
                 checked.bad_images[index] = kind
 
 
-def _check_annotations(checked: Checked, entries: list[Any], training: bool) -> None:
-    add, context = checked.findings.add, checked.context
-    ids: dict[int, int | None] = {}  # by the index of the annotation
-    used_images, used_categories = set[int](), set[int]()
-    without_mask: list[object] = []
-    unused = NOT_TRAINED if training else {"crowd"}
-    masked, labelled, used = 0, False, False
+def _sift(entries: list[Any], context: Context) -> tuple[_Tally, dict[int, Any]]:
+    """Count the annotations in which there is nothing to find; the rest, by index.
+
+    Raises:
+        ValueError, RecursionError: see `decoded`.
+    """
+    tally, rest = _Tally(), dict[int, Any]()
     bar = tqdm(entries, "annotations", unit="", mininterval=1, disable=None, leave=False)
-    for index, annotation in enumerate(map(decoded, bar)):
+    numbered = enumerate(bar)
+    while chunk := dict(islice(numbered, _CHUNK)):
+        plains = {}
+        for index, entry in chunk.items():
+            try:
+                plains[index] = plain.decode(entry)
+            except (ValueError, TypeError):  # the latter for what is an object already
+                decoded(entry)
+                rest[index] = entry
+        sound = plain.nothing_to_find(list(plains.values()), context)
+        for (index, annotation), is_sound in zip(plains.items(), sound.tolist()):
+            if not is_sound:
+                rest[index] = chunk[index]
+                continue
+            tally.used = True
+            tally.ids[index] = annotation.id
+            tally.images.add(annotation.image_id)
+            tally.categories.add(annotation.category_id)
+            if annotation.segmentation:
+                tally.masked += 1
+            else:
+                tally.without_mask[index] = annotation.id
+            tally.labelled = tally.labelled or any(annotation.keypoints[2::3])
+    return tally, dict(sorted(rest.items()))
+
+
+def _check_annotations(
+    checked: Checked, tally: _Tally, rest: dict[int, Any], training: bool
+) -> None:
+    """Inspect those that `_sift` has left, and judge them all together."""
+    add, context = checked.findings.add, checked.context
+    unused = NOT_TRAINED if training else {"crowd"}
+    for index, entry in rest.items():
+        annotation = decoded(entry)
         found = annotations.inspect(annotation, context)
         kinds = {kind for kind, _ in found}
-        used |= not kinds & unused
+        tally.used |= not kinds & unused
         no_id = kinds & {"annotation-format", "annotation-id-missing"}
         where = f"#{index}" if no_id else annotation["id"]
         if found:
@@ -243,38 +301,39 @@ def _check_annotations(checked: Checked, entries: list[Any], training: bool) -> 
                 add(kind, where, text and f"{where}: {text}", severity)
             if kinds & {"annotation-format", "unknown-image"}:
                 continue
-        ids[index] = annotation.get("id")
-        used_images.add(annotation["image_id"])
-        used_categories.add(annotation["category_id"])
-        masked += bool(annotation.get("segmentation"))
+        tally.ids[index] = annotation.get("id")
+        tally.images.add(annotation["image_id"])
+        tally.categories.add(annotation["category_id"])
+        tally.masked += bool(annotation.get("segmentation"))
         if not annotation.get("segmentation") and "crowd" not in kinds:
-            without_mask.append(where)
-        if context.num_keypoints and not labelled and not kinds & UNFIT_KEYPOINTS:
-            labelled = any((annotation.get("keypoints") or [])[2::3])
+            tally.without_mask[index] = where
+        if context.num_keypoints and not tally.labelled and not kinds & UNFIT_KEYPOINTS:
+            tally.labelled = any((annotation.get("keypoints") or [])[2::3])
 
-    if 2 * checked.findings.get("box-xyxy", Finding("")).count <= masked:
+    if 2 * checked.findings.get("box-xyxy", Finding("")).count <= tally.masked:
         context.xyxy = False
         checked.findings.rename("box-xyxy", "box-contradicts")
-    _check_ids(checked, ids)
-    _check_headings(checked, used_categories)
-    if not used:
+    _check_ids(checked, tally.ids)
+    _check_headings(checked, tally.categories)
+    if not tally.used:
         add("no-annotation" if training else "no-test-annotation")
+    entries = checked.document["annotations"] if checked.document else []
     if not entries:
         return
     crowds = checked.findings["crowd"].count if "crowd" in checked.findings else 0
     if 2 * crowds > len(entries):
         add("mostly-crowds", text=f"{crowds} of {len(entries)} annotations")
-    if masked and not context.needs_mask:
-        for key in without_mask:
+    if tally.masked and not context.needs_mask:
+        for _, key in sorted(tally.without_mask.items()):
             add("mask-mixed", key)
     for key in context.images:
-        if key not in used_images:
+        if key not in tally.images:
             add("image-no-annotation", key)
     if training:
         for key, name in zip(sorted(context.categories), checked.classes):
-            if key not in used_categories:
+            if key not in tally.categories:
                 add("category-unused", key, repr(name))
-        if context.num_keypoints and not labelled:
+        if context.num_keypoints and not tally.labelled:
             add("keypoint-none")
 
 
@@ -296,7 +355,7 @@ def _check_ids(checked: Checked, ids: dict[int, int | None]) -> None:
     severity = "warning" if "minival" in checked.json_file else ""
     seen: set[int | None] = set()
     wrong = []
-    for index, key in ids.items():
+    for index, key in sorted(ids.items()):
         if key in seen and key is not None:
             checked.findings.add("annotation-id-duplicate", key, severity=severity)
         elif key == 0:
