@@ -18,13 +18,13 @@ from fvcore.common.param_scheduler import ConstantParamScheduler
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from benchmark.cuda_rules import CudaRules
 from mask_rcnn_plugin import get_config
 from mask_rcnn_plugin.config import ConfigError
 from mask_rcnn_plugin.errors import UserError
 from mask_rcnn_plugin.training.guarded_trainer import GuardedTrainer, build_trainer
 from mask_rcnn_plugin.training.nonfinite import NonFiniteLossError, advice, read_batch
 from mask_rcnn_plugin.training.random_states import set_random_state
-from tests.cuda_rules import CudaRules
 
 
 class Model(nn.Module):

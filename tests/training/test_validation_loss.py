@@ -9,11 +9,11 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
+from benchmark.cuda_rules import CudaRules
 from mask_rcnn_plugin import get_config
 from mask_rcnn_plugin.config import ConfigError
 from mask_rcnn_plugin.training import setup_datasets
 from mask_rcnn_plugin.training.validation_loss import build_validation_loader, validation_losses
-from tests.cuda_rules import CudaRules
 from train import do_train
 
 CONFIG = "table4_keypoints/keypoint_and_mask+synthetic"
