@@ -24,6 +24,7 @@ from mask_rcnn_plugin.modeling.roi_pooling import find_roi_layer
 
 # The top of a config. What others refer to comes first, so that it is named, not they.
 NODES = ("train", "dataset", "model", "optimizer", "lr_multiplier", "dataloader")
+HELPERS = ("finetune",)  # which nodes refer to; those of overlays
 SOURCE = "source"  # set by `get_config`: where the config comes from
 _CALLS = (
     *("model", "optimizer", "lr_multiplier"),
@@ -81,12 +82,12 @@ def check_config(cfg: DictConfig, added: Collection[str] = ()) -> None:
 
 def _check_nodes(values: Any, added: Collection[str]) -> None:
     """Check each key and value by itself. An interpolation is left alone."""
-    for name in NODES:
-        for key, value in walk(values[name], name):
+    for name in (*HELPERS, *NODES):
+        for key, value in walk(values.get(name), name):
             _check_bounds(value, key)
-        if name in SCHEMAS:
+        if name in SCHEMAS and name in values:
             _check_keys(values[name], name, SCHEMAS[name], added)
-        for key, value in walk(values[name], name):
+        for key, value in walk(values.get(name), name):
             if is_call(value):
                 _check_call(value, key)
     for key in _CALLS:

@@ -148,8 +148,8 @@ def split_by_image(json_file: str, share: float, output: Path) -> tuple[str, str
         output: a folder, made if missing.
 
     Raises:
-        DatasetError: if there is nothing to split, if the file is not COCO-format, or if another
-            split is there.
+        DatasetError: if there is nothing to split, if the file is not COCO-format, if another split
+            is there, or if the folder cannot be written to.
     """
     try:
         document = json.loads(Path(json_file).read_bytes())
@@ -181,10 +181,16 @@ def split_by_image(json_file: str, share: float, output: Path) -> tuple[str, str
                 f"dataset.split is {share}, but {file} is of another split, perhaps of an earlier "
                 f"training: set another train.output_dir, or remove {output} to split anew"
             )
-    output.mkdir(parents=True, exist_ok=True)
-    for file, content in parts.items():
-        if not file.exists():
-            with atomic_write(file) as stream:
-                stream.write(content)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        for file, content in parts.items():
+            if not file.exists():
+                with atomic_write(file) as stream:
+                    stream.write(content)
+    except OSError as error:
+        raise DatasetError(
+            f"dataset.split is {share}, but {output} cannot be written to ({error}): set another "
+            "train.output_dir"
+        ) from error
     train, test = map(str, parts)
     return train, test

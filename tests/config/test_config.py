@@ -519,6 +519,22 @@ def test_every_row_is_fine_tuned(name: str) -> None:
             instantiate(pooler)
 
 
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("finetune.lr=-1", r"finetune\.lr is -1, must be"),
+        ("finetune.lr=fast", r"finetune\.lr is 'fast', must be"),
+        ("finetune.batch=0", r"finetune\.batch is 0, must be"),
+        ("finetune.epochs=0", r"finetune\.epochs is 0, must be"),
+    ],
+)
+def test_a_wrong_number_of_a_fine_tuning_is_named_as_it_was_given(
+    override: str, named: str
+) -> None:
+    with pytest.raises(ConfigError, match=named):
+        get_config("table2a_backbone/r50_fpn+finetune", [override])
+
+
 def test_the_zoos_settings_are_those_of_its_configs() -> None:
     cfg = get_config("table2a_backbone/r50_c4+zoo_c4").model
     assert (cfg.roi_heads.pooler.output_size, cfg.roi_heads.pooler.sampling_ratio) == (14, 0)
