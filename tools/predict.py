@@ -17,7 +17,7 @@ import glob
 import os
 import sys
 from collections.abc import Iterator
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -41,36 +41,6 @@ Image.init()
 SUFFIXES = {s for s, kind in Image.registered_extensions().items() if kind in Image.OPEN}
 
 
-class Summary:
-    """What was found so far, of all images."""
-
-    def __init__(self, threshold: float) -> None:
-        self._threshold = threshold
-        self.images = self.unreadable = self._found = self._shown = 0
-        self._best = (0.0, "")
-
-    def add(self, result: Result, name: str) -> None:
-        self.images += 1
-        self._found += len(result)
-        self._shown += len(result.above(self._threshold))
-        for score, class_ in zip(result.scores, result.names):
-            self._best = max(self._best, (score, f"{class_} in {name}"))
-
-    def text(self) -> str:
-        lines = [f"{self._found} detections in {self.images} images"]
-        if self.unreadable:
-            lines.append(f"files that could not be read: {self.unreadable}")
-        if self._shown:
-            lines[0] += f", {self._shown} of them with a score of {self._threshold} or more"
-        elif self._found:
-            score, where = self._best
-            lines.append(
-                f"nothing reaches --confidence-threshold {self._threshold}: the best score is "
-                f"{score:.3f} ({where})"
-            )
-        return "\n".join(lines)
-
-
 def photos(inputs: list[str]) -> list[str]:
     """Files of arguments that are files, globs and folders, which may hold others.
 
@@ -89,54 +59,39 @@ def photos(inputs: list[str]) -> list[str]:
     return list(dict.fromkeys(files))
 
 
-def results_of(predictor: Predictor, files: list[str], summary: Summary) -> Iterator[Result]:
-    """Results of a batch, without the files that cannot be read."""
+def results_of(predictor: Predictor, files: list[str]) -> Iterator[Result]:
+    """Results of a batch, without the files that cannot be read; each of these costs a line."""
     try:
         yield from predictor(files, batch_size=len(files))
     except ImageError as error:
         if len(files) > 1:  # which of them
-            yield from chain(*(results_of(predictor, [file], summary) for file in files))
+            yield from chain(*(results_of(predictor, [file]) for file in files))
         else:
-            summary.unreadable += 1
             tqdm.write(str(error), file=sys.stderr)
 
 
 def predict_photos(
-    predictor: Predictor,
-    files: list[str],
-    folder: Path,
-    batch_size: int,
-    summary: Summary,
-    threshold: float,
-) -> Iterator[list[dict[str, Any]]]:
-    """Draw each photo, and give its predictions in COCO's format."""
+    predictor: Predictor, files: list[str], folder: Path, batch_size: int, threshold: float
+) -> Iterator[tuple[str, Result]]:
+    """Draw each photo, and give its name and what is found; a picture that cannot be drawn or
+    written costs a line."""
     root = os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file in files])
     written: set[str] = set()
     with tqdm(total=len(files), unit="image", disable=None) as bar:
         for start in range(0, len(files), batch_size):
             batch = files[start : start + batch_size]
-            for result in results_of(predictor, batch, summary):
+            for result in results_of(predictor, batch):
                 name = os.path.relpath(str(result.file), root)
                 picture = str(Path(name).with_suffix(".jpg"))
                 if picture in written:  # of another image, a.png beside a.jpg
                     picture = f"{name}.jpg"
                 written.add(picture)
-                save(result, folder / picture, threshold)
-                summary.add(result, name)
-                yield named(result, summary.images, Path(name).as_posix())
+                try:
+                    result.save(folder / picture, threshold)
+                except UserError as error:
+                    tqdm.write(str(error), file=sys.stderr)
+                yield Path(name).as_posix(), result
             bar.update(len(batch))
-
-
-def save(result: Result, file: Path, threshold: float) -> None:
-    """Write the picture; one that cannot be drawn or written costs a line."""
-    try:
-        result.save(file, threshold)
-    except UserError as error:
-        tqdm.write(str(error), file=sys.stderr)
-
-
-def named(result: Result, image_id: int, file_name: str) -> list[dict[str, Any]]:
-    return [{**found, "file_name": file_name} for found in result.to_coco(image_id)]
 
 
 def open_video(source: str | int) -> cv2.VideoCapture:
@@ -155,9 +110,9 @@ def open_video(source: str | int) -> cv2.VideoCapture:
 
 
 def predict_video(
-    predictor: Predictor, video: cv2.VideoCapture, file: Path, summary: Summary, threshold: float
-) -> Iterator[list[dict[str, Any]]]:
-    """Write a video, and give each frame's predictions; frame 12 is image "film.mp4#000012".
+    predictor: Predictor, video: cv2.VideoCapture, file: Path, threshold: float
+) -> Iterator[tuple[str, Result]]:
+    """Write a video, and give each frame's name, such as "film.mp4#000012", and what is found.
 
     Raises:
         UserError: if the file cannot be written.
@@ -171,14 +126,16 @@ def predict_video(
     frames = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
     with tqdm(total=frames if frames > 0 else None, unit="frame", disable=None) as bar:
         try:
-            while (read := video.read())[0]:
-                result = predictor(read[1])
+            for number in count(1):
+                more, frame = video.read()
+                if not more:
+                    break
+                result = predictor(frame)
                 shown = hide_keypoints(result.above(threshold).instances, predictor.metadata)
-                pixels = np.ascontiguousarray(read[1][:, :, ::-1])
+                pixels = np.ascontiguousarray(frame[:, :, ::-1])
                 picture = visualizer.draw_instance_predictions(pixels, shown).get_image()
                 writer.write(cv2.resize(picture[:, :, ::-1], size))
-                summary.add(result, f"frame {summary.images + 1}")
-                yield named(result, summary.images, f"{file.name}#{summary.images:06d}")
+                yield f"{file.name}#{number:06d}", result
                 bar.update()
         finally:
             video.release()
@@ -220,6 +177,26 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
+def numbered(
+    results: Iterator[tuple[str, Result]], scores: list[list[float]]
+) -> Iterator[list[dict[str, Any]]]:
+    """What is found, in COCO's format, images numbered from 1; `scores` gets those of each."""
+    for image_id, (name, result) in enumerate(results, 1):
+        scores.append(result.scores)
+        yield [{**found, "file_name": name} for found in result.to_coco(image_id)]
+
+
+def summary(images: list[list[float]], threshold: float) -> str:
+    scores = list(chain(*images))
+    text = f"{len(scores)} detections in {len(images)} images"
+    if scores and max(scores) < threshold:
+        return (
+            f"{text}\nnothing reaches --confidence-threshold {threshold}: the best score is "
+            f"{max(scores):.3f}"
+        )
+    return f"{text}, {sum(s >= threshold for s in scores)} with a score of {threshold} or more"
+
+
 def run(args: argparse.Namespace) -> bool:
     """Whether anything could be read."""
     weights = find_weights(args.weights)
@@ -231,12 +208,12 @@ def run(args: argparse.Namespace) -> bool:
 
     output, threshold = args.output, args.confidence_threshold
     drawn = output / "pictures"
-    summary = Summary(threshold)
+    scores: list[list[float]] = []
     if video:
         drawn = output / f"{'webcam' if args.webcam else Path(args.video_input).stem}.mp4"
-        images = predict_video(predictor, video, drawn, summary, threshold)
+        results = predict_video(predictor, video, drawn, threshold)
     else:
-        images = predict_photos(predictor, files, drawn, args.batch_size, summary, threshold)
+        results = predict_photos(predictor, files, drawn, args.batch_size, threshold)
     for read in map(Path, [args.video_input] if args.video_input else files):
         if drawn.resolve() in (read.resolve(), *read.resolve().parents):
             raise UserError(f"{read} is where pictures would be written: give another --output")
@@ -244,12 +221,14 @@ def run(args: argparse.Namespace) -> bool:
     predictions = output / "predictions.json"
     try:
         with predictions.open("w") as file:
-            write_json(file, images)
+            write_json(file, numbered(results, scores))
     except KeyboardInterrupt:  # what is done already is kept
         print("interrupted", file=sys.stderr)
-    print(summary.text())
+    print(summary(scores, threshold))
+    if len(scores) < len(files):
+        print(f"left out: {len(files) - len(scores)} of {len(files)} files")
     print(f"{drawn}, {predictions}")
-    return summary.images > 0
+    return bool(scores)
 
 
 def main() -> None:

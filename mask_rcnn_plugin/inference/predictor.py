@@ -97,8 +97,8 @@ class Predictor:
             A `Result`, or a list of them.
 
         Raises:
-            ImageError: for what is no image or cannot be read.
-        ValueError: for a batch size below 1.
+            ImageError: for what is not an image or cannot be read.
+            ValueError: for a batch size below 1.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, must be 1 or more")
