@@ -31,6 +31,7 @@ from typing import Any
 from mask_rcnn_plugin import optimize_for_inference  # isort: split
 
 from detectron2.config import instantiate
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
@@ -157,8 +158,10 @@ def report(args: argparse.Namespace, cfg: DictConfig, results: dict[str, Any]) -
     print(f"{args.predictions}: predictions in COCO's format")
     if args.visualize:
         threshold = args.confidence_threshold
+        (name,) = cfg.dataset.test.names
         pictures = draw_predictions(
-            list(cfg.dataset.test.names),
+            DatasetCatalog.get(name),
+            MetadataCatalog.get(name),
             args.predictions,
             output / "pictures",
             args.visualize,

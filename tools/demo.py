@@ -28,6 +28,7 @@ from mask_rcnn_plugin import get_config, load  # isort: split
 import cv2
 import numpy as np
 from detectron2.config import LazyConfig
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import HookBase
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
@@ -106,8 +107,13 @@ def main() -> None:
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
         results = do_train(cfg, extra_hooks=[ProgressBar()])
     LazyConfig.save(cfg, str(OUTPUT / "config.yaml"))
+    (name,) = cfg.dataset.test.names
     pictures = draw_predictions(
-        list(cfg.dataset.test.names), OUTPUT / PREDICTIONS_FILE, OUTPUT / "pictures", PICTURES
+        DatasetCatalog.get(name),
+        MetadataCatalog.get(name),
+        OUTPUT / PREDICTIONS_FILE,
+        OUTPUT / "pictures",
+        PICTURES,
     )
 
     photo = OUTPUT / "photo.jpg"

@@ -7,11 +7,13 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from detectron2.data import MetadataCatalog
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from mask_rcnn_plugin.data.coco import load
 from mask_rcnn_plugin.data.metadata import metadata_of
 from mask_rcnn_plugin.evaluation import PREDICTIONS_FILE
 from mask_rcnn_plugin.evaluation.pictures import draw_inputs, draw_predictions
@@ -33,6 +35,7 @@ class PictureHook(HookBase):
     def __init__(self, cfg: DictConfig) -> None:
         self._cfg = cfg
         self._output = Path(cfg.train.output_dir)
+        self._test_images: list[dict[str, Any]] = []
 
     def before_train(self) -> None:
         if not comm.is_main_process() or "roi_heads" not in self._cfg.model:
@@ -58,10 +61,13 @@ class PictureHook(HookBase):
         if not comm.is_main_process() or "box_proposals" in tasks or not predictions.is_file():
             return
         folder = self._output / "pictures" / f"{min(self.trainer.iter + 1, self.trainer.max_iter)}"
-        names = list(self._cfg.dataset.test.names)
+        (name,) = self._cfg.dataset.test.names
         try:
+            self._test_images = self._test_images or load(name)[:_COUNT]
             with random_states_kept():
-                files = draw_predictions(names, predictions, folder, _COUNT)
+                files = draw_predictions(
+                    self._test_images, MetadataCatalog.get(name), predictions, folder, _COUNT
+                )
             for i, file in enumerate(files):
                 self._show(f"test/{i}", np.asarray(cv2.imread(str(file)))[:, :, ::-1])
         except Exception as error:
