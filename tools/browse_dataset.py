@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from mask_rcnn_plugin.data.mapper import ImageError
 from mask_rcnn_plugin.data.metadata import metadata_of
-from mask_rcnn_plugin.errors import UserError, print_mistake
+from mask_rcnn_plugin.errors import mistakes_in_one_line
 from mask_rcnn_plugin.evaluation.pictures import draw_inputs
 from mask_rcnn_plugin.training import setup_datasets
 
@@ -67,11 +67,8 @@ def main() -> None:
     if args.count < 1:
         parser.error(f"--count is {args.count}, must be 1 or more")
     seed_all_rng(args.seed)
-    try:
+    with mistakes_in_one_line():
         pages = browse(get_config(args.config, args.overrides), args.count, args.output)
-    except UserError as error:
-        print_mistake(error)
-        sys.exit(2)
     print(f"{args.output}: {len(pages)} pages")
 
 

@@ -25,7 +25,7 @@ from detectron2.config import instantiate
 from mask_rcnn_plugin.data.check import Findings, check_file, clean
 from mask_rcnn_plugin.data.check.findings import total
 from mask_rcnn_plugin.data.coco import DatasetError
-from mask_rcnn_plugin.errors import UserError, print_mistake
+from mask_rcnn_plugin.errors import mistakes_in_one_line
 from mask_rcnn_plugin.training.preflight import check_sets
 from mask_rcnn_plugin.training.setup import setup_datasets
 
@@ -101,12 +101,8 @@ def check(args: argparse.Namespace) -> bool:
 
 def main() -> None:
     args = parse_args()
-    try:
-        sound = check(args)
-    except UserError as error:
-        print_mistake(error)
-        sys.exit(2)
-    sys.exit(0 if sound else 1)
+    with mistakes_in_one_line():
+        sys.exit(0 if check(args) else 1)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from detectron2.utils.logger import setup_logger
 from tqdm import tqdm
 
 from mask_rcnn_plugin.data.synthetic import draw_sample
-from mask_rcnn_plugin.errors import UserError
+from mask_rcnn_plugin.errors import mistakes_in_one_line
 from mask_rcnn_plugin.evaluation import PREDICTIONS_FILE, results_table
 from mask_rcnn_plugin.evaluation.pictures import draw_predictions
 from mask_rcnn_plugin.training import setup_datasets
@@ -97,10 +97,8 @@ def main() -> None:
     cfg = get_config(CONFIG, overrides)
     for split, name in ((cfg.dataset.train, "train"), (cfg.dataset.test, "val")):
         split.json = f"{cfg.dataset.synthetic.root}/{name}.json"  # not the people alone
-    try:
+    with mistakes_in_one_line():  # e.g. images of an earlier version of the drawing
         setup_datasets(cfg)
-    except UserError as error:  # e.g. images of an earlier version of the drawing
-        sys.exit(f"demo: {error}")
     shutil.rmtree(OUTPUT, ignore_errors=True)
     log_to_file()
     seed_all_rng(args.seed)

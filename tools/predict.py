@@ -31,7 +31,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from mask_rcnn_plugin.data.mapper import ImageError
-from mask_rcnn_plugin.errors import UserError, print_mistake
+from mask_rcnn_plugin.errors import UserError, mistakes_in_one_line
 from mask_rcnn_plugin.evaluation.pictures import hide_keypoints
 from mask_rcnn_plugin.evaluation.predictions import write_json
 from mask_rcnn_plugin.inference.predictor import find_config, find_weights
@@ -232,12 +232,8 @@ def run(args: argparse.Namespace) -> bool:
 
 
 def main() -> None:
-    try:
-        done = run(parse_args())
-    except UserError as error:
-        print_mistake(error)
-        sys.exit(2)
-    sys.exit(0 if done else 1)
+    with mistakes_in_one_line():
+        sys.exit(0 if run(parse_args()) else 1)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from torch.multiprocessing.spawn import ProcessExitedException, start_processes
 from mask_rcnn_plugin.config import ConfigError, get_config
 from mask_rcnn_plugin.config.device import device_of
 from mask_rcnn_plugin.config.printing import print_config
-from mask_rcnn_plugin.errors import UserError, print_mistake
+from mask_rcnn_plugin.errors import UserError, mistakes_in_one_line, print_mistake
 from mask_rcnn_plugin.training.machine import precision
 from mask_rcnn_plugin.training.placement import ALONE, Placement, placement_from
 from mask_rcnn_plugin.training.preemption import EXIT_CODE, SIGNALS
@@ -115,11 +115,8 @@ def run_program(args: argparse.Namespace, prepare: Prepare, run: Run) -> None:
     elif args.num_gpus in (None, 1):
         _run(ALONE, lambda timeout: dist.HashStore(), args, prepare, run)
     else:
-        try:  # now, not in so many processes
+        with mistakes_in_one_line():  # now, not in so many processes
             _load(args, Placement(0, args.num_gpus, 0, args.num_gpus, ""))
-        except UserError as error:
-            print_mistake(error)
-            sys.exit(2)
         _spawn(args, prepare, run)
 
 

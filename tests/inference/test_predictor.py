@@ -1,6 +1,5 @@
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -127,17 +126,6 @@ def test_results_are_what_other_libraries_take(predictor: Predictor, photo: str)
     assert [CATEGORIES[found["category_id"] - 1] for found in coco] == result.names
     assert [found["category_name"] for found in coco] == result.names
     json.dumps(coco)
-
-
-@pytest.mark.parametrize("package", ["supervision", "pandas"])
-def test_a_missing_library_is_one_line(
-    package: str, predictor: Predictor, photo: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    result = predictor(photo)
-    monkeypatch.setitem(sys.modules, package, None)
-    convert = {"supervision": result.to_supervision, "pandas": result.to_dataframe}[package]
-    with pytest.raises(ImportError, match=f"pip install {package}"):
-        convert()
 
 
 def test_nothing_found_is_an_empty_result(predictor: Predictor, photo: str, tmp_path: Path) -> None:
