@@ -4,8 +4,8 @@
     python tools/browse_dataset.py --config-file table2a_backbone/r50_fpn dataset=my/data
     python tools/browse_dataset.py --config-file CFG dataset=my/data --count 100
 
-Draws images by chance, augmented as in a training, on pages of 16 in --output. What is drawn wrong
-here, as a flipped label, is learnt wrong there.
+Draws random images, augmented as in a training, on pages of 16 in --output. What looks wrong here,
+such as a flipped label, is learned wrong there.
 """
 
 import argparse
@@ -61,7 +61,7 @@ def main() -> None:
     )
     parser.add_argument("--count", type=int, default=PAGE, metavar="N", help="images to draw")
     parser.add_argument("--output", type=Path, default=Path("output/browse"), metavar="DIR")
-    parser.add_argument("--seed", type=int, default=0, help="of the choice and the augmentations")
+    parser.add_argument("--seed", type=int, default=0, help="random seed")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
     args = parser.parse_intermixed_args()
     if args.count < 1:

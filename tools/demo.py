@@ -78,9 +78,11 @@ def log_to_file() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument(
-        "--quick", action="store_true", help="a few iterations: shows that it runs, learns nothing"
+        "--quick",
+        action="store_true",
+        help="a few iterations: it runs, but learns nothing",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of weights, order and sampling")
+    parser.add_argument("--seed", type=int, default=0, help="random seed")
     args = parser.parse_args()
 
     start = time.perf_counter()

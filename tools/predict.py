@@ -9,7 +9,7 @@
 Writes to --output: pictures/, or for a video a video, with the detections of at least
 --confidence-threshold, and predictions.json with all of them: COCO's results format, with
 "file_name" and "category_name" beside the ids. `eval.py --predictions` scores it on the same
-photos. A photo that cannot be read is left out, with a line that says why.
+photos. Photos that cannot be read are skipped, with a line that says why.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def photos(inputs: list[str]) -> list[str]:
         else:
             found = [given] if os.path.isfile(given) else sorted(glob.glob(given, recursive=True))
         if not found:
-            raise UserError(f"--input {given!r} is no file, and no folder or pattern with images")
+            raise UserError(f"--input {given!r} is not a file, nor a folder or pattern with images")
         files += found
     return list(dict.fromkeys(files))
 
@@ -147,7 +147,7 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--weights", required=True, help="a training's output folder, or what eval.py takes"
+        "--weights", required=True, help="a training's output folder, or weights as for eval.py"
     )
     parser.add_argument(
         "--config-file", dest="config", help="default: the config.yaml beside the weights"
@@ -160,9 +160,12 @@ def parse_args() -> argparse.Namespace:
     source.add_argument("--webcam", action="store_true", help="the first camera, until Ctrl-C")
     parser.add_argument("--output", type=Path, default=Path("output/predictions"), metavar="DIR")
     parser.add_argument(
-        "--confidence-threshold", type=float, default=0.5, help="least score of what is drawn"
+        "--confidence-threshold",
+        type=float,
+        default=0.5,
+        help="lowest score that is drawn",
     )
-    parser.add_argument("--batch-size", type=int, default=1, help="images that are seen at once")
+    parser.add_argument("--batch-size", type=int, default=1, help="images per call of the model")
     parser.add_argument("--no-optimize", action="store_true", help="as in eval.py")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
     args = parser.parse_intermixed_args()
@@ -216,7 +219,7 @@ def run(args: argparse.Namespace) -> bool:
         results = predict_photos(predictor, files, drawn, args.batch_size, threshold)
     for read in map(Path, [args.video_input] if args.video_input else files):
         if drawn.resolve() in (read.resolve(), *read.resolve().parents):
-            raise UserError(f"{read} is where pictures would be written: give another --output")
+            raise UserError(f"{read} is where the pictures would be written: give another --output")
     output.mkdir(parents=True, exist_ok=True)
     predictions = output / "predictions.json"
     try:
@@ -226,7 +229,7 @@ def run(args: argparse.Namespace) -> bool:
         print("interrupted", file=sys.stderr)
     print(summary(scores, threshold))
     if len(scores) < len(files):
-        print(f"left out: {len(files) - len(scores)} of {len(files)} files")
+        print(f"skipped {len(files) - len(scores)} of {len(files)} files")
     print(f"{drawn}, {predictions}")
     return bool(scores)
 

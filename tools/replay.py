@@ -53,7 +53,7 @@ def replay(cfg: DictConfig, content: dict[str, Any]) -> None:
     except RuntimeError as error:
         some = " ".join(str(error).split())[:200]
         raise UserError(
-            f"the file's weights are not of this config's model, give the training's: {some} ..."
+            f"the file's weights do not fit this config's model, give the training's: {some} ..."
         ) from error
     # Not the running statistics, which the training's forward pass has changed already.
     broken = [name for name, p in model.named_parameters() if not all_finite(p)]

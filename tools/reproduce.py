@@ -175,7 +175,7 @@ def main() -> None:
     try:
         failed = execute(wanted, SCRIPTS, jobs=args.jobs, num_gpus=args.num_gpus)
     except KeyboardInterrupt:
-        sys.exit("reproduce.py: interrupted; the same command goes on where it stopped")
+        sys.exit("reproduce.py: interrupted; the same command continues where it stopped")
 
     args.output.mkdir(parents=True, exist_ok=True)
     contents = []

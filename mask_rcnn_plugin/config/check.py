@@ -67,7 +67,7 @@ def check_config(cfg: DictConfig, added: Collection[str] = ()) -> None:
         # A helper of the file, unless it should have been one of the nodes.
         if f"${{{name}." not in str(OmegaConf.to_container(cfg)):
             raise ConfigError(
-                f"{no_such_key(name, NODES)}. A helper of the file begins with an underscore"
+                f"{no_such_key(name, NODES)}. Helpers of a file begin with an underscore"
             )
     _check_nodes(values, added)
     if not re.fullmatch(r"cpu|cuda(:\d+)?", values["train"]["device"]):
@@ -94,8 +94,8 @@ def _check_nodes(values: Any, added: Collection[str]) -> None:
         value = at(values, key)
         if not is_call(value) and not _refers(value):
             raise ConfigError(
-                f"{key} is {value!r}, must call something: it needs a _target_, as L(...) in a "
-                "file gives it"
+                f"{key} is {value!r}, must be a call, with a _target_, as L(...) in a file writes "
+                "it"
             )
 
 
@@ -252,7 +252,7 @@ def _check_keys(
     if signature is None or _refers(value):
         return
     if not isinstance(value, dict):
-        raise ConfigError(f"{key} is {value!r}, must hold keys, such as {sorted(signature.hints)}")
+        raise ConfigError(f"{key} is {value!r}, must have keys such as {sorted(signature.hints)}")
     for name, given in value.items():
         path = join(key, name)
         if name in signature.hints:
@@ -326,7 +326,7 @@ def _check_branches(values: dict[str, Any]) -> None:
         if task in tasks and at(values, f"model.roi_heads.{head}") is None:
             raise ConfigError(
                 f"dataloader.evaluator.tasks has {task!r}, but there is no model.roi_heads.{head} "
-                "to predict it: leave the task out"
+                "to predict it: remove the task"
             )
 
 
@@ -350,8 +350,8 @@ def _check_max_detections(values: dict[str, Any]) -> None:
     ):
         if at(values, key) not in (None, limit):
             raise ConfigError(
-                f"{key} is {at(values, key)}, but dataset.test.max_detections is {limit}: set the "
-                "latter alone, which limits both the model and the evaluation"
+                f"{key} is {at(values, key)}, but dataset.test.max_detections is {limit}: set "
+                "only the latter, which limits both the model and the evaluation"
             )
 
 

@@ -56,24 +56,24 @@ def parse_program_args(parser: argparse.ArgumentParser) -> argparse.Namespace:
         dest="config",
         required=True,
         metavar="CFG",
-        help="short name or path of a config, with overlays behind a plus: NAME+synthetic",
+        help="short name or path of a config, overlays added with a plus: NAME+synthetic",
     )
     parser.add_argument(
         "--num-gpus",
         type=int,
         metavar="N",
-        help="processes to start on this machine, each with a GPU (1); not with torchrun or srun",
+        help="processes to start here, one per GPU (default: 1); not with torchrun or srun",
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
     parser.add_argument(
         "--print-config",
         action="store_true",
-        help="print the config, overlays and overrides applied, as YAML, and do nothing else",
+        help="print the config, overlays and overrides applied, as YAML, and exit",
     )
     parser.add_argument(
         "--diff",
         metavar="BASE",
-        help="print where the config differs from the config BASE, and do nothing else",
+        help="print how the config differs from the config BASE, and exit",
     )
     try:
         placement = placement_from(os.environ)
@@ -162,7 +162,7 @@ def _spawn(args: argparse.Namespace, prepare: Prepare, run: Run) -> None:
             pass
     except ProcessExitedException as error:
         if error.exit_code < 0:
-            print(f"rank {error.error_index} was ended by {error.signal_name}", file=sys.stderr)
+            print(f"rank {error.error_index} was killed by {error.signal_name}", file=sys.stderr)
         sys.exit(max(error.exit_code, 1))
 
 
@@ -253,7 +253,7 @@ def _load_together(
             store.get(f"seen/{other}")
     except RuntimeError as error:
         print_mistake(
-            f"rank {rank} of {world_size} processes has not met the others at {url} within "
+            f"rank {rank} of {world_size} processes did not reach the others at {url} within "
             f"train.process_group_timeout, {minutes:g} minutes: {str(error).splitlines()[0]}"
         )
         sys.exit(2)

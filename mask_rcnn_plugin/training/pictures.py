@@ -52,7 +52,7 @@ class PictureHook(HookBase):
             cv2.imwrite(str(file), picture[:, :, ::-1])
             self._show("train_batch", picture)
         except Exception as error:  # of a model or mapper that is not like the plugin's own
-            logger.warning("%s is not drawn: %r", file, error)
+            logger.warning("%s cannot be drawn: %r", file, error)
 
     def draw_test(self) -> None:
         """Draw some of the predictions that an evaluation has just written."""
@@ -71,7 +71,7 @@ class PictureHook(HookBase):
             for i, file in enumerate(files):
                 self._show(f"test/{i}", np.asarray(cv2.imread(str(file)))[:, :, ::-1])
         except Exception as error:
-            logger.warning("no pictures are drawn in %s: %r", folder, error)
+            logger.warning("pictures in %s cannot be drawn: %r", folder, error)
 
     def _show(self, name: str, picture: np.ndarray) -> None:
         if "tensorboard" not in self._cfg.train.get("loggers", ["tensorboard"]):

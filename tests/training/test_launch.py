@@ -373,7 +373,7 @@ def test_a_process_that_never_comes_is_not_waited_for_without_end(
     with pytest.raises(SystemExit, match="2"):
         launch.run_program(args, lambda args, cfg: None, raising(AssertionError()))
     line = capsys.readouterr().err.splitlines()[-1]
-    assert "rank 0 of 2 processes has not met the others at tcp://localhost:" in line
+    assert "rank 0 of 2 processes did not reach the others at tcp://localhost:" in line
     assert "within train.process_group_timeout, 0.02 minutes: " in line
 
 
