@@ -69,7 +69,7 @@ def test_another_model_and_another_file_are_refused(
         ({"model": {}}, "file.pth is not a file"),
         (
             {"model": {}, "batch": [], "random": {}, "iteration": 1, "lr": 0.1},
-            "weights are not of this config's model",
+            "weights do not fit this config's model",
         ),
     ):
         torch.save(content, file)
