@@ -7,6 +7,7 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,17 @@ multiprocessing.set_forkserver_preload(
 def seed() -> None:
     """The same random numbers for a test, whichever ran before."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def loggers() -> Iterator[None]:
+    """A program that a test runs sets up the log; the next test's `caplog` sees it as before."""
+    names = ("mask_rcnn_plugin", "detectron2", "fvcore")
+    before = [(log, log.propagate, log.level, log.handlers[:]) for log in map(getLogger, names)]
+    yield
+    for log, propagate, level, handlers in before:
+        log.propagate, log.handlers = propagate, handlers
+        log.setLevel(level)
 
 
 @pytest.fixture(scope="session")
