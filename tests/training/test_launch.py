@@ -434,7 +434,7 @@ def parse(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], *args: s
         (
             {"WORLD_SIZE": "8"},
             [],
-            "WORLD_SIZE is set, but RANK, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER",
+            "WORLD_SIZE is set, but RANK, LOCAL_RANK, LOCAL_WORLD_SIZE, M",
         ),
         ({"RANK": "0"}, [], "RANK is set, but WORLD_SIZE, LOCAL_RANK"),
         ({**ELASTIC, "RANK": "one"}, [], "RANK is 'one', must be a whole number"),
