@@ -31,6 +31,7 @@ from typing import Any
 from mask_rcnn_plugin import optimize_for_inference  # isort: split
 
 from detectron2.config import instantiate
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
@@ -81,12 +82,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--no-optimize",
         action="store_true",
-        help="run the model as it trains, without optimize_for_inference",
+        help="run the model as trained, without optimize_for_inference",
     )
     parser.add_argument(
         "--official",
         action="store_true",
-        help="compute AP with pycocotools, whatever faster is installed",
+        help="compute AP with pycocotools, even if something faster is installed",
     )
     args = parse_program_args(parser)
     if not (args.weights or args.predictions):
@@ -94,7 +95,7 @@ def parse_args() -> argparse.Namespace:
     if args.visualize < 0:
         parser.error(f"--visualize is {args.visualize}, must be 0 or more")
     if args.confidence_threshold is not None and not 0 <= args.confidence_threshold <= 1:
-        parser.error(f"--confidence-threshold is {args.confidence_threshold}, must be 0 to 1")
+        parser.error(f"--confidence-threshold is {args.confidence_threshold}, must be from 0 to 1")
     return args
 
 
@@ -110,7 +111,7 @@ def prepare(args: argparse.Namespace, cfg: DictConfig) -> None:
     if args.official:
         cfg.dataloader.evaluator.official = True
     if args.report and "box_proposals" in cfg.dataloader.evaluator.tasks:
-        raise UserError("--report needs predicted classes, and box_proposals have none")
+        raise UserError("--report needs predicted classes, which box_proposals do not have")
     setup_datasets(cfg, training=False)
 
 
@@ -157,8 +158,10 @@ def report(args: argparse.Namespace, cfg: DictConfig, results: dict[str, Any]) -
     print(f"{args.predictions}: predictions in COCO's format")
     if args.visualize:
         threshold = args.confidence_threshold
+        (name,) = cfg.dataset.test.names
         pictures = draw_predictions(
-            list(cfg.dataset.test.names),
+            DatasetCatalog.get(name),
+            MetadataCatalog.get(name),
             args.predictions,
             output / "pictures",
             args.visualize,

@@ -130,7 +130,7 @@ def do_train(
     preemption = Preemption(saving)
     if not cfg.dataset.test.names:
         logger.warning(
-            "There is no test set: nothing is evaluated, no best model is kept, nothing stops early"
+            "There is no test set: nothing is evaluated, no best model is kept, no early stopping"
         )
     stopping = EarlyStopping(saving, **(cfg.train.get("early_stopping") or {}))
     best = BestModelHook(checkpointer, cfg.train.best_metric or stopping.metric)
@@ -179,7 +179,7 @@ def do_train(
     if checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume):
         start_iter = trainer.iter + 1
         if start_iter >= cfg.train.max_iter:
-            logger.info("All %d iterations are done already, evaluating only", start_iter)
+            logger.info("All %d iterations are already done, evaluating only", start_iter)
     with disk_full_is_said(cfg.train.output_dir), preemption, stopping:
         trainer.train(start_iter, cfg.train.max_iter)
     return results
@@ -190,7 +190,9 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--resume", action="store_true", help="go on from the last checkpoint in train.output_dir"
+        "--resume",
+        action="store_true",
+        help="continue from the last checkpoint of the folder",
     )
     parser.add_argument(
         "--no-check", action="store_true", help="start without checking the datasets"
@@ -203,13 +205,18 @@ def prepare(args: argparse.Namespace, cfg: DictConfig) -> None:
     there = on_main_process(lambda: holds_a_training(cfg.train.output_dir))
     if there and not args.resume:
         raise ConfigError(
-            f"{cfg.train.output_dir} holds a training already: add --resume to go on with it, or "
+            f"{cfg.train.output_dir} already holds a training: add --resume to continue it, or "
             "give another train.output_dir=..."
         )
+    complete(cfg, resumed=there)
+
+
+def complete(cfg: DictConfig, *, resumed: bool = False) -> None:
+    """What `prepare` does, but for the output folder; each process calls this."""
     if cfg.train.init_checkpoint:
         on_main_process(lambda: resolve_weights(cfg.train.init_checkpoint))
     on_main_process(lambda: check_loggers(cfg))
-    if not there:
+    if not resumed:
         check_initialization(cfg)
     fit_batch(cfg)
     setup_datasets(cfg)

@@ -1,6 +1,8 @@
 """What can be wrong with what a user gives, as opposed to a mistake in the plugin."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -17,5 +19,15 @@ class ConfigError(UserError):
 
 
 def print_mistake(error: UserError | str) -> None:
-    """One line on stderr, behind the program's name; with exit code 2 it ends the programs."""
+    """Print one line on stderr, after the program's name."""
     print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+
+
+@contextmanager
+def mistakes_in_one_line() -> Iterator[None]:
+    """A block of a program that a `UserError` ends with one line and exit code 2."""
+    try:
+        yield
+    except UserError as error:
+        print_mistake(error)
+        sys.exit(2)

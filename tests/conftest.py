@@ -2,10 +2,12 @@ import importlib
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,17 @@ multiprocessing.set_forkserver_preload(
 def seed() -> None:
     """The same random numbers for a test, whichever ran before."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def loggers() -> Iterator[None]:
+    """A program that a test runs sets up the log; the next test's `caplog` sees it as before."""
+    names = ("mask_rcnn_plugin", "detectron2", "fvcore")
+    before = [(log, log.propagate, log.level, log.handlers[:]) for log in map(getLogger, names)]
+    yield
+    for log, propagate, level, handlers in before:
+        log.propagate, log.handlers = propagate, handlers
+        log.setLevel(level)
 
 
 @pytest.fixture(scope="session")
@@ -101,21 +114,33 @@ def toy_overrides(toy_dataset: Path, tmp_path: Path) -> list[str]:
     ]
 
 
-@pytest.fixture
-def demo(toy_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder to work in, with a photo and a model that finds 20 things in it, in output/demo."""
-    folder = tmp_path / "output" / "demo"
-    folder.mkdir(parents=True)
+@pytest.fixture(scope="session")
+def trained(toy_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a training leaves of a model that finds boxes, masks and keypoints of 20 things in any
+    image. Not to be changed."""
+    folder = tmp_path_factory.mktemp("trained")
     cfg = get_config(
-        "table2a_backbone/r50_fpn+synthetic",
+        "table5_multitask/keypoint_and_mask+synthetic",
         [
-            f"dataset={toy_dataset}",
+            f"dataset.train.json={toy_dataset}/train.json",
+            f"dataset.train.images={toy_dataset}/train",
+            f"dataset.test.json={toy_dataset}/val.json",
+            f"dataset.test.images={toy_dataset}/val",
             "model.roi_heads.box_predictor.test_score_thresh=0.0",
+            "train.device=cpu",
         ],
     )
     setup_datasets(cfg)
+    torch.manual_seed(0)
     torch.save({"model": instantiate(cfg.model).state_dict()}, folder / "model_final.pth")
     LazyConfig.save(cfg, str(folder / "config.yaml"))
+    return folder
+
+
+@pytest.fixture
+def demo(trained: Path, toy_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to work in, with a photo and, in output/demo, what a training leaves."""
+    shutil.copytree(trained, tmp_path / "output" / "demo")
     photo = cv2.imread(str(toy_dataset / "val" / "000000.jpg"))
     cv2.imwrite(str(tmp_path / "photo.jpg"), cv2.resize(photo, (700, 700)))  # some tiles
     monkeypatch.chdir(tmp_path)

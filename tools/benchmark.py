@@ -72,7 +72,7 @@ def parse_args() -> argparse.Namespace:
     if "bf16" in args.stage and not args.trained:
         parser.error("--stage bf16 needs --trained DIR, e.g. output/demo after `make demo`")
     if args.trained and not (args.trained / "model_final.pth").exists():
-        parser.error(f"--trained is {args.trained}, where there is no model_final.pth")
+        parser.error(f"--trained is {args.trained}, which has no model_final.pth")
     return args
 
 

@@ -4,8 +4,8 @@
     python tools/browse_dataset.py --config-file table2a_backbone/r50_fpn dataset=my/data
     python tools/browse_dataset.py --config-file CFG dataset=my/data --count 100
 
-Draws images by chance, augmented as in a training, on pages of 16 in --output. What is drawn wrong
-here, as a flipped label, is learnt wrong there.
+Draws random images, augmented as in a training, on pages of 16 in --output. What looks wrong here,
+such as a flipped label, is learned wrong there.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from mask_rcnn_plugin.data.mapper import ImageError
 from mask_rcnn_plugin.data.metadata import metadata_of
-from mask_rcnn_plugin.errors import UserError, print_mistake
+from mask_rcnn_plugin.errors import mistakes_in_one_line
 from mask_rcnn_plugin.evaluation.pictures import draw_inputs
 from mask_rcnn_plugin.training import setup_datasets
 
@@ -61,17 +61,14 @@ def main() -> None:
     )
     parser.add_argument("--count", type=int, default=PAGE, metavar="N", help="images to draw")
     parser.add_argument("--output", type=Path, default=Path("output/browse"), metavar="DIR")
-    parser.add_argument("--seed", type=int, default=0, help="of the choice and the augmentations")
+    parser.add_argument("--seed", type=int, default=0, help="random seed")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
     args = parser.parse_intermixed_args()
     if args.count < 1:
         parser.error(f"--count is {args.count}, must be 1 or more")
     seed_all_rng(args.seed)
-    try:
+    with mistakes_in_one_line():
         pages = browse(get_config(args.config, args.overrides), args.count, args.output)
-    except UserError as error:
-        print_mistake(error)
-        sys.exit(2)
     print(f"{args.output}: {len(pages)} pages")
 
 

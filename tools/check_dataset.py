@@ -25,7 +25,7 @@ from detectron2.config import instantiate
 from mask_rcnn_plugin.data.check import Findings, check_file, clean
 from mask_rcnn_plugin.data.check.findings import total
 from mask_rcnn_plugin.data.coco import DatasetError
-from mask_rcnn_plugin.errors import UserError, print_mistake
+from mask_rcnn_plugin.errors import mistakes_in_one_line
 from mask_rcnn_plugin.training.preflight import check_sets
 from mask_rcnn_plugin.training.setup import setup_datasets
 
@@ -37,25 +37,25 @@ def parse_args() -> argparse.Namespace:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--json", metavar="FILE", help="an annotation file")
     what.add_argument("--config-file", dest="config", metavar="CFG", help="a config, as train.py's")
-    parser.add_argument("--images", metavar="DIR", help="folder that the file names start from")
+    parser.add_argument("--images", metavar="DIR", help="folder of the images")
     parser.add_argument(
-        "--no-images", action="store_true", help="do not open images, only see that they are there"
+        "--no-images", action="store_true", help="do not open images, only check that they exist"
     )
     parser.add_argument(
         "--fix",
         metavar="OUT",
-        help="write a copy of FILE, wrong entries repaired or left out, and say which",
+        help="write a copy of FILE with wrong entries repaired or left out, and list them",
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
     args = parser.parse_intermixed_args()
     if args.json and not args.images:
-        parser.error("--json needs --images, the folder that the file names start from")
+        parser.error("--json needs --images, the folder of the images")
     if args.json and args.overrides:
-        parser.error(f"{args.overrides[0]!r} changes a config, and there is none: --config-file")
+        parser.error(f"{args.overrides[0]!r} changes a config, which --config-file must give")
     if args.config and (args.images or args.fix):
         parser.error("--images and --fix go with --json, one file at a time")
     if args.fix is not None and Path(args.fix).exists():  # so does "", the current folder
-        parser.error(f"--fix is {args.fix!r}: give the name of a new file")
+        parser.error(f"--fix is {args.fix!r}, which exists: give the name of a new file")
     return args
 
 
@@ -101,12 +101,8 @@ def check(args: argparse.Namespace) -> bool:
 
 def main() -> None:
     args = parse_args()
-    try:
-        sound = check(args)
-    except UserError as error:
-        print_mistake(error)
-        sys.exit(2)
-    sys.exit(0 if sound else 1)
+    with mistakes_in_one_line():
+        sys.exit(0 if check(args) else 1)
 
 
 if __name__ == "__main__":

@@ -28,13 +28,14 @@ from mask_rcnn_plugin import get_config, load  # isort: split
 import cv2
 import numpy as np
 from detectron2.config import LazyConfig
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import HookBase
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 from tqdm import tqdm
 
 from mask_rcnn_plugin.data.synthetic import draw_sample
-from mask_rcnn_plugin.errors import UserError
+from mask_rcnn_plugin.errors import mistakes_in_one_line
 from mask_rcnn_plugin.evaluation import PREDICTIONS_FILE, results_table
 from mask_rcnn_plugin.evaluation.pictures import draw_predictions
 from mask_rcnn_plugin.training import setup_datasets
@@ -77,9 +78,11 @@ def log_to_file() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument(
-        "--quick", action="store_true", help="a few iterations: shows that it runs, learns nothing"
+        "--quick",
+        action="store_true",
+        help="a few iterations: it runs, but learns nothing",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of weights, order and sampling")
+    parser.add_argument("--seed", type=int, default=0, help="random seed")
     args = parser.parse_args()
 
     start = time.perf_counter()
@@ -96,18 +99,21 @@ def main() -> None:
     cfg = get_config(CONFIG, overrides)
     for split, name in ((cfg.dataset.train, "train"), (cfg.dataset.test, "val")):
         split.json = f"{cfg.dataset.synthetic.root}/{name}.json"  # not the people alone
-    try:
+    with mistakes_in_one_line():  # e.g. images of an earlier version of the drawing
         setup_datasets(cfg)
-    except UserError as error:  # e.g. images of an earlier version of the drawing
-        sys.exit(f"demo: {error}")
     shutil.rmtree(OUTPUT, ignore_errors=True)
     log_to_file()
     seed_all_rng(args.seed)
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
         results = do_train(cfg, extra_hooks=[ProgressBar()])
     LazyConfig.save(cfg, str(OUTPUT / "config.yaml"))
+    (name,) = cfg.dataset.test.names
     pictures = draw_predictions(
-        list(cfg.dataset.test.names), OUTPUT / PREDICTIONS_FILE, OUTPUT / "pictures", PICTURES
+        DatasetCatalog.get(name),
+        MetadataCatalog.get(name),
+        OUTPUT / PREDICTIONS_FILE,
+        OUTPUT / "pictures",
+        PICTURES,
     )
 
     photo = OUTPUT / "photo.jpg"

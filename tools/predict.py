@@ -9,7 +9,7 @@
 Writes to --output: pictures/, or for a video a video, with the detections of at least
 --confidence-threshold, and predictions.json with all of them: COCO's results format, with
 "file_name" and "category_name" beside the ids. `eval.py --predictions` scores it on the same
-photos. A photo that cannot be read is left out, with a line that says why.
+photos. Photos that cannot be read are skipped, with a line that says why.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import glob
 import os
 import sys
 from collections.abc import Iterator
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from mask_rcnn_plugin.data.mapper import ImageError
-from mask_rcnn_plugin.errors import UserError, print_mistake
+from mask_rcnn_plugin.errors import UserError, mistakes_in_one_line
 from mask_rcnn_plugin.evaluation.pictures import hide_keypoints
 from mask_rcnn_plugin.evaluation.predictions import write_json
 from mask_rcnn_plugin.inference.predictor import find_config, find_weights
@@ -39,36 +39,6 @@ from mask_rcnn_plugin.inference.result import Result
 
 Image.init()
 SUFFIXES = {s for s, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-
-
-class Summary:
-    """What was found so far, of all images."""
-
-    def __init__(self, threshold: float) -> None:
-        self._threshold = threshold
-        self.images = self.unreadable = self._found = self._shown = 0
-        self._best = (0.0, "")
-
-    def add(self, result: Result, name: str) -> None:
-        self.images += 1
-        self._found += len(result)
-        self._shown += len(result.above(self._threshold))
-        for score, class_ in zip(result.scores, result.names):
-            self._best = max(self._best, (score, f"{class_} in {name}"))
-
-    def text(self) -> str:
-        lines = [f"{self._found} detections in {self.images} images"]
-        if self.unreadable:
-            lines.append(f"files that could not be read: {self.unreadable}")
-        if self._shown:
-            lines[0] += f", {self._shown} of them with a score of {self._threshold} or more"
-        elif self._found:
-            score, where = self._best
-            lines.append(
-                f"nothing reaches --confidence-threshold {self._threshold}: the best score is "
-                f"{score:.3f} ({where})"
-            )
-        return "\n".join(lines)
 
 
 def photos(inputs: list[str]) -> list[str]:
@@ -84,59 +54,44 @@ def photos(inputs: list[str]) -> list[str]:
         else:
             found = [given] if os.path.isfile(given) else sorted(glob.glob(given, recursive=True))
         if not found:
-            raise UserError(f"--input {given!r} is no file, and no folder or pattern with images")
+            raise UserError(f"--input {given!r} is not a file, nor a folder or pattern with images")
         files += found
     return list(dict.fromkeys(files))
 
 
-def results_of(predictor: Predictor, files: list[str], summary: Summary) -> Iterator[Result]:
-    """Results of a batch, without the files that cannot be read."""
+def results_of(predictor: Predictor, files: list[str]) -> Iterator[Result]:
+    """Results of a batch, without the files that cannot be read; each of these costs a line."""
     try:
         yield from predictor(files, batch_size=len(files))
     except ImageError as error:
         if len(files) > 1:  # which of them
-            yield from chain(*(results_of(predictor, [file], summary) for file in files))
+            yield from chain(*(results_of(predictor, [file]) for file in files))
         else:
-            summary.unreadable += 1
             tqdm.write(str(error), file=sys.stderr)
 
 
 def predict_photos(
-    predictor: Predictor,
-    files: list[str],
-    folder: Path,
-    batch_size: int,
-    summary: Summary,
-    threshold: float,
-) -> Iterator[list[dict[str, Any]]]:
-    """Draw each photo, and give its predictions in COCO's format."""
+    predictor: Predictor, files: list[str], folder: Path, batch_size: int, threshold: float
+) -> Iterator[tuple[str, Result]]:
+    """Draw each photo, and give its name and what is found; a picture that cannot be drawn or
+    written costs a line."""
     root = os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file in files])
     written: set[str] = set()
     with tqdm(total=len(files), unit="image", disable=None) as bar:
         for start in range(0, len(files), batch_size):
             batch = files[start : start + batch_size]
-            for result in results_of(predictor, batch, summary):
+            for result in results_of(predictor, batch):
                 name = os.path.relpath(str(result.file), root)
                 picture = str(Path(name).with_suffix(".jpg"))
                 if picture in written:  # of another image, a.png beside a.jpg
                     picture = f"{name}.jpg"
                 written.add(picture)
-                save(result, folder / picture, threshold)
-                summary.add(result, name)
-                yield named(result, summary.images, Path(name).as_posix())
+                try:
+                    result.save(folder / picture, threshold)
+                except UserError as error:
+                    tqdm.write(str(error), file=sys.stderr)
+                yield Path(name).as_posix(), result
             bar.update(len(batch))
-
-
-def save(result: Result, file: Path, threshold: float) -> None:
-    """Write the picture; one that cannot be drawn or written costs a line."""
-    try:
-        result.save(file, threshold)
-    except UserError as error:
-        tqdm.write(str(error), file=sys.stderr)
-
-
-def named(result: Result, image_id: int, file_name: str) -> list[dict[str, Any]]:
-    return [{**found, "file_name": file_name} for found in result.to_coco(image_id)]
 
 
 def open_video(source: str | int) -> cv2.VideoCapture:
@@ -155,9 +110,9 @@ def open_video(source: str | int) -> cv2.VideoCapture:
 
 
 def predict_video(
-    predictor: Predictor, video: cv2.VideoCapture, file: Path, summary: Summary, threshold: float
-) -> Iterator[list[dict[str, Any]]]:
-    """Write a video, and give each frame's predictions; frame 12 is image "film.mp4#000012".
+    predictor: Predictor, video: cv2.VideoCapture, file: Path, threshold: float
+) -> Iterator[tuple[str, Result]]:
+    """Write a video, and give each frame's name, such as "film.mp4#000012", and what is found.
 
     Raises:
         UserError: if the file cannot be written.
@@ -171,14 +126,16 @@ def predict_video(
     frames = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
     with tqdm(total=frames if frames > 0 else None, unit="frame", disable=None) as bar:
         try:
-            while (read := video.read())[0]:
-                result = predictor(read[1])
+            for number in count(1):
+                more, frame = video.read()
+                if not more:
+                    break
+                result = predictor(frame)
                 shown = hide_keypoints(result.above(threshold).instances, predictor.metadata)
-                pixels = np.ascontiguousarray(read[1][:, :, ::-1])
+                pixels = np.ascontiguousarray(frame[:, :, ::-1])
                 picture = visualizer.draw_instance_predictions(pixels, shown).get_image()
                 writer.write(cv2.resize(picture[:, :, ::-1], size))
-                summary.add(result, f"frame {summary.images + 1}")
-                yield named(result, summary.images, f"{file.name}#{summary.images:06d}")
+                yield f"{file.name}#{number:06d}", result
                 bar.update()
         finally:
             video.release()
@@ -190,7 +147,7 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--weights", required=True, help="a training's output folder, or what eval.py takes"
+        "--weights", required=True, help="a training's output folder, or weights as for eval.py"
     )
     parser.add_argument(
         "--config-file", dest="config", help="default: the config.yaml beside the weights"
@@ -203,9 +160,12 @@ def parse_args() -> argparse.Namespace:
     source.add_argument("--webcam", action="store_true", help="the first camera, until Ctrl-C")
     parser.add_argument("--output", type=Path, default=Path("output/predictions"), metavar="DIR")
     parser.add_argument(
-        "--confidence-threshold", type=float, default=0.5, help="least score of what is drawn"
+        "--confidence-threshold",
+        type=float,
+        default=0.5,
+        help="lowest score that is drawn",
     )
-    parser.add_argument("--batch-size", type=int, default=1, help="images that are seen at once")
+    parser.add_argument("--batch-size", type=int, default=1, help="images per call of the model")
     parser.add_argument("--no-optimize", action="store_true", help="as in eval.py")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
     args = parser.parse_intermixed_args()
@@ -220,6 +180,26 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
+def numbered(
+    results: Iterator[tuple[str, Result]], scores: list[list[float]]
+) -> Iterator[list[dict[str, Any]]]:
+    """What is found, in COCO's format, images numbered from 1; `scores` gets those of each."""
+    for image_id, (name, result) in enumerate(results, 1):
+        scores.append(result.scores)
+        yield [{**found, "file_name": name} for found in result.to_coco(image_id)]
+
+
+def summary(images: list[list[float]], threshold: float) -> str:
+    scores = list(chain(*images))
+    text = f"{len(scores)} detections in {len(images)} images"
+    if scores and max(scores) < threshold:
+        return (
+            f"{text}\nnothing reaches --confidence-threshold {threshold}: the best score is "
+            f"{max(scores):.3f}"
+        )
+    return f"{text}, {sum(s >= threshold for s in scores)} with a score of {threshold} or more"
+
+
 def run(args: argparse.Namespace) -> bool:
     """Whether anything could be read."""
     weights = find_weights(args.weights)
@@ -231,34 +211,32 @@ def run(args: argparse.Namespace) -> bool:
 
     output, threshold = args.output, args.confidence_threshold
     drawn = output / "pictures"
-    summary = Summary(threshold)
+    scores: list[list[float]] = []
     if video:
         drawn = output / f"{'webcam' if args.webcam else Path(args.video_input).stem}.mp4"
-        images = predict_video(predictor, video, drawn, summary, threshold)
+        results = predict_video(predictor, video, drawn, threshold)
     else:
-        images = predict_photos(predictor, files, drawn, args.batch_size, summary, threshold)
+        results = predict_photos(predictor, files, drawn, args.batch_size, threshold)
     for read in map(Path, [args.video_input] if args.video_input else files):
         if drawn.resolve() in (read.resolve(), *read.resolve().parents):
-            raise UserError(f"{read} is where pictures would be written: give another --output")
+            raise UserError(f"{read} is where the pictures would be written: give another --output")
     output.mkdir(parents=True, exist_ok=True)
     predictions = output / "predictions.json"
     try:
         with predictions.open("w") as file:
-            write_json(file, images)
+            write_json(file, numbered(results, scores))
     except KeyboardInterrupt:  # what is done already is kept
         print("interrupted", file=sys.stderr)
-    print(summary.text())
+    print(summary(scores, threshold))
+    if len(scores) < len(files):
+        print(f"skipped {len(files) - len(scores)} of {len(files)} files")
     print(f"{drawn}, {predictions}")
-    return summary.images > 0
+    return bool(scores)
 
 
 def main() -> None:
-    try:
-        done = run(parse_args())
-    except UserError as error:
-        print_mistake(error)
-        sys.exit(2)
-    sys.exit(0 if done else 1)
+    with mistakes_in_one_line():
+        sys.exit(0 if run(parse_args()) else 1)
 
 
 if __name__ == "__main__":

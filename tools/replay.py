@@ -13,7 +13,6 @@ code 2 and one line.
 
 import argparse
 import math
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,7 +28,7 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 from mask_rcnn_plugin.config.device import device_of
-from mask_rcnn_plugin.errors import UserError
+from mask_rcnn_plugin.errors import UserError, mistakes_in_one_line
 from mask_rcnn_plugin.training import setup_datasets
 from mask_rcnn_plugin.training.guarded_trainer import build_trainer
 from mask_rcnn_plugin.training.nonfinite import read_batch
@@ -54,7 +53,7 @@ def replay(cfg: DictConfig, content: dict[str, Any]) -> None:
     except RuntimeError as error:
         some = " ".join(str(error).split())[:200]
         raise UserError(
-            f"the file's weights are not of this config's model, give the training's: {some} ..."
+            f"the file's weights do not fit this config's model, give the training's: {some} ..."
         ) from error
     # Not the running statistics, which the training's forward pass has changed already.
     broken = [name for name, p in model.named_parameters() if not all_finite(p)]
@@ -118,7 +117,7 @@ def describe(batch: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 def main() -> None:
     args = parse_args()
-    try:
+    with mistakes_in_one_line():
         content = read_batch(args.file)
         cfg = get_config(args.config, args.overrides)
         setup_datasets(cfg)
@@ -127,9 +126,6 @@ def main() -> None:
             f"{device_of(cfg)}\n"
         )
         replay(cfg, content)
-    except UserError as error:
-        print(f"replay.py: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

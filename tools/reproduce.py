@@ -34,7 +34,7 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from mask_rcnn_plugin.config.paper import TABLES, rows_of
-from mask_rcnn_plugin.errors import UserError
+from mask_rcnn_plugin.errors import mistakes_in_one_line
 from mask_rcnn_plugin.evaluation import PREDICTIONS_FILE
 from mask_rcnn_plugin.evaluation.pictures import draw_prediction, draw_truth
 from mask_rcnn_plugin.evaluation.predictions import read_predictions
@@ -164,21 +164,18 @@ def main() -> None:
     # As Ctrl-C: no training goes on alone.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     configs = list(dict.fromkeys(r.config for t in args.tables for r in rows_of(t) if r.config))
-    try:
+    with mistakes_in_one_line():
         runs = plan(configs, args.scale, args.seeds, args.output / "runs", args.overrides)
         wanted = list(dict.fromkeys(runs.values()))
         for run in wanted:  # is every dataset there? Draws what is to be drawn
             if not run.done:
                 setup_datasets(get_config(run.config, run.overrides))
-    except UserError as error:
-        print(f"reproduce.py: {error}", file=sys.stderr)
-        sys.exit(2)
     done = sum(run.done for run in wanted)
     print(f"{len(wanted)} trainings for {len(configs)} rows, {done} of them done", flush=True)
     try:
         failed = execute(wanted, SCRIPTS, jobs=args.jobs, num_gpus=args.num_gpus)
     except KeyboardInterrupt:
-        sys.exit("reproduce.py: interrupted; the same command goes on where it stopped")
+        sys.exit("reproduce.py: interrupted; the same command continues where it stopped")
 
     args.output.mkdir(parents=True, exist_ok=True)
     contents = []

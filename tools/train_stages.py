@@ -20,20 +20,17 @@ import sys
 from pathlib import Path
 
 # First: the plugin makes detectron2 importable on current Pillow and NumPy.
-from mask_rcnn_plugin.training import resolve_weights, setup_datasets  # isort: split
+from mask_rcnn_plugin.main_process import on_main_process  # isort: split
 
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 
 from mask_rcnn_plugin.evaluation import results_table
-from mask_rcnn_plugin.main_process import on_main_process
-from mask_rcnn_plugin.training.batch_scaling import fit_batch, fit_epochs
 from mask_rcnn_plugin.training.launch import parse_program_args, run_program
-from mask_rcnn_plugin.training.setup import check_initialization
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # of train.py
-from train import start
+from train import complete, start
 from train_stages.regimes import (
     CHECKPOINT,
     RECORD,
@@ -61,12 +58,7 @@ def prepare(args: argparse.Namespace, cfg: DictConfig) -> None:
     # The config.yaml of a folder of stages names that folder.
     if not given and not on_main_process((Path(cfg.train.output_dir) / RECORD).is_file):
         cfg.train.output_dir += f"-{args.regime}"
-    if cfg.train.init_checkpoint:
-        on_main_process(lambda: resolve_weights(cfg.train.init_checkpoint))
-    check_initialization(cfg)
-    fit_batch(cfg)
-    setup_datasets(cfg)
-    fit_epochs(cfg)
+    complete(cfg)
     if comm.is_main_process():  # what it finds in the folder counts
         check_record(cfg, args.regime, read_record(cfg, args.regime))
 

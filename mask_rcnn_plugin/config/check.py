@@ -24,6 +24,7 @@ from mask_rcnn_plugin.modeling.roi_pooling import find_roi_layer
 
 # The top of a config. What others refer to comes first, so that it is named, not they.
 NODES = ("train", "dataset", "model", "optimizer", "lr_multiplier", "dataloader")
+HELPERS = ("finetune",)  # which nodes refer to; those of overlays
 SOURCE = "source"  # set by `get_config`: where the config comes from
 _CALLS = (
     *("model", "optimizer", "lr_multiplier"),
@@ -66,7 +67,7 @@ def check_config(cfg: DictConfig, added: Collection[str] = ()) -> None:
         # A helper of the file, unless it should have been one of the nodes.
         if f"${{{name}." not in str(OmegaConf.to_container(cfg)):
             raise ConfigError(
-                f"{no_such_key(name, NODES)}. A helper of the file begins with an underscore"
+                f"{no_such_key(name, NODES)}. Helpers of a file begin with an underscore"
             )
     _check_nodes(values, added)
     if not re.fullmatch(r"cpu|cuda(:\d+)?", values["train"]["device"]):
@@ -81,20 +82,20 @@ def check_config(cfg: DictConfig, added: Collection[str] = ()) -> None:
 
 def _check_nodes(values: Any, added: Collection[str]) -> None:
     """Check each key and value by itself. An interpolation is left alone."""
-    for name in NODES:
-        for key, value in walk(values[name], name):
+    for name in (*HELPERS, *NODES):
+        for key, value in walk(values.get(name), name):
             _check_bounds(value, key)
-        if name in SCHEMAS:
+        if name in SCHEMAS and name in values:
             _check_keys(values[name], name, SCHEMAS[name], added)
-        for key, value in walk(values[name], name):
+        for key, value in walk(values.get(name), name):
             if is_call(value):
                 _check_call(value, key)
     for key in _CALLS:
         value = at(values, key)
         if not is_call(value) and not _refers(value):
             raise ConfigError(
-                f"{key} is {value!r}, must call something: it needs a _target_, as L(...) in a "
-                "file gives it"
+                f"{key} is {value!r}, must be a call, with a _target_, as L(...) in a file writes "
+                "it"
             )
 
 
@@ -251,7 +252,7 @@ def _check_keys(
     if signature is None or _refers(value):
         return
     if not isinstance(value, dict):
-        raise ConfigError(f"{key} is {value!r}, must hold keys, such as {sorted(signature.hints)}")
+        raise ConfigError(f"{key} is {value!r}, must have keys such as {sorted(signature.hints)}")
     for name, given in value.items():
         path = join(key, name)
         if name in signature.hints:
@@ -325,7 +326,7 @@ def _check_branches(values: dict[str, Any]) -> None:
         if task in tasks and at(values, f"model.roi_heads.{head}") is None:
             raise ConfigError(
                 f"dataloader.evaluator.tasks has {task!r}, but there is no model.roi_heads.{head} "
-                "to predict it: leave the task out"
+                "to predict it: remove the task"
             )
 
 
@@ -349,8 +350,8 @@ def _check_max_detections(values: dict[str, Any]) -> None:
     ):
         if at(values, key) not in (None, limit):
             raise ConfigError(
-                f"{key} is {at(values, key)}, but dataset.test.max_detections is {limit}: set the "
-                "latter alone, which limits both the model and the evaluation"
+                f"{key} is {at(values, key)}, but dataset.test.max_detections is {limit}: set "
+                "only the latter, which limits both the model and the evaluation"
             )
 
 

@@ -62,7 +62,7 @@ def get_config(name: str, overrides: Iterable[str] = ()) -> DictConfig:
     missing = [n for n in NODES if not isinstance(cfg.get(n), DictConfig)]
     if missing:
         hint = _YAML_HINT if is_dump else ""
-        raise ConfigError(f"{path} is no whole config: it lacks {missing}{hint}")
+        raise ConfigError(f"{path} is not a complete config: it lacks {missing}{hint}")
     if path.name == "config.yaml" and (path.parent / "log.txt").is_file():
         _move(cfg, path.parent)  # the run's own, which may have been moved
     for overlay in overlays:
@@ -95,8 +95,8 @@ def base_name(cfg: DictConfig) -> str:
 _FOLDER = re.compile(r"dataset(\.folder)?=(?!null$).")
 
 _YAML_HINT = (
-    ". A YAML config of detectron2's is for detectron2's own tools, see the README on "
-    "DETECTRON2_ENV_MODULE; of YAML files this takes the config.yaml of an output folder"
+    ". detectron2's YAML configs are for detectron2's own tools, see DETECTRON2_ENV_MODULE in the "
+    "README; the only YAML file that is taken here is the config.yaml of an output folder"
 )
 
 
@@ -115,7 +115,7 @@ def _find(name: str) -> Path:
     configs = list_configs()
     close = difflib.get_close_matches(name.removesuffix(".py"), configs, n=1, cutoff=0.3)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    raise ConfigError(f"no config {name!r}; {hint}there is {configs}")
+    raise ConfigError(f"no config {name!r}; {hint}available are {configs}")
 
 
 def _move(cfg: DictConfig, folder: Path) -> None:
@@ -156,18 +156,18 @@ def _load(path: Path) -> DictConfig:
         where = lines[-1] if lines and path.suffix == ".py" else str(path)
         raise ConfigError(f"config {path}: {type(error).__name__} in {where}: {what}") from error
     if not isinstance(cfg, DictConfig):
-        raise ConfigError(f"config {path} holds no keys{_YAML_HINT}")
+        raise ConfigError(f"config {path} has no keys{_YAML_HINT}")
     return cfg
 
 
 def _apply_overlay(cfg: DictConfig, overlay: str) -> None:
     file = CONFIG_DIR / "overlays" / f"{overlay}.py"
     if not file.is_file():
-        raise ConfigError(f"no overlay {overlay!r}; there is {list_overlays()}")
+        raise ConfigError(f"no overlay {overlay!r}; available are {list_overlays()}")
     change = LazyConfig.load(str(file), "overlay")
     try:
         change(cfg)
     except Exception as error:  # of a config that is not like the plugin's own, or changed already
         raise ConfigError(
-            f"overlay {overlay!r} does not fit what it is put on ({type(error).__name__}: {error})"
+            f"overlay {overlay!r} does not fit this config ({type(error).__name__}: {error})"
         ) from error

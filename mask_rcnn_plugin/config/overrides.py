@@ -85,8 +85,8 @@ def apply_override(cfg: DictConfig, override: str) -> list[str]:
         value = _from_yaml(text, override, yaml.BaseLoader if is_text else _Loader)
     if "${" in text:
         raise ConfigError(
-            f"override {override!r}: {text!r} refers to another key, as only a file can: give its "
-            "value"
+            f"override {override!r}: {text!r} refers to another key, which only a file can: give "
+            "its value"
         )
     if value == "null" and type(None) in alternatives(hint):
         value = None
@@ -238,7 +238,7 @@ def _from_yaml(text: str, override: str, loader: type[yaml.BaseLoader] = _Loader
         reason = str(error).splitlines()[0]
         raise ConfigError(
             f"override {override!r}: {text!r} cannot be read as YAML ({reason}); in a list, quote "
-            "a text with '#', ':', quotes or brackets in it: [\"a #1\"]"
+            "text that contains '#', ':', quotes or brackets: [\"a #1\"]"
         ) from error
     end = max(
         (t.end_mark.index for t in tokens if t.end_mark.index > t.start_mark.index), default=0

@@ -89,7 +89,7 @@ def print_config(args: argparse.Namespace) -> bool:
         content = plain(get_config(args.config, args.overrides), resolve=True)
         text = (
             f"# {' '.join([args.config, *args.overrides])}: as loaded, interpolations resolved. "
-            "What a run takes\n# from its datasets, such as num_classes, it sets when it starts.\n"
+            "What\n# follows from the datasets, such as num_classes, is set when a run starts.\n"
             + OmegaConf.to_yaml(OmegaConf.create(content))
         )
     else:
@@ -112,7 +112,7 @@ def differences(base: str, name: str, overrides: list[str]) -> list[str]:
         for cfg in (get_config(base), get_config(name, overrides))
     )
     return [
-        f"{key}: {theirs.get(key, '(not there)')} -> {ours.get(key, '(not there)')}"
+        f"{key}: {theirs.get(key, '(not set)')} -> {ours.get(key, '(not set)')}"
         for key in sorted(theirs.keys() | ours.keys())
         if theirs.get(key) != ours.get(key) and not key.startswith(f"{SOURCE}.")
     ]

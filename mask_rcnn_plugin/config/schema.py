@@ -109,13 +109,27 @@ class Dataset:
 
 
 @dataclass
+class FineTune:
+    """What the overlay `finetune` is turned by."""
+
+    epochs: float
+    batch: int
+    lr: float
+
+
+@dataclass
 class Dataloader:
     train: Any
     test: Any
     evaluator: Any
 
 
-SCHEMAS: dict[str, type] = {"train": Train, "dataset": Dataset, "dataloader": Dataloader}
+SCHEMAS: dict[str, type] = {
+    "finetune": FineTune,
+    "train": Train,
+    "dataset": Dataset,
+    "dataloader": Dataloader,
+}
 
 _FINITE = sys.float_info.max
 COUNT = (1, 2**63 - 1)  # integers
@@ -123,7 +137,7 @@ _NOT_NEGATIVE, _FRACTION = (0, _FINITE), (0, 1)
 
 _COUNTS = """
     max_iter accumulate_steps reference_batch_size log_period period max_to_keep max_detections
-    total_batch_size batch_size_per_image num_classes num_keypoints output_size max_size
+    batch total_batch_size batch_size_per_image num_classes num_keypoints output_size max_size
     short_edge_length pre_nms_topk post_nms_topk test_topk_per_image patience
 """
 _NOT_NEGATIVES = """

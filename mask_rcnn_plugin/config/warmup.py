@@ -7,10 +7,5 @@ def warmup_length(iterations: int, max_iter: int) -> float:
     Args:
         iterations: of the warm-up. A training that is shorter ends while still warming up.
         max_iter: of the whole training.
-
-    Raises:
-        ValueError: if `iterations` is negative.
     """
-    if iterations < 0:
-        raise ValueError(f"iterations of the warm-up are {iterations}, must be 0 or more")
     return min(iterations / max_iter, 1.0)

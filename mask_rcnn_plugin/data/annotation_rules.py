@@ -63,7 +63,7 @@ def category_error(category: object) -> str | None:
     if not is_integer(key):
         return f"id is {shown(key)}, must be an integer"
     if not isinstance(name, str) or not name:
-        return f"name is {shown(name)}, must be a text"
+        return f"name is {shown(name)}, must be a string"
     keypoints = category.get("keypoints") or []
     if not isinstance(keypoints, list) or not all(isinstance(k, str) for k in keypoints):
         return f"keypoints are {shown(keypoints)}, must be a list of names"
@@ -91,11 +91,11 @@ def image_error(image: object) -> str | None:
     if not is_integer(image.get("id")):
         return f"id is {shown(image.get('id'))}, must be an integer"
     if not isinstance(image.get("file_name"), str) or not image["file_name"]:
-        return f"file_name is {shown(image.get('file_name'))}, must be a text"
+        return f"file_name is {shown(image.get('file_name'))}, must be a string"
     for key in ("width", "height"):
         value: Any = image.get(key)
         if not is_integer(value) or not 1 <= value < 2**31:
-            return f"{key} is {shown(value)}, must be an integer from 1 on"
+            return f"{key} is {shown(value)}, must be a positive integer"
     return None
 
 
@@ -109,7 +109,7 @@ def _box_fault(box: object, width: int, height: int) -> Fault | None:
         return "non-finite", f"bbox {shown(box)} is not finite"
     x, y, w, h = box
     if w < 0 or h < 0:
-        return "box-negative", f"bbox {shown(box)} has a negative side; it must be x, y, w, h"
+        return "box-negative", f"bbox {shown(box)} has a negative side, must be x, y, w, h"
     if w == 0 or h == 0:
         return "box-empty", f"bbox {shown(box)} has a side of 0"
     if x >= width or y >= height or x + w <= 0 or y + h <= 0:
@@ -148,7 +148,7 @@ def _polygons_fault(polygons: list[Any], width: int, height: int) -> Fault | Non
         left, right, top, bottom = min(xs), max(xs), min(ys), max(ys)
         if left < -width or right > 2 * width or top < -height or bottom > 2 * height:
             corners = shown([left, top, right, bottom])
-            return "polygon-outside", f"polygon over {corners} is far off {width} x {height}"
+            return "polygon-outside", f"polygon over {corners} is far outside {width} x {height}"
         outside &= left >= width or top >= height or right <= 0 or bottom <= 0
     if outside:
         return "polygon-outside", f"all polygons are outside the image of {width} x {height}"
@@ -160,7 +160,7 @@ def _rle_fault(rle: dict[str, Any], width: int, height: int) -> Fault | None:
     if not (isinstance(size, list) and len(size) == 2 and _are_ints(size)):
         return "rle-format", f"RLE size is {shown(size)}, must be [height, width]"
     if size != [height, width]:
-        return "rle-size", f"RLE is of size {size} (height, width), its image {[height, width]}"
+        return "rle-size", f"RLE size is {size}, its image's {[height, width]} (height, width)"
     counts = rle_counts(rle.get("counts"))
     if counts is None:
         return "rle-format", f"RLE counts are {shown(rle.get('counts'))}, which are not run lengths"
@@ -272,4 +272,4 @@ def shown(value: object) -> str:
     try:
         return _repr.repr(value)
     except ValueError:  # an integer of more digits than Python is willing to print
-        return f"a {type(value).__name__} of too many digits"
+        return "a number with too many digits"

@@ -86,7 +86,7 @@ def register_coco_dataset(json_file: str, image_root: str) -> str:
     """
     categories = _read_categories(json_file)
     if not image_root:
-        raise DatasetError(f"no image folder given for {json_file}: set images beside json")
+        raise DatasetError(f"no image folder given for {json_file}: set images as well as json")
     if not Path(image_root).is_dir():
         raise DatasetError(f"image folder {image_root!r} (of {json_file}) does not exist")
     name = str(json_file)
@@ -124,7 +124,7 @@ def load(name: str) -> list[dict[str, Any]]:
         raise
     except Exception as error:
         what = f"{type(error).__name__}: {error}"
-        raise DatasetError(f"dataset {name!r}: its loader fails with {what}") from error
+        raise DatasetError(f"dataset {name!r}: its loader failed with {what}") from error
 
 
 def _load(json_file: str, image_root: str) -> list[dict[str, Any]]:
@@ -175,7 +175,9 @@ def _read_categories(json_file: str) -> list[dict[str, Any]]:
     except (ValueError, RecursionError) as error:
         raise DatasetError(f"annotation file {json_file!r} is not JSON: {error}") from error
     if not isinstance(file, dict) or not isinstance(file.get("images"), list):
-        raise DatasetError(f"annotation file {json_file!r} is not COCO-format: no list 'images'")
+        raise DatasetError(
+            f"annotation file {json_file!r} is not COCO-format: 'images' must be a list"
+        )
     categories = file.get("categories")
     if not isinstance(categories, list) or not categories:
         raise DatasetError(
@@ -192,7 +194,7 @@ def _read_categories(json_file: str) -> list[dict[str, Any]]:
                 raise DatasetError(f"annotation file {json_file!r}, {shown(entry)}: {wrong}")
         if len({entry["id"] for entry in entries}) < len(entries):
             raise DatasetError(
-                f"annotation file {json_file!r}: of its {what} some have the same id"
+                f"annotation file {json_file!r}: some of its {what} have the same id"
             )
     return sorted(categories, key=lambda c: c["id"])
 

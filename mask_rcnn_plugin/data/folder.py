@@ -32,7 +32,7 @@ def locate_sets(cfg: DictConfig) -> None:
     if folder:
         if train.json or test.json:
             raise DatasetError(
-                f"dataset.folder={folder} is given beside the files of dataset.train or .test: "
+                f"dataset.folder={folder} and files of dataset.train or dataset.test are both set: "
                 "give one or the other"
             )
         keypoints = OmegaConf.select(cfg, "model.roi_heads.keypoint_head") is not None
@@ -44,11 +44,11 @@ def locate_sets(cfg: DictConfig) -> None:
     if share:
         if test.json:
             raise DatasetError(
-                f"dataset.split={share} holds out images to test on, but {test.json} is there: "
-                "leave out one of them"
+                f"dataset.split={share} holds out images to test on, but there is a test set, "
+                f"{test.json}: leave out one of them"
             )
         if not train.json:
-            raise DatasetError(f"dataset.split={share} needs a training set: dataset.train.json")
+            raise DatasetError(f"dataset.split={share} needs a training set, dataset.train.json")
         output = Path(cfg.train.output_dir) / "split"
         files = on_main_process(lambda: split_by_image(train.json, share, output))
         train.json, test.json = files
@@ -96,7 +96,7 @@ def find_sets(folder: str, *, keypoints: bool = False) -> dict[str, tuple[str, s
         if len(of_role) > 1:
             raise DatasetError(
                 f"dataset.folder {folder!r} has several files that may be its {role} set, "
-                f"{[str(f) for f in of_role]}: name one by dataset.{role}.json and .images"
+                f"{[str(f) for f in of_role]}: give dataset.{role}.json and .images instead"
             )
         if of_role:
             file = of_role[0]
@@ -105,7 +105,7 @@ def find_sets(folder: str, *, keypoints: bool = False) -> dict[str, tuple[str, s
         there = sorted(f.name for f in root.iterdir())[:10] if root.is_dir() else "no such folder"
         raise DatasetError(
             f"dataset.folder {folder!r} has no training set in COCO's format, such as train.json, "
-            f"train/_annotations.coco.json or annotations/instances_train.json; there is {there}"
+            f"train/_annotations.coco.json or annotations/instances_train.json; found: {there}"
         )
     return found
 
@@ -133,7 +133,8 @@ def _image_folder(file: Path, images: list[Any], root: Path) -> Path:
             return candidate
     raise DatasetError(
         f"{file}: its first image, {first!r}, is in none of "
-        f"{list(dict.fromkeys(map(str, candidates)))}: name the folder by dataset.train.images"
+        f"{list(dict.fromkeys(map(str, candidates)))}: in place of dataset.folder, give json and "
+        "images of dataset.train and dataset.test"
     )
 
 
@@ -148,8 +149,8 @@ def split_by_image(json_file: str, share: float, output: Path) -> tuple[str, str
         output: a folder, made if missing.
 
     Raises:
-        DatasetError: if there is nothing to split, if the file is not COCO-format, or if another
-            split is there.
+        DatasetError: if there is nothing to split, if the file is not COCO-format, if another split
+            is there, or if the folder cannot be written to.
     """
     try:
         document = json.loads(Path(json_file).read_bytes())
@@ -172,19 +173,25 @@ def split_by_image(json_file: str, share: float, output: Path) -> tuple[str, str
         ) from error
     if count >= len(order):
         raise DatasetError(
-            f"dataset.split is {share}: of the {len(order)} images of {json_file!r} that leaves "
-            f"{len(order) - count} to train on"
+            f"dataset.split is {share}, which leaves {len(order) - count} to train on of the "
+            f"{len(order)} images of {json_file!r}"
         )
     for file, content in parts.items():
         if file.exists() and file.read_bytes() != content:
             raise DatasetError(
-                f"dataset.split is {share}, but {file} is of another split, perhaps of an earlier "
-                f"training: set another train.output_dir, or remove {output} to split anew"
+                f"dataset.split is {share}, but {file} is from another split, perhaps an earlier "
+                f"training's: set another train.output_dir, or remove {output} to split anew"
             )
-    output.mkdir(parents=True, exist_ok=True)
-    for file, content in parts.items():
-        if not file.exists():
-            with atomic_write(file) as stream:
-                stream.write(content)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        for file, content in parts.items():
+            if not file.exists():
+                with atomic_write(file) as stream:
+                    stream.write(content)
+    except OSError as error:
+        raise DatasetError(
+            f"dataset.split is {share}, but {output} cannot be written to ({error}): set another "
+            "train.output_dir"
+        ) from error
     train, test = map(str, parts)
     return train, test

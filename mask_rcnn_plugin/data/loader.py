@@ -62,7 +62,7 @@ def build_train_loader(
             f"{world_size} processes"
         )
     if not len(dataset):
-        raise DatasetError("the training set has no image that is trained on")
+        raise DatasetError("the training set has no image to train on")
     landscape = [aspect_ratio_grouping and r["width"] > r["height"] for r in dataset]
     sampler = GroupSampler(landscape, total_batch_size // world_size, seed)
     return TrainLoader(

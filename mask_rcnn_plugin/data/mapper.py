@@ -258,7 +258,7 @@ def pixels_of(image: Image.Image, image_format: str, name: str) -> np.ndarray:
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
         what = f"its pixels ({kind}, mode {mode!r}) have no known range"
-        raise ImageError(name, f"{what}: convert it to 8 bits a channel")
+        raise ImageError(name, f"{what}: convert it to 8 bits per channel")
     return utils.convert_PIL_to_numpy(image, image_format)
 
 
@@ -266,16 +266,16 @@ def _log_doubts(file_name: str, pixels: np.ndarray, count: int, deep: bool) -> N
     if count > 1:
         log_first_n(
             logging.WARNING,
-            f"image {file_name}: it has {count} pages or frames, of which only the first is read; "
-            "save each as an image of its own. Others like it are not named",
+            f"image {file_name}: only the first of its {count} pages or frames is read; save each "
+            "as an image of its own. Further images like it are not reported",
             name=__name__,
         )
     if is_dark(pixels, deep):
         log_first_n(
             logging.WARNING,
             f"image {file_name}: it is nearly black, its largest value is {pixels.max()} of 255; "
-            "if it has 10 to 14 bits in 16, multiply all images to the whole range, e.g. 12 bits "
-            "by 16. Others like it are not named",
+            "if it has 10 to 14 bits in 16, scale all images to the full range, e.g. 12 bits by "
+            "16. Further images like it are not reported",
             name=__name__,
         )
 
@@ -287,7 +287,7 @@ def _check_size(dataset_dict: dict[str, Any], image: np.ndarray) -> None:
         height, width = image.shape[:2]
         raise ImageError(
             dataset_dict["file_name"],
-            f"it is {width} x {height} pixels, after any turn that its EXIF data asks for, but its "
-            f"dataset says {dataset_dict['width']} x {dataset_dict['height']}: correct 'width' and "
-            "'height' in the annotation file, and the annotations if they are of another size",
+            f"it is {width} x {height} pixels (EXIF rotation applied), but its dataset says "
+            f"{dataset_dict['width']} x {dataset_dict['height']}: correct 'width' and 'height' in "
+            "the annotation file, and the annotations if they were made at another size",
         ) from error

@@ -35,7 +35,7 @@ def metadata_of(cfg: DictConfig) -> Metadata:
     kept = kept or _of_test_set(cfg.dataset.test)
     count = cfg.model.roi_heads.num_classes
     if len(kept.get("thing_classes", ())) != count:
-        logger.warning("The names of the %d classes are not known: they are numbered", count)
+        logger.warning("The names of the %d classes are unknown, so they are numbered", count)
         kept = {"thing_classes": [f"class {i}" for i in range(count)]}
     ids = kept.pop("category_ids", range(count))
     to_class = {id_: class_ for class_, id_ in enumerate(ids)}

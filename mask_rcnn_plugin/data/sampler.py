@@ -89,13 +89,13 @@ class GroupSampler(Sampler[Group]):
         So does the state of an earlier version, which counted groups.
         """
         if "position" not in state:
-            logger.warning("The checkpoint is an older version's: the epoch starts anew")
+            logger.warning("The checkpoint is from an older version: the epoch starts over")
             return
         own = self.state_dict()
         for key in ("images", "landscapes"):
             if state[key] != own[key]:
                 logger.warning(
-                    "The training set had %d %s before and has %d now: the epoch starts anew",
+                    "The training set had %d %s before and has %d now: the epoch starts over",
                     *(state[key], key, own[key]),
                 )
                 return

@@ -299,7 +299,7 @@ def _claim(root: Path, wanted: dict[str, int]) -> bool:
         found = json.loads(marker.read_bytes())
         if found != wanted:
             raise ValueError(
-                f"root {str(root)!r} holds the dataset of other arguments, {found}, not {wanted}: "
+                f"root {str(root)!r} holds a dataset drawn with {found}, not {wanted}: "
                 "choose another folder or delete this one"
             )
         return (root / f"{_SPLITS[-1]}.json").exists()  # written last
@@ -329,7 +329,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--train", type=int, default=1000, help="training images")
     parser.add_argument("--val", type=int, default=200, help="validation images")
     parser.add_argument("--size", type=int, default=128, help="side of the images, in pixels")
-    parser.add_argument("--seed", type=int, default=0, help="of all randomness")
+    parser.add_argument("--seed", type=int, default=0, help="random seed")
     args = parser.parse_args(arguments)
     try:
         write_dataset(args.out, train=args.train, val=args.val, size=args.size, seed=args.seed)

@@ -125,14 +125,15 @@ def reaching(packed: bytes | None, thresholds: Mapping[Any, float]) -> list[dict
 
 
 def find_mistakes(
-    coco: COCO, predictions: Mapping[Any, bytes], thresholds: Mapping[Any, float], by_mask: bool
+    coco: COCO, predictions: Mapping[Any, bytes], thresholds: Mapping[Any, float], task: str
 ) -> tuple[np.ndarray, list[Mistake], int]:
     """Compare the predictions that reach their class's threshold with the ground truth.
 
     Args:
         predictions: {image id: packed predictions}.
         thresholds: of the score, {category id: threshold}.
-        by_mask: IoU of masks; else of boxes.
+        task: "segm" compares masks, the others boxes; "keypoints" takes objects without any for
+            crowds, as AP does.
 
     Returns:
         (K + 1, K + 1) counts of instances: a row is the object's class, the last one "no object", a
@@ -153,8 +154,11 @@ def find_mistakes(
             np.array([classes[x["category_id"]] for x in items], dtype=int)
             for items in (objects, detections)
         )
-        crowd = np.array([a["iscrowd"] for a in objects], dtype=bool)
-        iou = _iou(coco, detections, objects, by_mask)
+        crowd = np.array(
+            [a["iscrowd"] or (task == "keypoints" and not count_keypoints(a)) for a in objects],
+            dtype=bool,
+        )
+        iou = _iou(coco, detections, objects, crowd, by_mask=task == "segm")
         same = predicted[:, None] == true
         on_crowd = ((iou >= MATCHING_IOU) & same & crowd).any(axis=1)
         iou[:, crowd] = 0
@@ -192,14 +196,18 @@ def find_mistakes(
 
 
 def _iou(
-    coco: COCO, detections: list[dict[str, Any]], objects: list[dict[str, Any]], by_mask: bool
+    coco: COCO,
+    detections: list[dict[str, Any]],
+    objects: list[dict[str, Any]],
+    crowd: np.ndarray,
+    by_mask: bool,
 ) -> np.ndarray:
     """(D, G); with a crowd, the part of the detection that lies on it."""
     if not (detections and objects):
         return np.zeros((len(detections), len(objects)))
     found = [p["segmentation" if by_mask else "bbox"] for p in detections]
     truth = [coco.annToRLE(a) if by_mask else a["bbox"] for a in objects]
-    return np.nan_to_num(coco_mask.iou(found, truth, [a["iscrowd"] for a in objects]))
+    return np.nan_to_num(coco_mask.iou(found, truth, crowd.tolist()))
 
 
 def _match(

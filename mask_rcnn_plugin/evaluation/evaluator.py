@@ -248,7 +248,7 @@ class MaskRCNNCOCOEvaluator(COCOEvaluator):
         self._logger.info("Evaluating predictions with %s ...", self.backend)
         if not any(map(unpack, packed)):
             self._logger.warning(
-                "Nothing was found in any of the %d images: AP is 0 wherever there are objects.",
+                "Nothing was detected in any of the %d images: AP is 0 wherever there are objects.",
                 len(packed),
             )
         self.evaluated = evaluate_tasks(

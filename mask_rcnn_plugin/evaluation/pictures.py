@@ -8,11 +8,12 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
-from detectron2.data.detection_utils import convert_image_to_rgb, read_image
+from detectron2.data import Metadata
+from detectron2.data.detection_utils import convert_image_to_rgb
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.visualizer import Visualizer
 
+from mask_rcnn_plugin.data.mapper import read_image
 from mask_rcnn_plugin.evaluation.predictions import iterate_predictions
 from mask_rcnn_plugin.fast.mask_rle import RLEMasks
 
@@ -25,7 +26,8 @@ _PARTS = ("segmentation", "keypoints")  # what an annotation may lack
 
 
 def draw_predictions(
-    dataset_names: list[str],
+    images: Sequence[dict[str, Any]],
+    metadata: Metadata,
     predictions_file: Path,
     output_dir: Path,
     count: int,
@@ -34,7 +36,7 @@ def draw_predictions(
     """Write pictures: ground truth on the left, predictions on the right.
 
     Args:
-        dataset_names: in detectron2's catalogs; their images are taken in order.
+        images: of the dataset, as detectron2 loads them; they are taken in order.
         predictions_file: as an evaluation writes it.
         output_dir: made if missing.
         count: how many images to draw, at most.
@@ -44,31 +46,26 @@ def draw_predictions(
         The files, named IMAGE-ID_NAME.jpg.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
-    files: list[Path] = []
-    for name in dataset_names:
-        metadata = MetadataCatalog.get(name)
-        images = DatasetCatalog.get(name)
-        ids = {image["file_name"]: image["image_id"] for image in images}
-        drawn = images[: count - len(files)]
-        shown: dict[Any, list[dict[str, Any]]] = {image["image_id"]: [] for image in drawn}
-        best = None
-        for p in iterate_predictions(predictions_file, ids):
-            best = p["score"] if best is None else max(best, p["score"])
-            if p["score"] >= score_threshold and p["image_id"] in shown:
-                shown[p["image_id"]].append(p)
-        if best is None or best < score_threshold:
-            logger.warning(
-                "No prediction reaches a score of %g, so none is drawn; %s",
-                score_threshold,
-                "there are none" if best is None else f"the best is {best:.3g}",
-            )
-        for image in drawn:
-            truth = draw_truth(image, metadata)
-            predicted = draw_prediction(image, shown[image["image_id"]], metadata)
-            picture = np.concatenate([truth, predicted], axis=1)[:, :, ::-1]
-            file = output_dir / f"{image['image_id']}_{Path(image['file_name']).stem}.jpg"
-            cv2.imwrite(str(file), picture)
-            files.append(file)
+    ids = {image["file_name"]: image["image_id"] for image in images}
+    shown: dict[Any, list[dict[str, Any]]] = {i["image_id"]: [] for i in images[:count]}
+    best = None
+    for p in iterate_predictions(predictions_file, ids):
+        best = p["score"] if best is None else max(best, p["score"])
+        if p["score"] >= score_threshold and p["image_id"] in shown:
+            shown[p["image_id"]].append(p)
+    if best is None or best < score_threshold:
+        logger.warning(
+            "No prediction has a score of %g or more, so none is drawn; %s",
+            score_threshold,
+            "there are none" if best is None else f"the best has {best:.3g}",
+        )
+    files = []
+    for image in images[:count]:
+        truth = draw_truth(image, metadata)
+        predicted = draw_prediction(image, shown[image["image_id"]], metadata)
+        file = output_dir / f"{image['image_id']}_{Path(image['file_name']).stem}.jpg"
+        cv2.imwrite(str(file), np.hstack([truth, predicted])[:, :, ::-1])
+        files.append(file)
     return files
 
 
@@ -87,7 +84,7 @@ def draw_truth(image: dict[str, Any], metadata: Metadata) -> np.ndarray:
         annotations = [{"keypoints": [0.0] * most, **a} for a in annotations]
     if any("segmentation" in a for a in annotations):
         annotations = [{"segmentation": [], **a} for a in annotations]
-    visualizer = _visualizer(read_image(image["file_name"], format="RGB"), metadata)
+    visualizer = _visualizer(read_image(image["file_name"], "RGB"), metadata)
     return visualizer.draw_dataset_dict({**image, "annotations": annotations}).get_image()
 
 
@@ -95,7 +92,7 @@ def draw_prediction(
     image: dict[str, Any], predictions: list[dict[str, Any]], metadata: Metadata
 ) -> np.ndarray:
     """An image's predictions in COCO's results format, drawn as `draw_truth` draws."""
-    pixels = read_image(image["file_name"], format="RGB")
+    pixels = read_image(image["file_name"], "RGB")
     instances = _to_instances(predictions, pixels.shape[:2], metadata)
     return draw_instances(pixels, instances, metadata)
 

@@ -68,9 +68,7 @@ def write_report(
     for id_, row in zip(sorted(coco.cats), tables[main][1:]):
         best = _FALLBACK_THRESHOLD if math.isnan(row["threshold"]) else row["threshold"]
         thresholds[id_] = best if threshold is None else threshold
-    matrix, mistakes, on_crowds = find_mistakes(
-        coco, evaluator.scored, thresholds, by_mask=main == "segm"
-    )
+    matrix, mistakes, on_crowds = find_mistakes(coco, evaluator.scored, thresholds, main)
     reached = int(matrix[:, :-1].sum()) + on_crowds
     scores = (p["score"] for packed in evaluator.scored.values() for p in unpack(packed))
 

@@ -59,14 +59,14 @@ class Predictor:
             optimize: run the model through `optimize_for_inference`.
 
         Raises:
-            ConfigError: if `dataloader.test.mapper` is no `DatasetMapper`.
+            ConfigError: if `dataloader.test.mapper` is not a `DatasetMapper`.
             WeightsError: if the weights do not exist or do not fit the model.
         """
         mapper = instantiate(cfg.dataloader.test.mapper)
         if not isinstance(mapper, DatasetMapper):
             raise ConfigError(
                 f"dataloader.test.mapper is a {type(mapper).__name__}, must be a DatasetMapper, "
-                "whose augmentations an image without a dataset goes through too"
+                "whose augmentations are applied to images without a dataset too"
             )
         model = instantiate(cfg.model).to(device or device_of(cfg)).eval()
         WeightsLoader(model).load_strictly(weights)
@@ -97,8 +97,8 @@ class Predictor:
             A `Result`, or a list of them.
 
         Raises:
-            ImageError: for what is no image or cannot be read.
-        ValueError: for a batch size below 1.
+            ImageError: for what is not an image or cannot be read.
+            ValueError: for a batch size below 1.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, must be 1 or more")
@@ -201,7 +201,7 @@ def find_config(weights: str) -> str:
     config = Path(weights).parent / "config.yaml"
     if not config.is_file():
         raise ConfigError(
-            f"there is no {config}, which a training leaves beside its weights: give the config "
+            f"there is no {config}, which a training writes beside its weights: give the config "
             "that they were trained with"
         )
     return str(config)
@@ -215,6 +215,6 @@ def _newest(folder: Path) -> Path:
             return folder / name
     there = sorted(file.name for file in folder.glob("*.pth")) or "no .pth"
     raise WeightsError(
-        f"{folder} has no model_best.pth, model_final.pth or last_checkpoint, but {there}: give "
-        "the file"
+        f"{folder} has no model_best.pth, model_final.pth or last_checkpoint, only {there}: give "
+        "a file"
     )

@@ -92,14 +92,9 @@ class Result:
     def to_supervision(self) -> Any:
         """A supervision `Detections`, names under data["class_name"], keypoints (R, K, 3) under
         data["keypoints"].
-
-        Raises:
-            ImportError: without supervision.
         """
-        try:
-            from supervision import Detections
-        except ImportError as error:
-            raise _missing("supervision") from error
+        from supervision import Detections
+
         detections = Detections.from_detectron2({"instances": self.instances})
         detections.data["class_name"] = np.array(self.names, dtype=str)
         if self.instances.has("pred_keypoints"):
@@ -109,20 +104,11 @@ class Result:
     def to_dataframe(self) -> Any:
         """A pandas `DataFrame`, a row a detection: file, name, score, box x0, y0, x1, y1 in pixels
         and, with masks, area in pixels.
-
-        Raises:
-            ImportError: without pandas.
         """
-        try:
-            from pandas import DataFrame
-        except ImportError as error:
-            raise _missing("pandas") from error
+        from pandas import DataFrame
+
         columns: dict[str, Any] = {"file": self.file, "name": self.names, "score": self.scores}
         columns |= zip(("x0", "y0", "x1", "y1"), self.instances.pred_boxes.tensor.numpy().T)
         if self.instances.has("pred_masks"):
             columns["area"] = self.instances.pred_masks.sum((1, 2)).numpy()
         return DataFrame(columns)
-
-
-def _missing(package: str) -> ImportError:
-    return ImportError(f"{package} is not installed, which this needs: pip install {package}")

@@ -57,7 +57,7 @@ def scale_to_batch(cfg: DictConfig) -> list[str]:
         return []
     batch = cfg.dataloader.train.total_batch_size * cfg.train.accumulate_steps
     if "lr" not in cfg.optimizer:
-        raise ConfigError("train.reference_batch_size is set, but no optimizer.lr to scale")
+        raise ConfigError("train.reference_batch_size needs an optimizer.lr to scale")
     changes = _change(cfg, "optimizer.lr", cfg.optimizer.lr * batch / reference)
     for key in _ITERATIONS:
         node, _, name = key.rpartition(".")

@@ -62,8 +62,8 @@ class SafeCheckpointer(WeightsLoader):
             return {}
         if not all(comm.all_gather(Path(newest).is_file())):
             raise WeightsError(
-                f"{newest} is not there on all machines: to resume, train.output_dir must be on a "
-                "disk that they share"
+                f"{newest} does not exist on all machines: to resume, train.output_dir must be on "
+                "a disk that they share"
             )
         self._strict, self._path = True, newest
         rest = self.load(newest)
@@ -112,12 +112,12 @@ class SafeCheckpointer(WeightsLoader):
                 check_readable(path, {"model"} | self.checkpointables.keys() & {"trainer"})
                 return str(path)
             except WeightsError as error:
-                self.logger.warning("Not resumed from: %s", error)
+                self.logger.warning("Cannot resume: %s", error)
         if candidates:
             raise WeightsError(
                 f"none of the checkpoints in {self.save_dir} can be read: "
-                f"{', '.join(path.name for path in candidates)}. Delete last_checkpoint and them "
-                "to train from the start"
+                f"{', '.join(path.name for path in candidates)}. Delete them and "
+                "last_checkpoint to start over"
             )
         return None
 
@@ -205,7 +205,7 @@ class BestModelHook(HookBase):
         try:
             best = check_readable(self._path, ("model", "metric", "score"))
         except WeightsError as error:
-            logger.warning("The best model is not known: %s", error)
+            logger.warning("The best score so far is unknown: %s", error)
             return
         if best["metric"] == self._metric:
             self._score = best["score"]
@@ -271,7 +271,7 @@ def disk_full_is_said(folder: str) -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise SaveError(
-            f"no room to write in {folder}: {error}. --resume goes on from the last checkpoint"
+            f"no room to write in {folder}: {error}. --resume continues from the last checkpoint"
         ) from error
 
 

@@ -23,7 +23,7 @@ from mask_rcnn_plugin.config.device import device_of
 from mask_rcnn_plugin.errors import UserError
 from mask_rcnn_plugin.training.checkpoint import SaveError
 from mask_rcnn_plugin.training.machine import precision
-from mask_rcnn_plugin.training.nonfinite import NonFiniteLossError, advice, write_batch
+from mask_rcnn_plugin.training.nonfinite import NonFiniteLossError, write_batch
 from mask_rcnn_plugin.training.random_states import random_state
 
 logger = logging.getLogger(__name__)
@@ -85,7 +85,6 @@ class GuardedTrainer(SimpleTrainer):
         max_skipped_steps: how many steps with a non-finite loss or gradient are left out before
             the training stops, resumes counted together.
         output_dir: where such steps are written.
-        advice: what may help, for the message of the error.
         images_per_step: of all processes together.
         scale_iterations: after a resume with another `images_per_step`, count the iterations that
             are done in the new steps, as the schedule is scaled to them.
@@ -111,7 +110,6 @@ class GuardedTrainer(SimpleTrainer):
         accumulate_steps: int = 1,
         max_skipped_steps: int = 0,
         output_dir: str = ".",
-        advice: str = "",
         images_per_step: int = 1,
         scale_iterations: bool = False,
     ) -> None:
@@ -125,7 +123,6 @@ class GuardedTrainer(SimpleTrainer):
         self._loss_names: Sequence[str] = ()  # of all processes, in the order of their exchange
         self.signalled = self.any_signalled = False
         self._output_dir = output_dir
-        self._advice = advice
         self._images_per_step = images_per_step
         self._scale_iterations = scale_iterations
         self._shares_statistics = comm.get_world_size() > 1 and any(
@@ -311,18 +308,18 @@ class GuardedTrainer(SimpleTrainer):
         self._skipped_steps += 1
         if self._skipped_steps > self._max_skipped_steps:
             raise NonFiniteLossError(
-                f"{what}. {self._help()} Up to {self._max_skipped_steps} steps may be left out "
+                f"{what}. {self._help()} Up to {self._max_skipped_steps} steps may be skipped "
                 "(train.max_skipped_steps)."
             )
         buffers = [k for k, b in self.model.named_buffers() if not b.isfinite().all()]
         buffers = sorted(set(chain.from_iterable(comm.all_gather(buffers))))
         if buffers:
             raise NonFiniteLossError(
-                f"{what}. The step cannot be left out, as it has changed running statistics, "
-                f"which are not finite now: {buffers[:3]} of {len(buffers)}"
+                f"{what}. The step cannot be skipped, as it has changed running statistics, which "
+                f"are not finite now: {buffers[:3]} of {len(buffers)}"
             )
         logger.warning(
-            "%s. Step left out, %d of at most %d",
+            "%s. Step skipped, %d of at most %d",
             what,
             self._skipped_steps,
             self._max_skipped_steps,
@@ -338,12 +335,12 @@ class GuardedTrainer(SimpleTrainer):
         )
 
     def _help(self) -> str:
-        rate = f"The learning rate at this iteration is {self._lr():.3g}."
-        replay = (
-            "`python tools/replay.py FILE --config-file ...`, with the config and the key=value "
-            "arguments of this training, repeats the step."
+        return (
+            f"The learning rate at this iteration is {self._lr():.3g}: a lower optimizer.lr, a "
+            "longer warm-up or train.amp.enabled=False may help. `python tools/replay.py FILE "
+            "--config-file ...`, with the config and the key=value arguments of this training, "
+            "repeats the step."
         )
-        return " ".join(part for part in (rate, self._advice, replay) if part)
 
     def _write(self, batches: list[Drawn], losses: dict[str, float]) -> list[str]:
         if self._skipped_steps >= self._MAX_FILES:
@@ -379,16 +376,16 @@ class GuardedTrainer(SimpleTrainer):
         ours = type(self.optimizer).__name__
         if (theirs := state_dict.get("optimizer_type", ours)) != ours:
             raise ConfigError(
-                f"the checkpoint is of a training with {theirs}, and the config's optimizer is "
-                f"{ours}: give the one of the training to go on with it"
+                f"the checkpoint is from a training with {theirs}, but the config's optimizer is "
+                f"{ours}: use the same one to resume"
             )
         configured = [{**group} for group in self.optimizer.param_groups]
         try:
             super().load_state_dict(state_dict)
         except ValueError as error:
             raise ConfigError(
-                "the checkpoint's optimizer is not that of the config, give the one of the "
-                f"training to go on with it: {error}"
+                "the checkpoint's optimizer does not fit the config's, use the same one to resume: "
+                f"{error}"
             ) from error
         for group, now in zip(self.optimizer.param_groups, configured):
             # The config counts, also where it has changed. The schedule starts from initial_lr.
@@ -407,7 +404,7 @@ class GuardedTrainer(SimpleTrainer):
         if self._scale_iterations:
             self.iter = round(done * before / now) - 1
         logger.warning(
-            "A step was of %d images before and is of %d now: %d iterations done count as %d "
+            "A step had %d images before and has %d now: the %d iterations done count as %d "
             "(train.reference_batch_size and train.epochs scale them)",
             *(before, now, done, self.iter + 1),
         )
@@ -462,7 +459,6 @@ def build_trainer(
         accumulate_steps=cfg.train.accumulate_steps,
         max_skipped_steps=cfg.train.max_skipped_steps,
         output_dir=cfg.train.output_dir,
-        advice=advice(cfg),
         images_per_step=cfg.dataloader.train.total_batch_size * cfg.train.accumulate_steps,
         scale_iterations=cfg.train.reference_batch_size is not None
         or cfg.train.get("epochs") is not None,

@@ -28,7 +28,7 @@ from torch.multiprocessing.spawn import ProcessExitedException, start_processes
 from mask_rcnn_plugin.config import ConfigError, get_config
 from mask_rcnn_plugin.config.device import device_of
 from mask_rcnn_plugin.config.printing import print_config
-from mask_rcnn_plugin.errors import UserError, print_mistake
+from mask_rcnn_plugin.errors import UserError, mistakes_in_one_line, print_mistake
 from mask_rcnn_plugin.training.machine import precision
 from mask_rcnn_plugin.training.placement import ALONE, Placement, placement_from
 from mask_rcnn_plugin.training.preemption import EXIT_CODE, SIGNALS
@@ -56,24 +56,24 @@ def parse_program_args(parser: argparse.ArgumentParser) -> argparse.Namespace:
         dest="config",
         required=True,
         metavar="CFG",
-        help="short name or path of a config, with overlays behind a plus: NAME+synthetic",
+        help="short name or path of a config, overlays added with a plus: NAME+synthetic",
     )
     parser.add_argument(
         "--num-gpus",
         type=int,
         metavar="N",
-        help="processes to start on this machine, each with a GPU (1); not with torchrun or srun",
+        help="processes to start here, one per GPU (default: 1); not with torchrun or srun",
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
     parser.add_argument(
         "--print-config",
         action="store_true",
-        help="print the config, overlays and overrides applied, as YAML, and do nothing else",
+        help="print the config, overlays and overrides applied, as YAML, and exit",
     )
     parser.add_argument(
         "--diff",
         metavar="BASE",
-        help="print where the config differs from the config BASE, and do nothing else",
+        help="print how the config differs from the config BASE, and exit",
     )
     try:
         placement = placement_from(os.environ)
@@ -115,11 +115,8 @@ def run_program(args: argparse.Namespace, prepare: Prepare, run: Run) -> None:
     elif args.num_gpus in (None, 1):
         _run(ALONE, lambda timeout: dist.HashStore(), args, prepare, run)
     else:
-        try:  # now, not in so many processes
+        with mistakes_in_one_line():  # now, not in so many processes
             _load(args, Placement(0, args.num_gpus, 0, args.num_gpus, ""))
-        except UserError as error:
-            print_mistake(error)
-            sys.exit(2)
         _spawn(args, prepare, run)
 
 
@@ -165,7 +162,7 @@ def _spawn(args: argparse.Namespace, prepare: Prepare, run: Run) -> None:
             pass
     except ProcessExitedException as error:
         if error.exit_code < 0:
-            print(f"rank {error.error_index} was ended by {error.signal_name}", file=sys.stderr)
+            print(f"rank {error.error_index} was killed by {error.signal_name}", file=sys.stderr)
         sys.exit(max(error.exit_code, 1))
 
 
@@ -256,7 +253,7 @@ def _load_together(
             store.get(f"seen/{other}")
     except RuntimeError as error:
         print_mistake(
-            f"rank {rank} of {world_size} processes has not met the others at {url} within "
+            f"rank {rank} of {world_size} processes did not reach the others at {url} within "
             f"train.process_group_timeout, {minutes:g} minutes: {str(error).splitlines()[0]}"
         )
         sys.exit(2)

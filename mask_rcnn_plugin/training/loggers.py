@@ -84,7 +84,7 @@ class TrackingWriter(EventWriter):
         try:
             run_id, self._log, self._end = begin(known, folder, flatten(cfg, resolve=True))
         except Exception as error:  # whatever a service comes up with
-            run = f"go on with run {known} (to begin another, delete {file})" if known else "begin"
+            run = f"resume run {known} (delete {file} to start another)" if known else "start a run"
             reason = str(error).strip().partition("\n")[0]
             raise ConfigError(f"train.loggers: {name} cannot {run}: {reason}") from error
         file.write_text(run_id)

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.structures import BitMasks, Boxes, Instances, Keypoints, PolygonMasks
-from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -36,25 +35,6 @@ def write_batch(path: Path, model: nn.Module, content: dict[str, Any]) -> None:
     write_checkpoint(path, {**content, "model": model.state_dict()})
 
 
-def advice(cfg: DictConfig) -> str:
-    """What may keep a loss finite, by the keys and values of the config."""
-    ways = []
-    if (lr := OmegaConf.select(cfg, "optimizer.lr")) is not None:
-        ways.append(f"a lower optimizer.lr (it is {lr:g})")
-    warmup = OmegaConf.select(cfg, "lr_multiplier.warmup_length")
-    if isinstance(warmup, DictConfig) and "iterations" in warmup:
-        key, iterations = "lr_multiplier.warmup_length.iterations", warmup.iterations
-        ways.append(f"a longer warm-up ({key} is {iterations})")
-    elif isinstance(warmup, (int, float)):
-        iterations = round(warmup * cfg.train.max_iter)
-        ways.append(
-            f"a longer warm-up (lr_multiplier.warmup_length is {warmup:g}, {iterations} iterations)"
-        )
-    if cfg.train.amp.enabled:
-        ways.append(f"train.amp.enabled=False (train.amp.dtype is {cfg.train.amp.dtype})")
-    return f"These may help: {'; '.join(ways)}." if ways else ""
-
-
 def read_batch(path: str) -> dict[str, Any]:
     """What `write_batch` wrote, on the CPU. It runs no code that the file may hold.
 
@@ -72,7 +52,7 @@ def read_batch(path: str) -> dict[str, Any]:
             raise KeyError("it has no batch")
     except Exception as error:  # whatever a file that is something else brings up
         raise UserError(
-            f"{path} is not the file of a step with a non-finite loss, as a training writes them "
-            f"to nonfinite/ of its output folder ({type(error).__name__})"
+            f"{path} is not a file that a training writes to nonfinite/ in its output folder "
+            f"after a non-finite loss ({type(error).__name__})"
         ) from error
     return content

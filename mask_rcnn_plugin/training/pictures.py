@@ -7,11 +7,13 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from detectron2.data import MetadataCatalog
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from mask_rcnn_plugin.data.coco import load
 from mask_rcnn_plugin.data.metadata import metadata_of
 from mask_rcnn_plugin.evaluation import PREDICTIONS_FILE
 from mask_rcnn_plugin.evaluation.pictures import draw_inputs, draw_predictions
@@ -33,6 +35,7 @@ class PictureHook(HookBase):
     def __init__(self, cfg: DictConfig) -> None:
         self._cfg = cfg
         self._output = Path(cfg.train.output_dir)
+        self._test_images: list[dict[str, Any]] = []
 
     def before_train(self) -> None:
         if not comm.is_main_process() or "roi_heads" not in self._cfg.model:
@@ -49,7 +52,7 @@ class PictureHook(HookBase):
             cv2.imwrite(str(file), picture[:, :, ::-1])
             self._show("train_batch", picture)
         except Exception as error:  # of a model or mapper that is not like the plugin's own
-            logger.warning("%s is not drawn: %r", file, error)
+            logger.warning("%s cannot be drawn: %r", file, error)
 
     def draw_test(self) -> None:
         """Draw some of the predictions that an evaluation has just written."""
@@ -58,14 +61,17 @@ class PictureHook(HookBase):
         if not comm.is_main_process() or "box_proposals" in tasks or not predictions.is_file():
             return
         folder = self._output / "pictures" / f"{min(self.trainer.iter + 1, self.trainer.max_iter)}"
-        names = list(self._cfg.dataset.test.names)
+        (name,) = self._cfg.dataset.test.names
         try:
+            self._test_images = self._test_images or load(name)[:_COUNT]
             with random_states_kept():
-                files = draw_predictions(names, predictions, folder, _COUNT)
+                files = draw_predictions(
+                    self._test_images, MetadataCatalog.get(name), predictions, folder, _COUNT
+                )
             for i, file in enumerate(files):
                 self._show(f"test/{i}", np.asarray(cv2.imread(str(file)))[:, :, ::-1])
         except Exception as error:
-            logger.warning("no pictures are drawn in %s: %r", folder, error)
+            logger.warning("pictures in %s cannot be drawn: %r", folder, error)
 
     def _show(self, name: str, picture: np.ndarray) -> None:
         if "tensorboard" not in self._cfg.train.get("loggers", ["tensorboard"]):

@@ -35,8 +35,8 @@ def placement_from(environment: Mapping[str, str]) -> Placement | None:
         missing = [n for n in (*names, "MASTER_ADDR", "MASTER_PORT") if n not in environment]
         if missing:
             raise ConfigError(
-                f"{present[0]} is set, {', '.join(missing)} is not: start with torchrun, which "
-                f"sets all, or unset {', '.join(present)}"
+                f"{present[0]} is set, but {', '.join(missing)} not: start with torchrun, which "
+                f"sets them all, or unset {', '.join(present)}"
             )
         _number(environment, "MASTER_PORT")
         world_size, local_rank, local_size = (_number(environment, n) for n in names[1:])

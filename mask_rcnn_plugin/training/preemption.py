@@ -92,5 +92,5 @@ class Preemption(HookBase):
         if self._saving.error:
             raise self._saving.error
         by = self._signal.name if self._signal else "a signal to another process"
-        logger.warning(f"Ended by {by} {when}, exit code {EXIT_CODE}: --resume goes on")
+        logger.warning(f"Ended by {by} {when}, exit code {EXIT_CODE}: --resume continues")
         sys.exit(EXIT_CODE)

@@ -95,7 +95,7 @@ def check_datasets(cfg: DictConfig, config: str, overrides: Sequence[str] = ()) 
         if errors := _summary(found, "error", command):
             raise DatasetError(
                 f"{errors}, and with --json FILE --images DIR --fix OUT.json writes a repaired "
-                "copy; --no-check trains all the same"
+                "copy; --no-check trains anyway"
             )
         if warnings := _summary(found, "warning", command):
             logger.warning(warnings)

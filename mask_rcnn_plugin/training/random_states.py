@@ -49,7 +49,7 @@ class RandomStates:
             return
         logger.warning(
             f"The checkpoint has random states of {len(ranks)} processes, now there are "
-            f"{world_size}: they are seeded anew"
+            f"{world_size}: they are reseeded"
         )
         seed_all_rng(comm.shared_random_seed() + comm.get_rank())
 

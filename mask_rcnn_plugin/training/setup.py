@@ -45,7 +45,7 @@ def setup_datasets(cfg: DictConfig, *, training: bool = True) -> None:
     train, test = cfg.dataset.train, cfg.dataset.test
     splits = (train, test) if training else (test,)
     if training and train.json and train.json == test.json and train.images != test.images:
-        raise DatasetError(f"{train.json} is given with two image folders: copy it for one of them")
+        raise DatasetError(f"{train.json} has two image folders: copy it for one of them")
     draw_synthetic(cfg, training=training)
     for split in splits:
         if split.json:
@@ -58,8 +58,8 @@ def setup_datasets(cfg: DictConfig, *, training: bool = True) -> None:
             check_exists(name)
     if len(test.names) > 1 or not (train if training else test).names:
         raise DatasetError(
-            f"there must be at least one training set, there is {list(train.names)}, and one test "
-            f"set, which a training goes without, there is {list(test.names)} "
+            f"there must be at least one training set, found {list(train.names)}, and one test "
+            f"set, which a training can do without, found {list(test.names)} "
             "(dataset.train.names, dataset.test.names)"
         )
     names = (train if training else test).names

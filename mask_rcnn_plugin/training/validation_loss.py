@@ -38,8 +38,8 @@ def build_validation_loader(cfg: DictConfig) -> DataLoader:
     for key in ("dataloader.train.mapper", "dataloader.test.mapper"):
         if OmegaConf.select(cfg, f"{key}.augmentations") is None:
             raise ConfigError(
-                f"{refused} {key} has no argument augmentations, as a validation exchanges the "
-                "training's for the test's: give it one, or set the period to 0"
+                f"{refused} {key} has no argument augmentations, of which the validation takes "
+                "the test's in place of the training's: give it one, or set the period to 0"
             )
     mapper = copy.deepcopy(cfg.dataloader.train.mapper)
     mapper.augmentations = cfg.dataloader.test.mapper.augmentations

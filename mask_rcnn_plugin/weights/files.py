@@ -80,8 +80,8 @@ def check_weights(path: str, content: dict[str, Any]) -> None:
     else:
         what = f"is a {type(weights).__name__}"
     raise WeightsError(
-        f"weights {path} cannot be loaded: the file {what}, must have weights by their names, as "
-        "such or under the key 'model'"
+        f"weights {path} cannot be loaded: the file {what}, must be a dict of weights by name, or "
+        "have one under the key 'model'"
     )
 
 
@@ -89,9 +89,9 @@ def unreadable(path: str | Path, error: Exception) -> WeightsError:
     """What to raise where a file cannot be unpickled."""
     # torch's message is a page of advice to trust the file.
     reason = str(error).rpartition("WeightsUnpickler error:")[2].strip().partition("\n")[0]
-    what = f"it is empty, damaged or no checkpoint ({type(error).__name__} {reason})"
+    what = f"it is empty, damaged or not a checkpoint ({type(error).__name__} {reason})"
     if unsafe := re.search(r"(?:GLOBAL|it asks for) ([^\s,]+)", str(error)):
-        what = f"it asks for {unsafe[1]}, which no weights need and which was not run"
+        what = f"it asks for {unsafe[1]}, which weights never need; it was not run"
     return WeightsError(f"weights {path} cannot be loaded: {what}")
 
 
@@ -114,7 +114,7 @@ def check_backbone(path: str, model: nn.Module, incompatible: Any) -> None:
     if backbone and found < _LEAST_OF_BACKBONE * len(backbone):
         raise WeightsError(
             f"weights {path} have {found} of the {len(backbone)} weights of the backbone, which "
-            f"would start at random; in the file are {_some(incompatible.unexpected_keys)}. "
+            f"would start at random; the file has {_some(incompatible.unexpected_keys)}. "
             "detectron2's tools/convert-torchvision-to-d2.py converts torchvision's ResNets"
         )
 
@@ -122,12 +122,12 @@ def check_backbone(path: str, model: nn.Module, incompatible: Any) -> None:
 def describe_fit(path: str, model: nn.Module, incompatible: Any) -> str:
     """Say in one line what of a model starts anew, as the file does not have it."""
     lost, weights = _lost(incompatible), _weights(model)
-    line = f"{path}: {len(weights - lost.keys())} of {len(weights)} weights are taken"
+    line = f"{path}: {len(weights - lost.keys())} of {len(weights)} weights are loaded"
     if lost:
         # Layers that the file lacks altogether are many: an FPN, all heads.
         shapes = {key for key, *_ in incompatible.incorrect_shapes}
         anew = [lost[k] if k in shapes else ".".join(k.split(".")[:2]) for k in lost]
-        line += f"; starting anew: {', '.join(dict.fromkeys(anew))}"
+        line += f"; newly initialized: {', '.join(dict.fromkeys(anew))}"
     unused = [k for k in incompatible.unexpected_keys if not k.endswith("num_batches_tracked")]
     if unused:
         line += f"; in the file, but not in the model: {_some(unused)}"

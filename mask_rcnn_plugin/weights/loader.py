@@ -65,7 +65,7 @@ class WeightsLoader(DetectionCheckpointer):
         except WeightsError:
             raise
         except Exception as error:  # whatever a file of something else comes up with
-            offline = "; without internet give a downloaded file: train.init_checkpoint=FILE"
+            offline = "; without internet access give a downloaded file: train.init_checkpoint=FILE"
             hint = offline if isinstance(error, OSError) else ""
             raise WeightsError(f"weights {path} cannot be loaded: {error!r}{hint}") from error
 
@@ -100,7 +100,7 @@ class WeightsLoader(DetectionCheckpointer):
             return
         kept = keep_classes(weights, self.model, theirs, ours)
         self.logger.info(
-            f"{self._path}: {len(kept)} of {len(ours)} classes are known by their names"
+            f"{self._path}: {len(kept)} of {len(ours)} classes are kept, by their names"
             + (f": {', '.join(kept)}" if kept else "")
         )
 

@@ -464,7 +464,7 @@ def test_unknown_config_names_the_nearest() -> None:
 
 
 def test_unknown_overlay_names_those_there_are() -> None:
-    with pytest.raises(ConfigError, match=r"no overlay 'synth'; there is \['ablation', "):
+    with pytest.raises(ConfigError, match=r"no overlay 'synth'; .*\['ablation', "):
         get_config("table2a_backbone/r50_fpn+synth")
 
 
@@ -517,6 +517,22 @@ def test_every_row_is_fine_tuned(name: str) -> None:
     for key, pooler in cfg.model.roi_heads.items():
         if key.endswith("pooler"):
             instantiate(pooler)
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("finetune.lr=-1", r"finetune\.lr is -1, must be"),
+        ("finetune.lr=fast", r"finetune\.lr is 'fast', must be"),
+        ("finetune.batch=0", r"finetune\.batch is 0, must be"),
+        ("finetune.epochs=0", r"finetune\.epochs is 0, must be"),
+    ],
+)
+def test_a_wrong_number_of_a_fine_tuning_is_named_as_it_was_given(
+    override: str, named: str
+) -> None:
+    with pytest.raises(ConfigError, match=named):
+        get_config("table2a_backbone/r50_fpn+finetune", [override])
 
 
 def test_the_zoos_settings_are_those_of_its_configs() -> None:

@@ -55,17 +55,17 @@ def test_diff_has_what_differs_and_no_more(screen: Screen) -> None:
         f"dataloader.evaluator.output_dir: 'output/{SIGMOID}' -> 'output/{SOFTMAX}'",
         "dataloader.train.dataset.names.0: 'coco_2014_train' -> 'a'",
         "dataloader.train.dataset.names.1: 'coco_2014_valminusminival' -> 'b'",
-        "dataloader.train.dataset.names.2: (not there) -> 'c'",
+        "dataloader.train.dataset.names.2: (not set) -> 'c'",
         "dataset.train.names.0: 'coco_2014_train' -> 'a'",
         "dataset.train.names.1: 'coco_2014_valminusminival' -> 'b'",
-        "dataset.train.names.2: (not there) -> 'c'",
-        "mine: (not there) -> 3",
+        "dataset.train.names.2: (not set) -> 'c'",
+        "mine: (not set) -> 3",
         "model.roi_heads.mask_head.loss_type: 'sigmoid' -> 'softmax'",
         f"train.output_dir: 'output/{SIGMOID}' -> 'output/{SOFTMAX}'",
     ]
     assert screen(SOFTMAX, "--diff", SOFTMAX) == (0, "", "")
     assert (
-        "dataset.synthetic: (not there) -> None"
+        "dataset.synthetic: (not set) -> None"
         in screen(SOFTMAX, "--diff", f"{SIGMOID}+synthetic")[1].splitlines()
     )
 

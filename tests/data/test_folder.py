@@ -186,6 +186,13 @@ def test_a_split_that_is_there_is_not_replaced(tmp_path: Path) -> None:
     assert not Path(files[0]).exists()
 
 
+def test_a_folder_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
+    write(tmp_path / "all.json", tmp_path, count=10)
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(DatasetError, match=r"out/split cannot be written to"):
+        split_by_image(str(tmp_path / "all.json"), 0.1, tmp_path / "out" / "split")
+
+
 def test_one_image_is_not_split(tmp_path: Path) -> None:
     write(tmp_path / "all.json", tmp_path)
     with pytest.raises(DatasetError, match=r"dataset\.split is 0\.1.*0 to train"):

@@ -8,4 +8,4 @@ def test_without_a_test_set_classes_are_numbered(caplog: pytest.LogCaptureFixtur
     overrides = ["dataset.test.names=[]", "model.roi_heads.num_classes=2"]
     cfg = get_config("table2a_backbone/r50_fpn", overrides)
     assert metadata_of(cfg).thing_classes == ["class 0", "class 1"]
-    assert "not known" in caplog.text
+    assert "unknown" in caplog.text

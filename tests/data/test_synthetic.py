@@ -139,7 +139,7 @@ def test_a_finished_data_set_is_left_alone(dataset: Path) -> None:
 @pytest.mark.parametrize("change", [{"train": 61}, {"val": 9}, {"size": 97}, {"seed": 6}])
 def test_other_arguments_do_not_overwrite(dataset: Path, change: dict[str, int]) -> None:
     before = contents(dataset)
-    with pytest.raises(ValueError, match=r"other arguments.*choose another folder"):
+    with pytest.raises(ValueError, match=r"drawn with .*choose another folder"):
         write_dataset(dataset, **{**ARGUMENTS, **change})
     assert contents(dataset) == before
 
@@ -200,7 +200,7 @@ def test_command_line(
     assert len(list(tmp_path.glob("*/*.jpg"))) == 3
     with pytest.raises(SystemExit):
         synthetic.main([*arguments, "4"])
-    assert "other arguments" in capsys.readouterr().err
+    assert "drawn with" in capsys.readouterr().err
 
 
 # --- the documents ----------------------------------------------------------------------------

@@ -37,11 +37,11 @@ def coco(*annotations: dict[str, Any]) -> COCO:
         # On the next two faster-coco-eval never returns.
         ({"segmentation": {"size": [6, 8], "counts": [9]}}, "RLE counts sum to 9"),
         ({"segmentation": {"size": [6, 8], "counts": [48, 48]}}, "RLE counts sum to 96"),
-        ({"segmentation": {"size": [8, 6], "counts": [48]}}, "RLE is of size"),
+        ({"segmentation": {"size": [8, 6], "counts": [48]}}, "RLE size is"),
         ({"segmentation": []}, "no segmentation"),
         ({"segmentation": None, "iscrowd": 1}, "no segmentation"),
         ({"segmentation": [[1, 1, 5, 1, math.nan, 5]]}, "not finite"),
-        ({"segmentation": [[1, 1, 5, 1, 1e300, 5]]}, "far off"),
+        ({"segmentation": [[1, 1, 5, 1, 1e300, 5]]}, "far outside"),
         ({"bbox": [1, 1, 4]}, "must be 4 numbers"),
         ({"area": None}, "area is None, must be a number"),
         ({"area": math.nan}, "area is nan"),

@@ -24,7 +24,8 @@ def pictures(dataset: str, folder: Path, predictions: list[dict], count: int) ->
     file = folder / "predictions.json"
     file.write_text(json.dumps(predictions))
     np.random.seed(0)  # detectron2's visualizer draws its colours
-    return draw_predictions([dataset], file, folder / "pictures", count)
+    images, metadata = DatasetCatalog.get(dataset), MetadataCatalog.get(dataset)
+    return draw_predictions(images, metadata, file, folder / "pictures", count)
 
 
 def prediction(score: float, **fields: object) -> dict:
@@ -149,3 +150,11 @@ def test_instances_without_keypoints_or_a_mask_are_drawn(dataset: str, empty: li
             assert np.array_equal(drawn, draw(*absent))
             assert not np.array_equal(drawn, draw(bare, bare))
         assert np.array_equal(draw(bare, bare), draw(box, box))
+
+
+def test_an_image_is_drawn_as_the_model_sees_it(dataset: str, tmp_path: Path) -> None:
+    """Of 16 bits the upper 8."""
+    file = str(tmp_path / "deep.png")
+    cv2.imwrite(file, np.full((480, 480), 0x4000, np.uint16))
+    image = {"file_name": file, "image_id": 1, "height": 480, "width": 480}
+    assert (draw_truth(image, MetadataCatalog.get(dataset)) == 0x40).all()

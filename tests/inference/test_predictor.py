@@ -1,6 +1,5 @@
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from detectron2.config import LazyConfig, instantiate
+from detectron2.config import instantiate
 from omegaconf import DictConfig
 from PIL import Image
 
@@ -21,27 +20,6 @@ from mask_rcnn_plugin.errors import ConfigError, UserError
 from mask_rcnn_plugin.inference.result import Result
 from mask_rcnn_plugin.training import setup_datasets
 from mask_rcnn_plugin.weights import WeightsError
-
-
-@pytest.fixture(scope="module")
-def trained(toy_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a training on all that is drawn leaves: boxes, masks and keypoints."""
-    folder = tmp_path_factory.mktemp("trained")
-    cfg = get_config(
-        "table5_multitask/keypoint_and_mask+synthetic",
-        [
-            f"dataset.train.json={toy_dataset}/train.json",
-            f"dataset.train.images={toy_dataset}/train",
-            f"dataset.test.json={toy_dataset}/val.json",
-            f"dataset.test.images={toy_dataset}/val",
-            "model.roi_heads.box_predictor.test_score_thresh=0.0",
-        ],
-    )
-    setup_datasets(cfg)
-    torch.manual_seed(0)
-    torch.save({"model": instantiate(cfg.model).state_dict()}, folder / "model_final.pth")
-    LazyConfig.save(cfg, str(folder / "config.yaml"))
-    return folder
 
 
 @pytest.fixture
@@ -148,17 +126,6 @@ def test_results_are_what_other_libraries_take(predictor: Predictor, photo: str)
     assert [CATEGORIES[found["category_id"] - 1] for found in coco] == result.names
     assert [found["category_name"] for found in coco] == result.names
     json.dumps(coco)
-
-
-@pytest.mark.parametrize("package", ["supervision", "pandas"])
-def test_a_missing_library_is_one_line(
-    package: str, predictor: Predictor, photo: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    result = predictor(photo)
-    monkeypatch.setitem(sys.modules, package, None)
-    convert = {"supervision": result.to_supervision, "pandas": result.to_dataframe}[package]
-    with pytest.raises(ImportError, match=f"pip install {package}"):
-        convert()
 
 
 def test_nothing_found_is_an_empty_result(predictor: Predictor, photo: str, tmp_path: Path) -> None:

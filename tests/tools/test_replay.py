@@ -66,10 +66,10 @@ def test_another_model_and_another_file_are_refused(
 ) -> None:
     file = tmp_path / "file.pth"
     for content, message in (
-        ({"model": {}}, "file.pth is not the file of a step"),
+        ({"model": {}}, "file.pth is not a file"),
         (
             {"model": {}, "batch": [], "random": {}, "iteration": 1, "lr": 0.1},
-            "weights are not of this config's model",
+            "weights do not fit this config's model",
         ),
     ):
         torch.save(content, file)

@@ -238,7 +238,7 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(
     writer.save("model_0000005", iteration=5)
     damage(tmp_path / "model_0000005.pth", how)
     assert resumed(tmp_path) == 3
-    (warning,) = [r.message for r in caplog.records if "Not resumed from" in r.message]
+    (warning,) = [r.message for r in caplog.records if "Cannot resume" in r.message]
     assert str(tmp_path / "model_0000005.pth") in warning
 
 

@@ -19,11 +19,10 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from benchmark.cuda_rules import CudaRules
-from mask_rcnn_plugin import get_config
 from mask_rcnn_plugin.config import ConfigError
 from mask_rcnn_plugin.errors import UserError
 from mask_rcnn_plugin.training.guarded_trainer import GuardedTrainer, build_trainer
-from mask_rcnn_plugin.training.nonfinite import NonFiniteLossError, advice, read_batch
+from mask_rcnn_plugin.training.nonfinite import NonFiniteLossError, read_batch
 from mask_rcnn_plugin.training.random_states import set_random_state
 
 
@@ -238,7 +237,7 @@ class BrokenGradient(Model):
 def test_a_resume_with_an_optimizer_of_another_type_is_refused(tmp_path: Path) -> None:
     before, now = (trainer(tmp_path, []) for _ in range(2))
     now.optimizer = torch.optim.AdamW(now.model.parameters())
-    with pytest.raises(ConfigError, match="training with SGD, and the config's optimizer is AdamW"):
+    with pytest.raises(ConfigError, match="SGD.*AdamW"):
         now.load_state_dict(before.state_dict())
 
 
@@ -246,7 +245,7 @@ def test_a_resume_with_another_optimizer_is_refused(tmp_path: Path) -> None:
     model = Model()
     before, now = (trainer(tmp_path, [], model) for _ in range(2))
     now.optimizer = torch.optim.SGD([{"params": [p]} for p in model.parameters()], lr=0.1)
-    with pytest.raises(ConfigError, match="optimizer is not that of the config.* groups"):
+    with pytest.raises(ConfigError, match="optimizer does not fit.* groups"):
         now.load_state_dict(before.state_dict())
 
 
@@ -298,7 +297,7 @@ def test_steps_are_left_out_up_to_the_budget(
     expected = trainer(tmp_path, [good] * 3)
     expected.train(0, 3)
     assert torch.equal(left_out.model.layer.weight, expected.model.layer.weight)
-    assert "Step left out, 2 of at most 2" in caplog.text
+    assert "2 of at most 2" in caplog.text
 
     # The budget is the training's, not the process's.
     resumed = trainer(tmp_path, [bad], max_skipped_steps=2)
@@ -379,22 +378,5 @@ def test_what_is_written_repeats_the_step(tmp_path: Path) -> None:
 def test_another_file_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "model_final.pth"
     torch.save({"model": {}}, file)
-    with pytest.raises(UserError, match=r"model_final\.pth is not the file of a step"):
+    with pytest.raises(UserError, match=r"model_final\.pth is not a file"):
         read_batch(str(file))
-
-
-@pytest.mark.parametrize(
-    ("config", "override", "named", "unnamed"),
-    [
-        ("r50_fpn", "train.amp.enabled=False", ["0.02", "warmup_length.iterations is 1000"], "amp"),
-        ("r50_fpn", "train.amp.enabled=True", ["train.amp.enabled=False", "bf16"], "fp16"),
-        ("r50_fpn+synthetic", "train.max_iter=200", ["warmup_length is 0.05, 10 it"], "0.02"),
-    ],
-)
-def test_the_advice_names_what_is_set(
-    config: str, override: str, named: list[str], unnamed: str
-) -> None:
-    text = advice(get_config(f"table2a_backbone/{config}", [override]))
-    assert "optimizer.lr" in text
-    assert all(part in text for part in named)
-    assert unnamed not in text

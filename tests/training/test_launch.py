@@ -373,7 +373,7 @@ def test_a_process_that_never_comes_is_not_waited_for_without_end(
     with pytest.raises(SystemExit, match="2"):
         launch.run_program(args, lambda args, cfg: None, raising(AssertionError()))
     line = capsys.readouterr().err.splitlines()[-1]
-    assert "rank 0 of 2 processes has not met the others at tcp://localhost:" in line
+    assert "rank 0 of 2 processes did not reach the others at tcp://localhost:" in line
     assert "within train.process_group_timeout, 0.02 minutes: " in line
 
 
@@ -431,8 +431,12 @@ def parse(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], *args: s
 @pytest.mark.parametrize(
     ("environment", "args", "message"),
     [
-        ({"WORLD_SIZE": "8"}, [], "WORLD_SIZE is set, RANK, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER"),
-        ({"RANK": "0"}, [], "RANK is set, WORLD_SIZE, LOCAL_RANK"),
+        (
+            {"WORLD_SIZE": "8"},
+            [],
+            "WORLD_SIZE is set, but RANK, LOCAL_RANK, LOCAL_WORLD_SIZE, M",
+        ),
+        ({"RANK": "0"}, [], "RANK is set, but WORLD_SIZE, LOCAL_RANK"),
         ({**ELASTIC, "RANK": "one"}, [], "RANK is 'one', must be a whole number"),
         ({**ELASTIC, "MASTER_PORT": ""}, [], "MASTER_PORT is '', must be a whole number"),
         ({**STEP, "SLURM_PROCID": "2"}, [], "SLURM_PROCID is 2, must be below the number of"),

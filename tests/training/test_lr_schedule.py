@@ -7,7 +7,6 @@ import pytest
 from detectron2.config import instantiate
 
 from mask_rcnn_plugin import get_config
-from mask_rcnn_plugin.config.warmup import warmup_length
 
 ROW = "table2a_backbone/r50_fpn"
 
@@ -49,8 +48,3 @@ def test_a_training_of_a_few_iterations(max_iter: int) -> None:
 def test_the_warm_up_is_set_in_iterations() -> None:
     at = schedule(ROW, "train.max_iter=1000", "lr_multiplier.warmup_length.iterations=100")
     assert [at(50), at(100), at(749), at(750)] == pytest.approx([0.5005, 1, 1, 0.1])
-
-
-def test_a_negative_warm_up_is_refused() -> None:
-    with pytest.raises(ValueError, match="-1"):
-        warmup_length(-1, 10)

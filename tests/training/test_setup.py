@@ -212,7 +212,7 @@ def test_one_file_with_two_image_folders_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     overrides = own_dataset(tmp_path, [CAT], "train")
     both = [f"dataset.test.json={tmp_path / 'train.json'}", f"dataset.test.images={tmp_path / 'a'}"]
-    with pytest.raises(DatasetError, match="is given with two image folders"):
+    with pytest.raises(DatasetError, match="has two image folders"):
         setup_datasets(get_config("table2a_backbone/r50_fpn", overrides + both))
 
 

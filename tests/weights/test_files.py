@@ -91,7 +91,7 @@ def test_another_number_of_classes_is_one_calm_line(
     with caplog.at_level(logging.INFO):
         start(Detector(classes=4), weights, tmp_path)
     assert not [r for r in caplog.records if r.levelno > logging.INFO]
-    (line,) = [r.message for r in caplog.records if "anew" in r.message]
+    (line,) = [r.message for r in caplog.records if "newly initialized" in r.message]
     for part in ("6 of 10", "heads.box.bias is [81] in the file, [5] in", "heads.mask", "fc1000"):
         assert part in line
     assert "\n" not in line

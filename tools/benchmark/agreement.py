@@ -4,10 +4,10 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from detectron2.config import LazyConfig, instantiate
+from detectron2.config import instantiate
 
 from benchmark.stages import boxes_lost
-from mask_rcnn_plugin import optimize_for_inference
+from mask_rcnn_plugin import get_config, load, optimize_for_inference
 from mask_rcnn_plugin.training import setup_datasets
 
 
@@ -19,12 +19,9 @@ def bf16_agreement(folder: Path, device: str, num_images: int = 100) -> dict[str
         Number of "images", and of float32's "boxes" on them; "found", the share of those that
         bfloat16 finds too, of the same class and at IoU > 0.95.
     """
-    cfg = LazyConfig.load(str(folder / "config.yaml"))
-    cfg.train.device = device
+    cfg = get_config(str(folder / "config.yaml"))
     setup_datasets(cfg, training=False)
-    model = instantiate(cfg.model).to(device).eval()
-    checkpoint = torch.load(folder / "model_final.pth", "cpu", weights_only=True)
-    model.load_state_dict(checkpoint["model"])
+    model = load(folder / "model_final.pth", device=device, optimize=False).model
     exact = optimize_for_inference(model)
     half = optimize_for_inference(model, dtype=torch.bfloat16)
     images = boxes = 0

@@ -92,7 +92,7 @@ def check_record(cfg: DictConfig, regime: str, record: Record) -> None:
         differing = [f"{k}: {before.get(k)!r} there, {now.get(k)!r} here" for k in keys[:3]]
         raise ConfigError(
             f"{cfg.train.output_dir} holds stages of another training: give the same config and "
-            f"regime to go on with it, or another train.output_dir=...; {'; '.join(differing)}, "
+            f"regime to continue it, or another train.output_dir=...; {'; '.join(differing)}, "
             f"{len(keys)} in all"
         )
 

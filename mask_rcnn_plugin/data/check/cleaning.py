@@ -41,7 +41,7 @@ def clean(checked: Checked, out: str | Path) -> Counter[str]:
     if document is None:
         raise DatasetError(f"{checked.json_file} cannot be repaired: it is not COCO-format JSON")
     if out.resolve() == Path(checked.json_file).resolve():
-        raise DatasetError(f"{out} is the checked file itself, which is kept: give another name")
+        raise DatasetError(f"{out} is the checked file itself: give another name")
     done: Counter[str] = Counter()
     for kind in checked.bad_images.values():
         done[f"dropped: image, {kind}"] += 1
@@ -67,7 +67,7 @@ def clean(checked: Checked, out: str | Path) -> Counter[str]:
     }
     for what, is_left in left.items():
         if not is_left:
-            raise DatasetError(f"{out} was not written: no {what} of {checked.json_file} is sound")
+            raise DatasetError(f"{out} was not written: {checked.json_file} has no valid {what}")
     content = {**document, "images": images, "categories": categories, "annotations": kept}
     if "not-standard-json" in checked.findings or "non-finite" in checked.findings:
         content = _with_null(content)

@@ -25,17 +25,17 @@ _MEANINGS = {
         "not-json": "not JSON, or it ends early; nothing else was checked",
         "not-coco": "not in COCO's format; nothing else was checked",
         "no-image": "there is no image",
-        "no-annotation": "no annotation to train on; crowds and empty ones are left out",
+        "no-annotation": "no annotation to train on; crowds and empty ones do not count",
         "num-classes": "the model's num_classes is not the dataset's",
-        "no-keypoints": "the model has a keypoint branch, the dataset no keypoints",
+        "no-keypoints": "the model has a keypoint branch, but the dataset has no keypoints",
         "refused": "train.py stops with this",
     },
     ("warning", "file"): {
-        "not-checked": "its loader gives what COCO's format cannot hold: not checked",
-        "not-standard-json": "NaN or Infinity, which Python reads and other programs refuse",
+        "not-checked": "its loader returns what COCO's format cannot hold: not checked",
+        "not-standard-json": "NaN or Infinity, which Python reads and other programs reject",
         "keypoint-none": "no keypoint is labelled: the loss will stay 0",
-        "mostly-crowds": "crowds are neither trained on nor scored: is iscrowd meant?",
-        "leak": "in both training and test set: the score is too good",
+        "mostly-crowds": "crowds are neither trained on nor scored: is iscrowd intended?",
+        "leak": "in both training and test set: the scores will be too high",
     },
     ("note", "file"): {"no-test-annotation": "no annotations but crowds: nothing to score"},
     ("error", "category"): {
@@ -46,38 +46,38 @@ _MEANINGS = {
     ("warning", "category"): {
         "category-name-duplicate": "two classes of one name",
         "category-heading": (
-            "no class, but the heading of others: --fix drops it; do so for training and test set"
+            "not a class but a heading of others: --fix drops it; fix both training and test set"
         ),
-        "keypoint-unpaired": "no partner for a left or right one: RandomFlip will not swap it",
+        "keypoint-unpaired": "left or right, but without a partner: RandomFlip will not swap it",
     },
     ("note", "category"): {
         "category-unused": "a class without annotations is not learned",
-        "category-skeleton": "no pairs of keypoints, counted from 1 or 0: no lines are drawn",
+        "category-skeleton": "not pairs of keypoints counted from 1 or 0: no lines are drawn",
     },
     ("error", "image"): {
         "image-format": "needs an integer id, a file_name, and width and height of 1 or more",
         "image-id-duplicate": "the id is taken by an earlier image",
-        "image-missing": "there is no such file",
+        "image-missing": "the file does not exist",
         "image-unreadable": "broken, cut short, or not an image",
         "image-too-large": "more pixels than Pillow opens: cut it into tiles, annotations too",
-        "image-size": "the file is of another size than stated: detectron2 refuses it",
+        "image-size": "the file has another size than stated: detectron2 rejects it",
         "image-rotated-size": (
-            "the size is that before the turn which the EXIF tag asks for: refused"
+            "the size stated is that before the EXIF rotation: detectron2 rejects it"
         ),
         "image-depth": "32 bits without a known range: convert to 8 bits",
     },
     ("warning", "image"): {
         "file-name-duplicate": "one file under two ids: trained on twice",
         "image-rotated": (
-            "turned on reading, as its EXIF tag says: annotations must be of that view"
+            "rotated on reading, as its EXIF tag says: annotations must be of the rotated image"
         ),
         "image-16-bit": "16 bits: the upper 8 are used",
         "image-pages": "only the first page or frame is read: save each as an image of its own",
         "image-dark": (
-            "nearly black as read: if 10 to 14 bits are stored in 16, multiply all images to the "
-            "whole range, e.g. 12 bits by 16"
+            "nearly black as read: if 10 to 14 bits are stored in 16, scale all images to the full "
+            "range, e.g. 12 bits by 16"
         ),
-        "image-alpha": "transparency is dropped: what lies beneath is seen",
+        "image-alpha": "transparency is dropped: the colors beneath it show",
         "image-cmyk": "CMYK: converted to RGB without its color profile",
     },
     ("note", "image"): {"image-no-annotation": "left out of the training, not of the evaluation"},
@@ -93,42 +93,42 @@ _MEANINGS = {
         "box-missing": "no bbox",
         "box-format": "bbox must be [x, y, width, height] in pixels",
         "box-negative": "negative width or height: is it x1, y1, x2, y2?",
-        "box-xyxy": "x1, y1, x2, y2, as masks say; must be x, y, width, height; --fix converts",
-        "box-outside": "the box does not meet the image",
+        "box-xyxy": "x1, y1, x2, y2 by the masks, must be x, y, width, height; --fix converts",
+        "box-outside": "the box is outside the image",
         "mask-missing": "no segmentation, which the mask branch needs",
         "mask-format": "segmentation must be polygons or RLE",
         "polygon-format": "polygons must be lists [x, y, x, y, ...]; --fix nests or flattens",
         "polygon-short": "no polygon has 3 points: left out",
         "polygon-odd": "an odd number of coordinates: left out",
-        "polygon-outside": "the polygons do not meet the image",
+        "polygon-outside": "the polygons are outside the image",
         "rle-format": "RLE that cannot be decoded",
-        "rle-size": "RLE of another size than the image",
-        "rle-sum": "RLE of more or fewer pixels than the image",
+        "rle-size": "the RLE's size is not the image's",
+        "rle-sum": "the RLE has more or fewer pixels than the image",
         "area-format": "area must be a finite number",
         "keypoint-format": "keypoints must be finite numbers [x, y, v, ...]",
         "keypoint-count": "not 3 numbers for each of the keypoints",
-        "keypoint-other": "keypoints of a category whose own differ",
+        "keypoint-other": "keypoints of a category with another list of keypoints",
     },
     ("warning", "annotation"): {
-        "crowd-polygon": "a crowd of polygons; COCO's are RLE: is it one object?",
+        "crowd-polygon": "a crowd with polygons; COCO's have RLE: is it one object?",
         "box-empty": "width or height of 0: not trained on",
         "box-partly-outside": "by more than 1 pixel: clipped",
-        "box-small": "thinner than 1 pixel: hardly to be learned",
-        "box-contradicts": "an edge is over 5% of the side + 2 pixels off the mask's",
-        "mask-mixed": "no segmentation, others have one: unfit for a mask branch",
+        "box-small": "thinner than 1 pixel: can hardly be learned",
+        "box-contradicts": "an edge is more than 5% of the side + 2 pixels off the mask's",
+        "mask-mixed": "no segmentation, while others have one: unfit for a mask branch",
         "mask-empty": "no pixel is set: not trained on",
         "mask-partly-outside": "by more than 1 pixel: clipped",
         "polygon-dropped": "some polygons lack 3 points or a coordinate: these are left out",
         "area-missing": "no area: training ignores it, scoring needs it",
-        "area-contradicts": "area differs from the mask's by over 10% + 10 pixels",
-        "keypoint-missing": "no keypoints: taken as none labelled",
+        "area-contradicts": "area differs from the mask's by more than 10% + 10 pixels",
+        "keypoint-missing": "no keypoints: treated as unlabelled",
         "keypoint-visibility": "v must be 0, 1 or 2; above 0 is labelled",
         "keypoint-outside": "labelled outside the image: not trained on",
         "num-keypoints": "num_keypoints is not the number labelled",
     },
     ("note", "annotation"): {
-        "annotation-id-zero": "pycocotools never counts id 0 as found; eval.py numbers anew",
-        "crowd": "a crowd: not trained on, and finds in it are not scored",
+        "annotation-id-zero": "pycocotools never counts id 0 as found; eval.py renumbers",
+        "crowd": "a crowd: not trained on, and detections in it are not scored",
     },
     ("error", "class"): {
         "classes-differ": "training and test set must have the same classes in the order of ids"

@@ -551,7 +551,7 @@ def test_nothing_to_train_on(tmp_path: Path, change: dict[str, Any]) -> None:
         entry |= change
     checked = check(write(tmp_path, document))
     assert checked.findings["no-annotation"].count == checked.findings.count("error") == 1
-    with pytest.raises(DatasetError, match="no annotation"):
+    with pytest.raises(DatasetError, match="a.json has no valid annotation"):
         clean(checked, tmp_path / "out.json")
     scored = check(tmp_path / "a.json", training=False).findings
     assert ("no-test-annotation" in scored) == ("iscrowd" in change)
