@@ -5,6 +5,7 @@ Counts do not depend on widths, so models are narrow. A budget that is exceeded 
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,9 @@ from benchmark.counts import (
 from benchmark.cuda_rules import Cost, CudaRules
 from benchmark.peers import stock_detectron2
 from benchmark.weights import draw_like_trained
-from mask_rcnn_plugin import optimize_for_inference
+from mask_rcnn_plugin import get_config, optimize_for_inference
+from mask_rcnn_plugin.evaluation.testing import evaluate
+from mask_rcnn_plugin.training import setup_datasets
 
 ALL_MASKS = [*NARROW_FPN, NARROW_MASK]
 C4 = [
@@ -142,6 +145,15 @@ def test_steps_cost_no_more_than_allowed() -> None:
     within(inference(model, images)[0], waits=10, copies=4, operators=900)
 
 
+@pytest.mark.parametrize("count", [training_step, inference])
+def test_keypoints_cost_little_more(count: Callable[..., Any]) -> None:
+    masks, more = (count(*build(family))[0].totals() for family in ("FPN", "keypoints"))
+    waits, copies, operators = (b - a for a, b in zip(masks, more))
+    assert waits <= 4
+    assert copies <= 1
+    assert operators <= 300
+
+
 def test_detectron2_costs_more() -> None:
     """What is counted is not nothing."""
     config = narrow_config(*FAMILIES["FPN"])
@@ -164,3 +176,18 @@ def test_statistics_cost_a_wait_each_when_they_are_due() -> None:
                 model(images)
             waits.append(cost.waits.total())
     assert waits[0] == waits[1] == waits[2] - 2
+
+
+def test_an_evaluation_reads_a_batch_a_few_times(toy_overrides: list[str]) -> None:
+    overrides = [*toy_overrides, "dataloader.test.num_workers=0"]
+    cfg = get_config("table5_multitask/keypoint_and_mask+ablation", overrides)
+    setup_datasets(cfg)
+    Path(cfg.train.output_dir).mkdir(parents=True)
+    with CudaRules() as cuda:
+        model = instantiate(cfg.model).to("cuda").eval()
+        model.roi_heads.box_predictor.test_score_thresh = 0.0
+        with cuda.counted() as cost:
+            results = evaluate(cfg, model)
+    assert set(results) == {"bbox", "segm", "keypoints"}
+    # 6 images: 13 of the model at most, and what is found goes to the host.
+    assert cost.waits.total() <= 6 * (13 + 6), cost.lines()

@@ -36,12 +36,13 @@ import torchvision
 
 from benchmark import data, memory
 from benchmark.agreement import bf16_agreement
+from benchmark.counts import counts
 from benchmark.report import stage_cells, to_markdown
 from benchmark.stages import STAGES, Comparison, Peers
 from benchmark.timing import interleave
 from environment import environment
 
-EXTRAS = ("evaluation-memory", "dataset-check", "loader", "startup", "bf16")
+EXTRAS = ("counts", "evaluation-memory", "dataset-check", "loader", "startup", "bf16")
 
 
 def parse_args() -> argparse.Namespace:
@@ -127,6 +128,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         for images, annotations in memory.DATASET_SIZES:
             progress(f"check of {images:,} images, {annotations:,} annotations ...")
             report["dataset_check"].append(memory.dataset_check(images, annotations))
+    if "counts" in args.stage:
+        progress("waits, copies and operators ...")
+        report["counts"] = counts()
     if "loader" in args.stage:
         progress("images a second of a worker ...")
         report["loader"] = data.loader_speed(args.rounds)

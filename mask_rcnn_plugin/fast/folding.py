@@ -24,7 +24,9 @@ class FrozenBNConv2d(Conv2d):
     """detectron2's `Conv2d` followed by its `FrozenBatchNorm2d`, as one convolution.
 
     The weight and the statistics stay apart, under detectron2's names, so that checkpoints load and
-    the weight trains as before.
+    the weight trains as before. Scale and shift are kept until the statistics change in a way that
+    torch counts (`load_state_dict`, `copy_`, another buffer) or `train` or `eval` is called; of
+    what is written to a tensor's `data` in between nothing is known.
     """
 
     # Statistics, their versions, and what was computed of them.
@@ -41,6 +43,10 @@ class FrozenBNConv2d(Conv2d):
         weight = self.weight * scale[:, None, None, None]
         x = F.conv2d(x, weight, shift, self.stride, self.padding, self.dilation, self.groups)
         return x if self.activation is None else self.activation(x)
+
+    def train(self, mode: bool = True) -> "FrozenBNConv2d":
+        self._kept = None
+        return super().train(mode)
 
     def _affine(self, norm: FrozenBatchNorm2d) -> tuple[Tensor, Tensor]:
         """Scale and shift of each channel, computed anew where the statistics have changed."""

@@ -544,3 +544,25 @@ def test_the_zoos_settings_are_those_of_its_configs() -> None:
     assert [heads[f"{b}_pooler"].sampling_ratio for b in ("box", "mask", "keypoint")] == [0, 0, 0]
     with pytest.raises(ConfigError, match="zoo_c4"):
         get_config("table2a_backbone/r50_fpn+zoo_c4")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["table4_keypoints/keypoint_and_mask", "table2a_backbone/r50_c4", "table2d_stride32/roialign"],
+)
+def test_stock_parts_are_detectron2s(name: str) -> None:
+    overrides = ["model.backbone.width=8"]
+    with torch.device("meta"):
+        ours, stock = (instantiate(get_config(n, overrides).model) for n in (name, f"{name}+stock"))
+    assert ours.state_dict().keys() == stock.state_dict().keys()
+    replaced = {
+        key
+        for (key, module), other in zip(ours.named_modules(), stock.modules(), strict=True)
+        if type(module) is not type(other)
+    }
+    expected = {f"proposal_generator{x}" for x in ("", ".anchor_generator")}
+    expected |= {"roi_heads", "roi_heads.box_predictor"}
+    assert replaced - {"roi_heads.keypoint_head"} == expected
+    for key in replaced:
+        assert type(stock.get_submodule(key)).__module__.startswith("detectron2.")
+        assert isinstance(ours.get_submodule(key), type(stock.get_submodule(key)))

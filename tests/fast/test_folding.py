@@ -101,6 +101,55 @@ def test_a_norm_without_statistics_is_not_folded() -> None:
     assert fold_batch_norm_for_inference(conv.eval()).norm is not None
 
 
+def _load(conv: nn.Module) -> None:
+    conv.load_state_dict({k: v + 0.5 for k, v in conv.state_dict().items()})
+
+
+def _another_buffer(conv: nn.Module) -> None:
+    conv.norm.running_mean = conv.norm.running_mean + 1
+
+
+def _through_data(conv: nn.Module) -> None:
+    conv.norm.weight.data.fill_(3.0)
+    conv.eval()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _load,
+        _another_buffer,
+        _through_data,
+        lambda conv: conv.norm.bias.add_(2),
+        lambda conv: conv.norm.running_var.mul_(4),
+        lambda conv: conv.double(),
+    ],
+)
+def test_statistics_that_change_are_seen(
+    change: Callable[[nn.Module], object], redraw: Check, assert_near: Check
+) -> None:
+    theirs = Conv2d(3, 4, 1, norm=FrozenBatchNorm2d(4))
+    redraw(theirs)
+    ours = fold_frozen_batch_norm(copy.deepcopy(theirs))
+    x = image().detach()
+    before = ours(x)
+    assert_near(ours(x), before)
+    for conv in (ours, theirs):
+        change(conv)
+    x = x.to(theirs.weight.dtype)
+    assert (theirs(x) - before).abs().max() > 0.1 or theirs.weight.dtype == torch.float64
+    assert_near(ours(x), theirs(x))
+    assert_near(copy.deepcopy(ours)(x), theirs(x))
+
+
+def test_what_inference_mode_made_is_not_trained_with(redraw: Check) -> None:
+    conv = fold_frozen_batch_norm(Conv2d(3, 4, 1, norm=FrozenBatchNorm2d(4)))
+    with torch.inference_mode():
+        conv(image())
+    conv(image()).sum().backward()
+    assert conv.weight.grad is not None
+
+
 def test_a_norm_put_in_place_later_is_used() -> None:
     conv = fold_frozen_batch_norm(Conv2d(3, 4, 1, norm=FrozenBatchNorm2d(4)))
     conv.norm = nn.BatchNorm2d(4)

@@ -163,3 +163,15 @@ def test_the_loader_and_the_start_are_measured() -> None:
     page = to_markdown({**heading, "loader": loader, "startup": startup})
     assert "plugin, resize=opencv" in page
     assert "20 images" in page
+
+
+def test_the_page_of_counts() -> None:
+    rows = [
+        {"name": "inference, masks", "counts": {"detectron2": (46, 18, 797), "plugin": (8, 3, 525)}}
+    ]
+    page = to_markdown({"environment": "e", "versions": "v", "command": "c", "counts": rows})
+    cells = [line.strip("|").split("|") for line in page.splitlines() if "masks" in line]
+    assert [[c.strip() for c in row[1:]] for row in cells] == [
+        ["detectron2", "46", "18", "797"],
+        ["plugin", "8", "3", "525"],
+    ]

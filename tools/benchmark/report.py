@@ -24,6 +24,14 @@ def to_markdown(report: Mapping[str, Any]) -> str:
         sizes = ["images, not opened", "annotations", "file, MB"]
         headers = [*sizes, "seconds", "memory grown by, MB"]
         parts.append(table(headers, [_check_cells(m) for m in measured]))
+    if rows := report.get("counts"):
+        headers = ["on a GPU, of 2 images", "peer", "waits", "copies to it", "operators"]
+        lines = [
+            [row["name"], peer, *map(str, numbers)]
+            for row in rows
+            for peer, numbers in row["counts"].items()
+        ]
+        parts.append(table(headers, lines))
     if m := report.get("loader"):
         headers = ["loader", "images a second and worker", "times detectron2's"]
         speeds = m["images_per_second"].items()
