@@ -46,6 +46,7 @@ def generate(root: Path = REPOSITORY) -> dict[Path, str]:
         },
         Path("docs/speed.md"): {
             "benchmark": benchmark_block(_read(root / BENCHMARKS / "cpu.json")),
+            "counts": benchmark.counts_table(_read(root / BENCHMARKS / "counts.json")["counts"]),
             "dataset-check": dataset_check_line(_read(root / BENCHMARKS / "dataset_check.json")),
         },
     }

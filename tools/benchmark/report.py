@@ -1,6 +1,6 @@
 """The benchmark's tables in Markdown."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tabulate import tabulate
@@ -25,13 +25,7 @@ def to_markdown(report: Mapping[str, Any]) -> str:
         headers = [*sizes, "seconds", "memory grown by, MB"]
         parts.append(table(headers, [_check_cells(m) for m in measured]))
     if rows := report.get("counts"):
-        headers = ["on a GPU, of 2 images", "peer", "waits", "copies to it", "operators"]
-        lines = [
-            [row["name"], peer, *map(str, numbers)]
-            for row in rows
-            for peer, numbers in row["counts"].items()
-        ]
-        parts.append(table(headers, lines))
+        parts.append(counts_table(rows))
     if m := report.get("loader"):
         headers = ["loader", "images a second and worker", "times detectron2's"]
         speeds = m["images_per_second"].items()
@@ -66,6 +60,16 @@ def stage_cells(row: Mapping[str, Any]) -> list[str]:
         *(number(row["peak_mib"][peer]) for peer in ("detectron2", "plugin")),
         f"{row['difference']:.1e} {row['difference_unit']} ({limit})",
     ]
+
+
+def counts_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    headers = ["on a GPU, 2 images", "", "waits", "copies to the device", "operators"]
+    lines = [
+        [row["name"], peer, *(f"{number:,}" for number in numbers)]
+        for row in rows
+        for peer, numbers in row["counts"].items()
+    ]
+    return table(headers, lines)
 
 
 def _check_cells(m: Mapping[str, Any]) -> list[str]:
