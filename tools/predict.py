@@ -189,9 +189,12 @@ def numbered(
         yield [{**found, "file_name": name} for found in result.to_coco(image_id)]
 
 
-def summary(images: list[list[float]], threshold: float) -> str:
+def summary(images: list[list[float]], threshold: float, limit: int) -> str:
     scores = list(chain(*images))
-    text = f"{len(scores)} detections in {len(images)} images"
+    text = f"{len(scores)} detections in {len(images)} image{'' if len(images) == 1 else 's'}"
+    if full := sum(len(of_image) >= limit for of_image in images):
+        text += f" ({full} with as many as dataset.test.max_detections={limit} allows: "
+        text += "a larger number may find more)"
     if scores and max(scores) < threshold:
         return (
             f"{text}\nnothing reaches --confidence-threshold {threshold}: the best score is "
@@ -227,7 +230,7 @@ def run(args: argparse.Namespace) -> bool:
             write_json(file, numbered(results, scores))
     except KeyboardInterrupt:  # what is done already is kept
         print("interrupted", file=sys.stderr)
-    print(summary(scores, threshold))
+    print(summary(scores, threshold, cfg.dataset.test.max_detections))
     if len(scores) < len(files):
         print(f"skipped {len(files) - len(scores)} of {len(files)} files")
     print(f"{drawn}, {predictions}")

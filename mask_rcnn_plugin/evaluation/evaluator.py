@@ -102,6 +102,7 @@ class MaskRCNNCOCOEvaluator(COCOEvaluator):
             self._num_keypoints = len(names)
             given = kwargs.get("kpt_oks_sigmas")
             kwargs["kpt_oks_sigmas"] = keypoint_oks_sigmas(dataset_name, given)
+        self.given_max_detections = max_detections
         kwargs.setdefault("max_dets_per_image", max(COCO_LIMIT, max_detections))
         self.evaluated: dict[str, SimpleNamespace] = {}
         self.scored: dict[Any, bytes] = {}

@@ -89,6 +89,23 @@ def test_a_bad_file_and_its_cleaned_copy(
     assert capsys.readouterr().out.splitlines()[-1] == "0 errors, 1 warnings; images not opened"
 
 
+def test_a_limit_below_the_objects_is_said_by_both(
+    toy_overrides: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    few = [*toy_overrides, "dataset.test.max_detections=1"]
+    few += ["model.proposal_generator.post_nms_topk=[50,1]"]
+    cfg = config(few)
+    preflight.check_datasets(cfg, "a config")
+    args = ("--config-file", "table2a_backbone/r50_fpn+synthetic", *few)
+    assert run(*args, monkeypatch=monkeypatch) == 0
+    for told in (caplog.text, " ".join(capsys.readouterr().out.split())):
+        assert re.search("of 6 test images have more objects .*dataset.test.max_detections", told)
+        assert "model.proposal_generator.post_nms_topk" in told
+
+
 @pytest.mark.parametrize("plus", ["", "+"])
 def test_a_number_of_classes_in_the_arguments_must_be_the_datasets(
     plus: str,

@@ -34,6 +34,7 @@ class Checked:
         paths: of the images that are there, by image id.
         bad_images: by the index of an entry of "images", the kind of error in it or in its file.
         bad_categories: the same of "categories".
+        objects: number of annotations that are no crowds, by image id.
         flagged: indices of annotations with findings.
         new_ids: unused ids, by the index of an annotation whose own is missing, 0 or taken.
     """
@@ -47,6 +48,7 @@ class Checked:
     paths: dict[int, str] = field(default_factory=dict)
     bad_images: dict[int, str] = field(default_factory=dict)
     bad_categories: dict[int, str] = field(default_factory=dict)
+    objects: Counter[int] = field(default_factory=Counter)
     flagged: set[int] = field(default_factory=set)
     new_ids: dict[int, int] = field(default_factory=dict)
 
@@ -245,6 +247,7 @@ def _check_annotations(checked: Checked, entries: list[Any], training: bool) -> 
                 continue
         ids[index] = annotation.get("id")
         used_images.add(annotation["image_id"])
+        checked.objects[annotation["image_id"]] += "crowd" not in kinds
         used_categories.add(annotation["category_id"])
         masked += bool(annotation.get("segmentation"))
         if not annotation.get("segmentation") and "crowd" not in kinds:

@@ -35,6 +35,7 @@ _MEANINGS = {
         "not-standard-json": "NaN or Infinity, which Python reads and other programs reject",
         "keypoint-none": "no keypoint is labelled: the loss will stay 0",
         "mostly-crowds": "crowds are neither trained on nor scored: is iscrowd intended?",
+        "detections-limited": "the objects beyond the limit are missed",
         "leak": "in both training and test set: the scores will be too high",
     },
     ("note", "file"): {"no-test-annotation": "no annotations but crowds: nothing to score"},
