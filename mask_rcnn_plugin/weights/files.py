@@ -4,12 +4,14 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from mask_rcnn_plugin.errors import UserError
 from mask_rcnn_plugin.weights import safe_pickle
+from mask_rcnn_plugin.weights.classes import config_beside
 
 _SUFFIXES = (".pth", ".pkl", ".pyth")
 # ImageNet weights fill all but an FPN's layers; those of another library, next to none.
@@ -50,6 +52,24 @@ def resolve_weights(weights: str) -> str:
             ) from error
     there = f"has {_in(path.parent)}" if path.parent.is_dir() else "does not exist either"
     raise WeightsError(f"weights file {weights!r} does not exist; {path.parent} {there}")
+
+
+def download(weights: str) -> str:
+    """`resolve_weights`, what is behind an address being in detectron2's cache then; "" is "".
+
+    Raises:
+        WeightsError: also if it cannot be downloaded.
+    """
+    address = resolve_weights(weights) if weights else ""
+    try:
+        if "://" in address:
+            PathManager.get_local_path(urlparse(address)._replace(query="").geturl())
+    except Exception as error:  # of any of iopath's handlers
+        raise WeightsError(
+            f"cannot download {address} ({getattr(error, 'reason', error)}). Without internet, "
+            "download it elsewhere and give the file: train.init_checkpoint=FILE, or --weights FILE"
+        ) from error
+    return address
 
 
 def _in(folder: Path) -> str:
@@ -112,10 +132,15 @@ def check_backbone(path: str, model: nn.Module, incompatible: Any) -> None:
     backbone = {key for key in _weights(model) if key.startswith("backbone.")}
     found = len(backbone - _lost(incompatible).keys())
     if backbone and found < _LEAST_OF_BACKBONE * len(backbone):
+        trained_as = (config_beside(path).get("source") or {}).get("config")
+        hint = f"the file has {_some(incompatible.unexpected_keys)}. "
+        hint += "detectron2's tools/convert-torchvision-to-d2.py converts torchvision's ResNets"
+        if trained_as:
+            hint = f"they were trained as {trained_as}, and this config's backbone is another: "
+            hint += "use that config, or other weights"
         raise WeightsError(
             f"weights {path} have {found} of the {len(backbone)} weights of the backbone, which "
-            f"would start at random; the file has {_some(incompatible.unexpected_keys)}. "
-            "detectron2's tools/convert-torchvision-to-d2.py converts torchvision's ResNets"
+            f"would start at random; {hint}"
         )
 
 

@@ -16,8 +16,8 @@ from mask_rcnn_plugin.weights.files import (
     check_complete,
     check_weights,
     describe_fit,
+    download,
     read_pkl,
-    resolve_weights,
     unreadable,
 )
 
@@ -61,13 +61,11 @@ class WeightsLoader(DetectionCheckpointer):
     def _read_weights(self, path: str) -> None:
         self._path = path
         try:
-            self.load(resolve_weights(path) if path else "", checkpointables=[])
+            self.load(download(path), checkpointables=[])
         except WeightsError:
             raise
         except Exception as error:  # whatever a file of something else comes up with
-            offline = "; without internet access give a downloaded file: train.init_checkpoint=FILE"
-            hint = offline if isinstance(error, OSError) else ""
-            raise WeightsError(f"weights {path} cannot be loaded: {error!r}{hint}") from error
+            raise WeightsError(f"weights {path} cannot be loaded: {error!r}") from error
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         try:
