@@ -34,6 +34,7 @@ from torch import nn
 
 from mask_rcnn_plugin.config import ConfigError
 from mask_rcnn_plugin.config.device import device_of
+from mask_rcnn_plugin.errors import counted
 from mask_rcnn_plugin.evaluation.testing import evaluate
 from mask_rcnn_plugin.main_process import on_main_process
 from mask_rcnn_plugin.training.batch_scaling import fit_batch, fit_epochs
@@ -235,7 +236,7 @@ def run(args: argparse.Namespace, cfg: DictConfig) -> None:
         on_main_process(lambda: download(cfg.train.init_checkpoint))
     start(args, cfg)
     classes = MetadataCatalog.get(cfg.dataset.train.names[0]).thing_classes
-    logger.info("%d classes: %s", len(classes), ", ".join(classes))
+    logger.info("%s: %s", counted(len(classes), "class", "classes"), ", ".join(classes))
     results = do_train(cfg, resume=args.resume)
     if comm.is_main_process():
         logger.info(next_steps(cfg, results, args.config, args.overrides))

@@ -76,8 +76,12 @@ class Result:
         try:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             picture.save(path)
-        except (OSError, ValueError) as error:
-            raise UserError(f"picture {str(path)!r} cannot be written: {error}") from error
+        except (
+            OSError,
+            ValueError,
+        ) as error:  # ValueError: no format
+            hint = "" if Path(path).suffix else ": add .jpg or .png to its name"
+            raise UserError(f"picture {str(path)!r} cannot be written ({error}){hint}") from error
 
     def to_coco(self, image_id: int | str = 0) -> list[dict[str, Any]]:
         """The detections in COCO's results format, with a "category_name" besides."""

@@ -39,7 +39,9 @@ def resolve_weights(weights: str) -> str:
     if "://" in weights or path.is_file():
         return weights
     if path.is_dir():
-        raise WeightsError(f"weights {weights!r} is a folder, must be a file; it has {_in(path)}")
+        raise WeightsError(
+            f"weights {weights!r} is a folder, must be a file; it has {contents(path)}"
+        )
     if weights.startswith(("COCO-", "LVIS")):
         try:
             from detectron2 import model_zoo
@@ -50,7 +52,7 @@ def resolve_weights(weights: str) -> str:
                 f"weights {weights!r} are not found in detectron2.model_zoo ({error}): give the "
                 "downloaded file or a detectron2:// address"
             ) from error
-    there = f"has {_in(path.parent)}" if path.parent.is_dir() else "does not exist either"
+    there = f"has {contents(path.parent)}" if path.parent.is_dir() else "does not exist either"
     raise WeightsError(f"weights file {weights!r} does not exist; {path.parent} {there}")
 
 
@@ -72,9 +74,11 @@ def download(weights: str) -> str:
     return address
 
 
-def _in(folder: Path) -> str:
+def contents(folder: Path) -> str:
+    """The weights and folders in a folder, in words."""
     files = sorted(f.name for f in folder.iterdir() if f.suffix in _SUFFIXES)
-    return ", ".join(files) or f"no file of {', '.join(_SUFFIXES)}"
+    folders = sorted(f"{f.name}/" for f in folder.iterdir() if f.is_dir())
+    return _some([*(files or [f"no file of {', '.join(_SUFFIXES)}"]), *folders], 10)
 
 
 def read_pkl(filename: str) -> dict[str, Any]:
@@ -152,7 +156,7 @@ def describe_fit(path: str, model: nn.Module, incompatible: Any) -> str:
         # Layers that the file lacks altogether are many: an FPN, all heads.
         shapes = {key for key, *_ in incompatible.incorrect_shapes}
         anew = [lost[k] if k in shapes else ".".join(k.split(".")[:2]) for k in lost]
-        line += f"; newly initialized: {', '.join(dict.fromkeys(anew))}"
+        line += f"; newly initialized: {_some(dict.fromkeys(anew))}"
     unused = [k for k in incompatible.unexpected_keys if not k.endswith("num_batches_tracked")]
     if unused:
         line += f"; in the file, but not in the model: {_some(unused)}"

@@ -98,8 +98,8 @@ class WeightsLoader(DetectionCheckpointer):
             return
         kept = keep_classes(weights, self.model, theirs, ours)
         self.logger.info(
-            f"{self._path}: {len(kept)} of {len(ours)} classes are kept, by their names"
-            + (f": {', '.join(kept)}" if kept else "")
+            f"{self._path}: {len(kept) or 'none'} of the {len(ours)} class names are known, and "
+            + (f"their weights are kept: {', '.join(kept)}" if kept else "all classes start anew")
         )
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:

@@ -17,8 +17,9 @@ from mask_rcnn_plugin.data.check import annotations, images
 from mask_rcnn_plugin.data.check.annotations import NOT_TRAINED, UNFIT_KEYPOINTS, Context
 from mask_rcnn_plugin.data.check.findings import KINDS, Finding, Findings
 from mask_rcnn_plugin.data.coco import left_right_pairs, skeleton_pairs
+from mask_rcnn_plugin.errors import counted
 
-_LISTS = ("images", "annotations", "categories")
+_LISTS = {"images": "image", "annotations": "annotation", "categories": "category"}
 _NOT_SCORED = ("area-missing", "polygon-dropped")  # warnings in training, refused by an evaluation
 
 
@@ -56,7 +57,7 @@ class Checked:
         """How many entries the file has, in words."""
         if self.document is None:
             return "not read"
-        return ", ".join(f"{len(self.document[name])} {name}" for name in _LISTS)
+        return ", ".join(counted(len(self.document[k]), one, k) for k, one in _LISTS.items())
 
 
 def check_file(

@@ -266,7 +266,7 @@ def broken(folder: Path, breaking: Break) -> Path:
 def test_a_clean_file(tmp_path: Path) -> None:
     checked = check(write(tmp_path, clean_document()), needs_mask=True)
     assert checked.findings == {}
-    assert checked.findings.table() == "nothing found"
+    assert checked.findings.table() == "no problems found"
     assert checked.classes == ["person", "ball"]
     assert checked.keypoints == ["head", "foot"]
 
