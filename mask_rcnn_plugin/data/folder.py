@@ -71,7 +71,7 @@ def find_sets(folder: str, *, keypoints: bool = False) -> dict[str, tuple[str, s
         keypoints: of COCO's own files take those with keypoints, where there are some.
 
     Returns:
-        {"train": (file, folder), "test": (file, folder)}, without "test" if there is none.
+        File and folder under "train" and, where there is a test set, under "test".
 
     Raises:
         DatasetError: if there is no training set, or more than one file that may be it.

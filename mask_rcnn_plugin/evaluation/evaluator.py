@@ -202,7 +202,7 @@ class MaskRCNNCOCOEvaluator(COCOEvaluator):
             img_ids: score these images only; None: all of the dataset.
 
         Returns:
-            {task: {metric: AP in points}}, NaN where there is nothing to score; {} on other ranks
+            AP in points by task and metric, NaN where there is nothing to score; {} on other ranks
             than the first, without any image, and for a dataset without annotations.
 
         Raises:

@@ -23,8 +23,10 @@ class Result:
         metadata: of the model.
 
     Attributes:
-        image, instances, metadata: as given.
-        file: of the image; None where it was given itself.
+        image: as given.
+        instances: as given.
+        metadata: as given.
+        file: path of the image; None where it was given itself.
     """
 
     def __init__(self, image: str | Image.Image, instances: Instances, metadata: Metadata) -> None:
