@@ -70,7 +70,7 @@ def results_of(predictor: Predictor, files: list[str]) -> Iterator[Result]:
         if len(files) > 1:  # which of them
             yield from chain(*(results_of(predictor, [file]) for file in files))
         else:
-            tqdm.write(f"skipped {error}", file=sys.stderr)
+            tqdm.write(f"skipped {str(error).removeprefix('image ')}", file=sys.stderr)
 
 
 def predict_photos(

@@ -8,6 +8,7 @@ import torch.distributed as dist
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 
+from mask_rcnn_plugin.errors import counted
 from mask_rcnn_plugin.main_process import on_main_process
 from mask_rcnn_plugin.weights.classes import class_names_of, keep_classes
 from mask_rcnn_plugin.weights.files import (
@@ -98,8 +99,8 @@ class WeightsLoader(DetectionCheckpointer):
             return
         kept = keep_classes(weights, self.model, theirs, ours)
         self.logger.info(
-            f"{self._path}: {len(kept) or 'none'} of the {len(ours)} class names are known, and "
-            + (f"their weights are kept: {', '.join(kept)}" if kept else "all classes start anew")
+            f"{self._path}: {len(kept) or 'none'} of your {counted(len(ours), 'class', 'classes')} "
+            + (f"known by name, with weights: {', '.join(kept)}" if kept else "known by name")
         )
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
