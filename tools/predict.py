@@ -206,12 +206,9 @@ def numbered(
         yield [{**found, "file_name": name} for found in result.to_coco(image_id)]
 
 
-def summary(images: list[list[float]], threshold: float, limit: int) -> str:
+def summary(images: list[list[float]], threshold: float) -> str:
     scores = list(chain(*images))
     text = f"{len(scores)} detections in {counted(len(images), 'image', 'images')}"
-    if full := sum(len(of_image) >= limit for of_image in images):
-        text += f" ({full} with as many as dataset.test.max_detections={limit} allows: "
-        text += "a larger number may find more)"
     if scores and max(scores) < threshold:
         return (
             f"{text}\nnothing reaches --confidence-threshold {threshold}: the best score is "
@@ -250,7 +247,11 @@ def run(args: argparse.Namespace) -> bool:
             write_json(file, numbered(results, scores))
     except KeyboardInterrupt:  # what is done already is kept
         print("interrupted", file=sys.stderr)
-    print(summary(scores, threshold, cfg.dataset.test.max_detections))
+    print(summary(scores, threshold))
+    limit = cfg.dataset.test.max_detections
+    if full := sum(len(of_image) >= limit for of_image in scores):
+        what = f"{counted(full, 'image', 'images')} with {limit} detections"
+        print(f"{what}, as many as dataset.test.max_detections allows: raise it to find more")
     if len(scores) < len(files):
         print(f"skipped {len(files) - len(scores)} of {len(files)} files")
     print(f"{drawn}, {predictions}")

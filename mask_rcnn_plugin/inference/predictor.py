@@ -75,8 +75,8 @@ class Predictor:
             model.to(device or device_of(cfg))
         except (RuntimeError, AssertionError) as error:  # no such device, or without room
             raise ConfigError(
-                f"device {str(device or cfg.train.device)!r}, such as 'cpu', 'cuda' or 'cuda:N', "
-                f"cannot be used: {str(error).splitlines()[0]}"
+                f"device is {str(device or cfg.train.device)!r}, must be 'cpu', 'cuda' or 'cuda:N' "
+                f"of this machine; torch says: {str(error).splitlines()[0]}"
             ) from error
         WeightsLoader(model).load_strictly(weights)
         return cls(optimize_for_inference(model) if optimize else model, mapper, metadata_of(cfg))

@@ -82,8 +82,8 @@ class Result:
             OSError,
             ValueError,
         ) as error:  # ValueError: no format
-            hint = "" if Path(path).suffix else ": add .jpg or .png to its name"
-            raise UserError(f"picture {str(path)!r} cannot be written ({error}){hint}") from error
+            reason = error if Path(path).suffix else "add .jpg or .png to its name"
+            raise UserError(f"picture {str(path)!r} cannot be written: {reason}") from error
 
     def to_coco(self, image_id: int | str = 0) -> list[dict[str, Any]]:
         """The detections in COCO's results format, with a "category_name" besides."""

@@ -78,7 +78,8 @@ def contents(folder: Path) -> str:
     """The weights and folders in a folder, in words."""
     files = sorted(f.name for f in folder.iterdir() if f.suffix in _SUFFIXES)
     folders = sorted(f"{f.name}/" for f in folder.iterdir() if f.is_dir())
-    return _some([*(files or [f"no file of {', '.join(_SUFFIXES)}"]), *folders], 10)
+    there = _some(files, 10) or f"no file of {', '.join(_SUFFIXES)}"
+    return there + (f"; folders {_some(folders, 10)}" if folders else "")
 
 
 def read_pkl(filename: str) -> dict[str, Any]:

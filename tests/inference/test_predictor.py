@@ -179,7 +179,7 @@ def test_what_is_missing_is_said(folder: Path, tmp_path_factory: pytest.TempPath
     [
         (".", r"no model_final\.pth.* it has .*pictures/"),
         ("detectron2://a/b.pkl", "config"),
-        ("file.pth", r"b\.pkl, pictures/"),
+        ("file.pth", r"b\.pkl; folders pictures/"),
     ],
 )
 def test_what_is_not_there_is_said_plainly(

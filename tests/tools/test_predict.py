@@ -40,7 +40,7 @@ def test_predictions_score_as_the_evaluation_does(
     done = predict("--input", toy_dataset / "val")
     assert done.returncode == 0, done.stderr
     assert "120 detections in 6 images" in done.stdout
-    assert "(6 with as many as dataset.test.max_detections=20 allows" in done.stdout
+    assert "6 images with 20 detections, as many as dataset.test.max_detections" in done.stdout
     assert len(list((tmp_path / "out" / "pictures").glob("*.jpg"))) == 6
 
     # Ground truth is a part of what was found, so that there is something to score.
