@@ -17,8 +17,9 @@ from mask_rcnn_plugin.data.check import annotations, images
 from mask_rcnn_plugin.data.check.annotations import NOT_TRAINED, UNFIT_KEYPOINTS, Context
 from mask_rcnn_plugin.data.check.findings import KINDS, Finding, Findings
 from mask_rcnn_plugin.data.coco import left_right_pairs, skeleton_pairs
+from mask_rcnn_plugin.errors import counted
 
-_LISTS = ("images", "annotations", "categories")
+_LISTS = {"images": "image", "annotations": "annotation", "categories": "category"}
 _NOT_SCORED = ("area-missing", "polygon-dropped")  # warnings in training, refused by an evaluation
 
 
@@ -34,6 +35,7 @@ class Checked:
         paths: of the images that are there, by image id.
         bad_images: by the index of an entry of "images", the kind of error in it or in its file.
         bad_categories: the same of "categories".
+        objects: number of annotations that are no crowds, by image id.
         flagged: indices of annotations with findings.
         new_ids: unused ids, by the index of an annotation whose own is missing, 0 or taken.
     """
@@ -47,6 +49,7 @@ class Checked:
     paths: dict[int, str] = field(default_factory=dict)
     bad_images: dict[int, str] = field(default_factory=dict)
     bad_categories: dict[int, str] = field(default_factory=dict)
+    objects: Counter[int] = field(default_factory=Counter)
     flagged: set[int] = field(default_factory=set)
     new_ids: dict[int, int] = field(default_factory=dict)
 
@@ -54,7 +57,7 @@ class Checked:
         """How many entries the file has, in words."""
         if self.document is None:
             return "not read"
-        return ", ".join(f"{len(self.document[name])} {name}" for name in _LISTS)
+        return ", ".join(counted(len(self.document[k]), one, k) for k, one in _LISTS.items())
 
 
 def check_file(
@@ -245,6 +248,7 @@ def _check_annotations(checked: Checked, entries: list[Any], training: bool) -> 
                 continue
         ids[index] = annotation.get("id")
         used_images.add(annotation["image_id"])
+        checked.objects[annotation["image_id"]] += "crowd" not in kinds
         used_categories.add(annotation["category_id"])
         masked += bool(annotation.get("segmentation"))
         if not annotation.get("segmentation") and "crowd" not in kinds:
