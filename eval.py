@@ -44,8 +44,9 @@ from mask_rcnn_plugin.evaluation import PREDICTIONS_FILE, results_table
 from mask_rcnn_plugin.evaluation.pictures import draw_predictions
 from mask_rcnn_plugin.evaluation.report import write_report
 from mask_rcnn_plugin.evaluation.testing import evaluate, evaluator_of, score
+from mask_rcnn_plugin.inference.predictor import find_weights
 from mask_rcnn_plugin.main_process import on_main_process
-from mask_rcnn_plugin.training import SafeCheckpointer, resolve_weights, setup_datasets
+from mask_rcnn_plugin.training import SafeCheckpointer, setup_datasets
 from mask_rcnn_plugin.training.launch import log_processes, parse_program_args, run_program
 from mask_rcnn_plugin.training.setup import make_output_dir
 
@@ -56,7 +57,9 @@ def parse_args() -> argparse.Namespace:
     )
     source = parser.add_mutually_exclusive_group()
     source.add_argument(
-        "--weights", metavar="FILE", help="a file, a detectron2:// address or a model-zoo name"
+        "--weights",
+        metavar="FILE",
+        help="a file, a training's output folder, a detectron2:// address or a model-zoo name",
     )
     source.add_argument(
         "--predictions", type=Path, metavar="FILE", help="in COCO's format: score these instead"
@@ -107,7 +110,7 @@ def prepare(args: argparse.Namespace, cfg: DictConfig) -> None:
         cfg.train.output_dir = args.output or str(args.predictions.parent)
     else:
         cfg.train.output_dir = args.output or cfg.train.output_dir
-        on_main_process(lambda: resolve_weights(args.weights))
+        args.weights = on_main_process(lambda: find_weights(args.weights))
     if args.official:
         cfg.dataloader.evaluator.official = True
     if args.report and "box_proposals" in cfg.dataloader.evaluator.tasks:

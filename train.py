@@ -34,8 +34,8 @@ from torch import nn
 
 from mask_rcnn_plugin.config import ConfigError
 from mask_rcnn_plugin.config.device import device_of
-from mask_rcnn_plugin.data.coco import DatasetError
 from mask_rcnn_plugin.data.garbage import collection_paused
+from mask_rcnn_plugin.errors import counted
 from mask_rcnn_plugin.evaluation.testing import evaluate
 from mask_rcnn_plugin.main_process import on_main_process
 from mask_rcnn_plugin.training.batch_scaling import fit_batch, fit_epochs
@@ -56,9 +56,10 @@ from mask_rcnn_plugin.training.pictures import PictureHook
 from mask_rcnn_plugin.training.preemption import Preemption
 from mask_rcnn_plugin.training.preflight import check_datasets
 from mask_rcnn_plugin.training.random_states import RandomStates
-from mask_rcnn_plugin.training.setup import check_initialization, make_output_dir
+from mask_rcnn_plugin.training.setup import check_initialization, make_output_dir, no_image_left
 from mask_rcnn_plugin.training.validation_loss import build_validation_loader, validation_losses
 from mask_rcnn_plugin.training.weight_average import WeightAverage
+from mask_rcnn_plugin.weights import download
 
 logger = logging.getLogger("mask_rcnn_plugin")
 
@@ -106,7 +107,7 @@ def do_train(
         with collection_paused():
             train_loader = instantiate(cfg.dataloader.train)
     except AssertionError as error:  # detectron2's, of a dataset with no image that is trained on
-        raise DatasetError(f"training set {list(cfg.dataset.train.names)}: {error}") from error
+        raise no_image_left(cfg, error) from error
 
     average = None
     if cfg.train.get("ema") and cfg.train.ema.enabled:
@@ -130,7 +131,8 @@ def do_train(
     preemption = Preemption(saving)
     if not cfg.dataset.test.names:
         logger.warning(
-            "There is no test set: nothing is evaluated, no best model is kept, no early stopping"
+            "There is no test set: nothing is evaluated, no best model is kept, no early stopping. "
+            "dataset.split=0.1 holds out a tenth of the training images"
         )
     stopping = EarlyStopping(saving, **(cfg.train.get("early_stopping") or {}))
     best = BestModelHook(checkpointer, cfg.train.best_metric or stopping.metric)
@@ -235,9 +237,11 @@ def start(args: argparse.Namespace, cfg: DictConfig) -> None:
 
 def run(args: argparse.Namespace, cfg: DictConfig) -> None:
     """What each process does."""
+    if not args.resume:
+        on_main_process(lambda: download(cfg.train.init_checkpoint))
     start(args, cfg)
     classes = MetadataCatalog.get(cfg.dataset.train.names[0]).thing_classes
-    logger.info("%d classes: %s", len(classes), ", ".join(classes))
+    logger.info("%s: %s", counted(len(classes), "class", "classes"), ", ".join(classes))
     results = do_train(cfg, resume=args.resume)
     if comm.is_main_process():
         logger.info(next_steps(cfg, results, args.config, args.overrides))

@@ -18,6 +18,11 @@ class ConfigError(UserError):
     """A config, overlay or override that does not exist or does not fit; the message says which."""
 
 
+def counted(count: int, one: str, more: str) -> str:
+    """A number of things, for a message: "1 class", "2 classes"."""
+    return f"{count} {one if count == 1 else more}"
+
+
 def print_mistake(error: UserError | str) -> None:
     """Print one line on stderr, after the program's name."""
     print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)

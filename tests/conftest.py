@@ -142,7 +142,8 @@ def demo(trained: Path, toy_dataset: Path, tmp_path: Path, monkeypatch: pytest.M
     """A folder to work in, with a photo and, in output/demo, what a training leaves."""
     shutil.copytree(trained, tmp_path / "output" / "demo")
     photo = cv2.imread(str(toy_dataset / "val" / "000000.jpg"))
-    cv2.imwrite(str(tmp_path / "photo.jpg"), cv2.resize(photo, (700, 700)))  # some tiles
+    for folder in (tmp_path, tmp_path / "output" / "demo"):
+        cv2.imwrite(str(folder / "photo.jpg"), cv2.resize(photo, (700, 700)))  # some tiles
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

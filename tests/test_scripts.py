@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from argparse import Namespace
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import cv2
 import pytest
@@ -431,6 +433,34 @@ def test_the_papers_numbers_stand_beside_cocos_only(
     out = capsys.readouterr().out
     assert ("| keypoints (paper) | 63.1" in out) == (not own)
     assert ("paper: Table 4, keypoint & mask: keypoint AP 63.1" in out) == (not own)
+
+
+def test_a_demo_that_is_stopped_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    demo, resumed = module("tools/demo.py"), []
+
+    def do_train(cfg: Any, *, resume: bool, extra_hooks: Any) -> None:
+        resumed.append((resume, (tmp_path / "output/demo/kept").is_file()))
+        (tmp_path / "output/demo").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "output/demo/kept").touch()
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))  # as `Preemption`, after saving
+        signal.raise_signal(signal.SIGINT)  # Ctrl-C
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(demo, "setup_datasets", lambda cfg: None)
+    monkeypatch.setattr(demo, "do_train", do_train)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        for arguments in ([], ["--resume"], []):
+            monkeypatch.setattr(sys, "argv", ["demo.py", "--quick", *arguments])
+            with pytest.raises(SystemExit, match="75"):
+                demo.main()
+            assert "make demo DEMO_ARGS=--resume" in capsys.readouterr().err
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert resumed == [(False, False), (True, True), (False, False)]
 
 
 @pytest.mark.parametrize("script", ["train.py", "eval.py", "tools/demo.py", "tools/reproduce.py"])

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from mask_rcnn_plugin.data.mapper import ImageError
 from mask_rcnn_plugin.data.metadata import metadata_of
-from mask_rcnn_plugin.errors import mistakes_in_one_line
+from mask_rcnn_plugin.errors import counted, mistakes_in_one_line
 from mask_rcnn_plugin.evaluation.pictures import draw_inputs
 from mask_rcnn_plugin.training import setup_datasets
 
@@ -57,11 +57,23 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--config-file", dest="config", required=True, metavar="CFG", help="as train.py's"
+        "--config-file",
+        dest="config",
+        required=True,
+        metavar="CFG",
+        help="a config, as train.py takes it",
     )
-    parser.add_argument("--count", type=int, default=PAGE, metavar="N", help="images to draw")
-    parser.add_argument("--output", type=Path, default=Path("output/browse"), metavar="DIR")
-    parser.add_argument("--seed", type=int, default=0, help="random seed")
+    parser.add_argument(
+        "--count", type=int, default=PAGE, metavar="N", help="images to draw (default: 16)"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("output/browse"),
+        metavar="DIR",
+        help="default: output/browse",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
     args = parser.parse_intermixed_args()
     if args.count < 1:
@@ -69,7 +81,7 @@ def main() -> None:
     seed_all_rng(args.seed)
     with mistakes_in_one_line():
         pages = browse(get_config(args.config, args.overrides), args.count, args.output)
-    print(f"{args.output}: {len(pages)} pages")
+    print(f"{args.output}: {counted(len(pages), 'page', 'pages')}")
 
 
 if __name__ == "__main__":

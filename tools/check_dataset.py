@@ -14,6 +14,7 @@ is an error, else 0; 2 for a mistake in the arguments, or if --fix would leave n
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,13 +22,14 @@ from pathlib import Path
 from mask_rcnn_plugin import get_config  # isort: split
 
 from detectron2.config import instantiate
+from omegaconf import DictConfig
 
 from mask_rcnn_plugin.data.check import Findings, check_file, clean
 from mask_rcnn_plugin.data.check.findings import total
 from mask_rcnn_plugin.data.coco import DatasetError
-from mask_rcnn_plugin.errors import mistakes_in_one_line
+from mask_rcnn_plugin.errors import counted, mistakes_in_one_line
 from mask_rcnn_plugin.training.preflight import check_sets
-from mask_rcnn_plugin.training.setup import setup_datasets
+from mask_rcnn_plugin.training.setup import no_image_left, setup_datasets
 
 
 def parse_args() -> argparse.Namespace:
@@ -36,7 +38,9 @@ def parse_args() -> argparse.Namespace:
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--json", metavar="FILE", help="an annotation file")
-    what.add_argument("--config-file", dest="config", metavar="CFG", help="a config, as train.py's")
+    what.add_argument(
+        "--config-file", dest="config", metavar="CFG", help="a config, as train.py takes it"
+    )
     parser.add_argument("--images", metavar="DIR", help="folder of the images")
     parser.add_argument(
         "--no-images", action="store_true", help="do not open images, only check that they exist"
@@ -59,29 +63,33 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def refusal(start: Callable[[], object]) -> str:
+def refusal(cfg: DictConfig, start: Callable[[], object]) -> str:
     """What a training would stop with."""
     try:
         start()
-    except (DatasetError, AssertionError) as error:  # detectron2's: no valid data
+    except DatasetError as error:
         return str(error)
+    except AssertionError as error:  # detectron2's: no valid data
+        return str(no_image_left(cfg, error))
     return ""
 
 
-def check(args: argparse.Namespace) -> bool:
-    """Print what is found; whether there is no error."""
+def check(args: argparse.Namespace, folder: str) -> bool:
+    """Print what is found; whether there is no error. `dataset.split` is written to `folder`."""
     open_images = not args.no_images
     if args.json:
         found = [check_file(args.json, args.images, open_images=open_images)]
         together = Findings()
     else:
         cfg = get_config(args.config, args.overrides)
-        refused = refusal(lambda: setup_datasets(cfg))
+        if cfg.dataset.split:
+            cfg.train.output_dir = folder
+        refused = refusal(cfg, lambda: setup_datasets(cfg))
         if cfg.dataset.folder or cfg.dataset.split:  # where the sets are is what is wrong
             raise DatasetError(refused)
         found, together = check_sets(cfg, args.overrides, open_images=open_images)
         if not refused and not total([together, *(c.findings for c in found)], "error"):
-            refused = refusal(lambda: instantiate(cfg.dataloader.train.dataset))
+            refused = refusal(cfg, lambda: instantiate(cfg.dataloader.train.dataset))
         if refused:
             together.add("refused", text=refused)
     for checked in found:
@@ -95,14 +103,15 @@ def check(args: argparse.Namespace) -> bool:
             print(f"  {count:7} {what}")
     everything = [*(checked.findings for checked in found), together]
     errors, warnings = (total(everything, severity) for severity in ("error", "warning"))
-    print(f"{errors} errors, {warnings} warnings" + ("" if open_images else "; images not opened"))
+    counts = [counted(errors, "error", "errors"), counted(warnings, "warning", "warnings")]
+    print(", ".join(counts) + ("" if open_images else "; images not opened"))
     return errors == 0
 
 
 def main() -> None:
     args = parse_args()
-    with mistakes_in_one_line():
-        sys.exit(0 if check(args) else 1)
+    with mistakes_in_one_line(), tempfile.TemporaryDirectory() as folder:
+        sys.exit(0 if check(args, folder) else 1)
 
 
 if __name__ == "__main__":

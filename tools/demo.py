@@ -9,18 +9,24 @@ of its own. Everything it does is
     python eval.py --config-file table5_multitask/keypoint_and_mask+ablation --visualize 8 ...
     python tools/predict.py --weights output/demo --input output/demo/photo.jpg
 
-on all that is drawn, not the people alone, in one process with a progress bar. A new run replaces
-the last one's output/demo; the drawn images are used again.
+on all that is drawn, not the people alone, in one process with a progress bar, on one thread unless
+OMP_NUM_THREADS says otherwise: beside other work, threads that wait for each other are many times
+slower. A new run replaces the last one's output/demo; the drawn images are used again. Ctrl-C saves
+what is trained, and --resume goes on from there.
 """
 
 import argparse
 import contextlib
 import io
 import logging
+import os
 import shutil
+import signal
 import sys
 import time
 from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 
 # First: the plugin makes detectron2 importable on current Pillow and NumPy.
 from mask_rcnn_plugin import get_config, load  # isort: split
@@ -53,7 +59,9 @@ class ProgressBar(HookBase):
     """Iterations done, time left and the loss on one line of the terminal."""
 
     def before_train(self) -> None:
-        self._bar = tqdm(total=self.trainer.max_iter, desc="training", unit="it")
+        self._bar = tqdm(
+            total=self.trainer.max_iter, initial=self.trainer.start_iter, desc="training", unit="it"
+        )
 
     def after_step(self) -> None:
         loss = self.trainer.storage.history("total_loss").median(20)
@@ -82,7 +90,8 @@ def main() -> None:
         action="store_true",
         help="a few iterations: it runs, but learns nothing",
     )
-    parser.add_argument("--seed", type=int, default=0, help="random seed")
+    parser.add_argument("--resume", action="store_true", help="go on with a demo that was stopped")
+    parser.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
     args = parser.parse_args()
 
     start = time.perf_counter()
@@ -90,22 +99,38 @@ def main() -> None:
         f"train.output_dir={OUTPUT}",
         f"train.seed={args.seed}",
         "dataloader.train.dataset.min_keypoints=0",
-        # Short: five minutes on two cores.
+        # Short: six minutes on one core.
         "dataset.synthetic.val=200",
         "train.max_iter=1300",
     ]
     if args.quick:
         overrides += QUICK
     cfg = get_config(CONFIG, overrides)
+    print(
+        f"Draws {cfg.dataset.synthetic.train + cfg.dataset.synthetic.val} images of people and "
+        f"shapes, trains {cfg.train.max_iter} iterations, evaluates and predicts; all of it goes "
+        f"to {OUTPUT}{'' if args.quick else ', in about six minutes, longer beside other work'}.",
+        flush=True,
+    )
     for split, name in ((cfg.dataset.train, "train"), (cfg.dataset.test, "val")):
         split.json = f"{cfg.dataset.synthetic.root}/{name}.json"  # not the people alone
     with mistakes_in_one_line():  # e.g. images of an earlier version of the drawing
         setup_datasets(cfg)
-    shutil.rmtree(OUTPUT, ignore_errors=True)
+    if not args.resume:
+        shutil.rmtree(OUTPUT, ignore_errors=True)
     log_to_file()
     seed_all_rng(args.seed)
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
-        results = do_train(cfg, extra_hooks=[ProgressBar()])
+    # Ctrl-C ends a training as SIGTERM does: it saves first.
+    signal.signal(signal.SIGINT, lambda *_: signal.raise_signal(signal.SIGTERM))
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
+            results = do_train(cfg, resume=args.resume, extra_hooks=[ProgressBar()])
+    except SystemExit:
+        print(
+            "\nStopped and saved. make demo DEMO_ARGS=--resume goes on, make demo starts anew.",
+            file=sys.stderr,
+        )
+        raise
     LazyConfig.save(cfg, str(OUTPUT / "config.yaml"))
     (name,) = cfg.dataset.test.names
     pictures = draw_predictions(
@@ -128,9 +153,9 @@ def main() -> None:
     print(f"{OUTPUT}/pictures/                {len(pictures)} pictures: truth, prediction")
     print(f"tensorboard --logdir {OUTPUT}     the losses")
     print(f"{OUTPUT}/photo_found.jpg          one more picture: {found}")
-    print("\nThe same for pictures of yours, once the model is trained on what is in them:\n")
+    print("\nTo predict on a picture (this model knows drawn people and shapes only):\n")
     print(f"    python tools/predict.py --weights {OUTPUT} --input {photo}")
-    print(f"\n{time.perf_counter() - start:.0f} s in all")
+    print(f"\n{(time.perf_counter() - start) / 60:.0f} minutes in all")
 
 
 if __name__ == "__main__":

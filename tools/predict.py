@@ -10,6 +10,9 @@ Writes to --output: pictures/, or for a video a video, with the detections of at
 --confidence-threshold, and predictions.json with all of them: COCO's results format, with
 "file_name" and "category_name" beside the ids. `eval.py --predictions` scores it on the same
 photos. Photos that cannot be read are skipped, with a line that says why.
+
+The exit code is 0 if anything could be read, 1 if nothing could, and 2 for a mistake in the
+arguments.
 """
 
 import argparse
@@ -31,7 +34,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from mask_rcnn_plugin.data.mapper import ImageError
-from mask_rcnn_plugin.errors import UserError, mistakes_in_one_line
+from mask_rcnn_plugin.errors import UserError, counted, mistakes_in_one_line
 from mask_rcnn_plugin.evaluation.pictures import hide_keypoints
 from mask_rcnn_plugin.evaluation.predictions import write_json
 from mask_rcnn_plugin.inference.predictor import find_config, find_weights
@@ -54,7 +57,7 @@ def photos(inputs: list[str]) -> list[str]:
         else:
             found = [given] if os.path.isfile(given) else sorted(glob.glob(given, recursive=True))
         if not found:
-            raise UserError(f"--input {given!r} is not a file, nor a folder or pattern with images")
+            raise UserError(f"--input {given!r}: no images found, and it is no file")
         files += found
     return list(dict.fromkeys(files))
 
@@ -67,7 +70,7 @@ def results_of(predictor: Predictor, files: list[str]) -> Iterator[Result]:
         if len(files) > 1:  # which of them
             yield from chain(*(results_of(predictor, [file]) for file in files))
         else:
-            tqdm.write(str(error), file=sys.stderr)
+            tqdm.write(f"skipped {str(error).removeprefix('image ')}", file=sys.stderr)
 
 
 def predict_photos(
@@ -147,7 +150,9 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--weights", required=True, help="a training's output folder, or weights as for eval.py"
+        "--weights",
+        required=True,
+        help="a training's output folder, a file, a detectron2:// address or a model-zoo name",
     )
     parser.add_argument(
         "--config-file", dest="config", help="default: the config.yaml beside the weights"
@@ -158,15 +163,27 @@ def parse_args() -> argparse.Namespace:
     )
     source.add_argument("--video-input", metavar="FILE", help="a video")
     source.add_argument("--webcam", action="store_true", help="the first camera, until Ctrl-C")
-    parser.add_argument("--output", type=Path, default=Path("output/predictions"), metavar="DIR")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("output/predictions"),
+        metavar="DIR",
+        help="default: output/predictions",
+    )
     parser.add_argument(
         "--confidence-threshold",
         type=float,
         default=0.5,
-        help="lowest score that is drawn",
+        help="lowest score that is drawn (default: 0.5)",
     )
-    parser.add_argument("--batch-size", type=int, default=1, help="images per call of the model")
-    parser.add_argument("--no-optimize", action="store_true", help="as in eval.py")
+    parser.add_argument(
+        "--batch-size", type=int, default=1, help="images per call of the model (default: 1)"
+    )
+    parser.add_argument(
+        "--no-optimize",
+        action="store_true",
+        help="run the model as trained, without optimize_for_inference",
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
     args = parser.parse_intermixed_args()
     # What follows --input is taken for its files.
@@ -191,7 +208,7 @@ def numbered(
 
 def summary(images: list[list[float]], threshold: float) -> str:
     scores = list(chain(*images))
-    text = f"{len(scores)} detections in {len(images)} images"
+    text = f"{len(scores)} detections in {counted(len(images), 'image', 'images')}"
     if scores and max(scores) < threshold:
         return (
             f"{text}\nnothing reaches --confidence-threshold {threshold}: the best score is "
@@ -207,7 +224,8 @@ def run(args: argparse.Namespace) -> bool:
     files = photos(args.input) if args.input else []
     video = None if files else open_video(0 if args.webcam else args.video_input)
     predictor = Predictor.from_config(cfg, weights, optimize=not args.no_optimize)
-    print(f"{weights}: {len(predictor.names)} classes: {', '.join(predictor.names)}")
+    names = predictor.names
+    print(f"{weights}: {counted(len(names), 'class', 'classes')}: {', '.join(names)}")
 
     output, threshold = args.output, args.confidence_threshold
     drawn = output / "pictures"
@@ -220,6 +238,8 @@ def run(args: argparse.Namespace) -> bool:
     for read in map(Path, [args.video_input] if args.video_input else files):
         if drawn.resolve() in (read.resolve(), *read.resolve().parents):
             raise UserError(f"{read} is where the pictures would be written: give another --output")
+    if drawn.is_dir() and any(drawn.iterdir()):
+        print(f"{drawn} has pictures already: those of the same names are replaced, others stay")
     output.mkdir(parents=True, exist_ok=True)
     predictions = output / "predictions.json"
     try:
@@ -228,6 +248,10 @@ def run(args: argparse.Namespace) -> bool:
     except KeyboardInterrupt:  # what is done already is kept
         print("interrupted", file=sys.stderr)
     print(summary(scores, threshold))
+    limit = cfg.dataset.test.max_detections
+    if full := sum(len(of_image) >= limit for of_image in scores):
+        what = f"{counted(full, 'image', 'images')} with {limit} detections"
+        print(f"{what}, as many as dataset.test.max_detections allows: raise it to find more")
     if len(scores) < len(files):
         print(f"skipped {len(files) - len(scores)} of {len(files)} files")
     print(f"{drawn}, {predictions}")

@@ -74,6 +74,7 @@ def check_config(cfg: DictConfig, added: Collection[str] = ()) -> None:
         device = values["train"]["device"]
         raise ConfigError(f"train.device is {device!r}, must be 'cpu', 'cuda' or 'cuda:N'")
     _check_choices(values)
+    _check_ranges(values)
     _check_branches(values)
     for key in METRIC_KEYS:
         _check_metric(values, key)
@@ -316,6 +317,17 @@ def _check_choices(values: dict[str, Any]) -> None:
                 finders[name](value)
             except ValueError as error:
                 raise ConfigError(f"{node}.{error}") from error
+
+
+def _check_ranges(values: dict[str, Any]) -> None:
+    """Check that a range of image sizes has two ends: detectron2's error does not name the key."""
+    for key, value in walk(values["dataloader"], "dataloader"):
+        lengths = value.get("short_edge_length") if isinstance(value, dict) else None
+        if isinstance(lengths, list) and value.get("sample_style") == "range" and len(lengths) != 2:
+            raise ConfigError(
+                f"{key}.short_edge_length is {lengths}, must be two values, the smallest and the "
+                f"largest, as {key}.sample_style is 'range'"
+            )
 
 
 def _check_branches(values: dict[str, Any]) -> None:

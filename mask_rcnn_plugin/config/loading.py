@@ -38,7 +38,7 @@ def get_config(name: str, overrides: Iterable[str] = ()) -> DictConfig:
     """Load a config. The result is the same on every machine.
 
     Args:
-        name: short name, path of a LazyConfig file, or the config.yaml of an output folder; each
+        name: short name, path of a LazyConfig file, or an output folder or its config.yaml; each
             may be followed by overlays: "table2a_backbone/r50_fpn+synthetic".
         overrides: "key=value" strings, applied in order after the overlays. A key that holds text
             takes the text as it is; other values are read as YAML. "+key=value" sets a key that is
@@ -55,7 +55,7 @@ def get_config(name: str, overrides: Iterable[str] = ()) -> DictConfig:
         ConfigError: if there is no such file, overlay or key, the file cannot be run, or the config
             does not fit; see `check_config`.
     """
-    base, *overlays = [name] if Path(name).is_file() else name.split("+")
+    base, *overlays = [name] if Path(name).exists() else name.split("+")
     path = _find(base)
     cfg = _load(path)
     is_dump = path.suffix != ".py"  # whose output folder is the run's
@@ -102,7 +102,7 @@ _YAML_HINT = (
 
 def _find(name: str) -> Path:
     path = Path(name)
-    for file in (path, CONFIG_DIR / f"{name}.py", CONFIG_DIR / name):
+    for file in (path, path / "config.yaml", CONFIG_DIR / f"{name}.py", CONFIG_DIR / name):
         if file.is_file():
             if file.suffix not in (".py", ".yaml", ".yml"):
                 raise ConfigError(
@@ -110,8 +110,6 @@ def _find(name: str) -> Path:
                     "output folder"
                 )
             return file
-    if (file := path / "config.yaml").is_file():
-        raise ConfigError(f"config {name!r} is a folder; did you mean {str(file)!r}?")
     configs = list_configs()
     close = difflib.get_close_matches(name.removesuffix(".py"), configs, n=1, cutoff=0.3)
     hint = f"did you mean {close[0]!r}? " if close else ""

@@ -78,8 +78,8 @@ def register_coco_dataset(json_file: str, image_root: str) -> str:
         image_root: folder that the file names in it are relative to.
 
     Returns:
-        Name of the dataset for detectron2's catalogs: the path of `json_file`. Registering the same
-        file again is harmless and reads its categories anew.
+        Name of the dataset in detectron2's catalogs, which is the path of `json_file`. Registering
+        the same file again is harmless and reads its categories anew.
 
     Raises:
         DatasetError: if the file or folder does not exist or the file is not COCO-format.

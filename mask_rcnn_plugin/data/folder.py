@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def find_sets(folder: str, *, keypoints: bool = False) -> dict[str, tuple[str, s
         keypoints: of COCO's own files take those with keypoints, where there are some.
 
     Returns:
-        {"train": (file, folder), "test": (file, folder)}, without "test" if there is none.
+        File and folder under "train" and, where there is a test set, under "test".
 
     Raises:
         DatasetError: if there is no training set, or more than one file that may be it.
@@ -121,18 +122,19 @@ def _images(file: Path) -> list[Any] | None:
 
 
 def _image_folder(file: Path, images: list[Any], root: Path) -> Path:
-    """The one of the usual folders that has the first image."""
-    first = next((i.get("file_name") for i in images if isinstance(i, dict)), None)
+    """The one of the usual folders that has most of the first images, of which some may be gone."""
+    entries = (i.get("file_name") for i in images if isinstance(i, dict))
+    names = list(islice((name for name in entries if isinstance(name, str)), 100))
     subset = file.stem.rpartition("_")[2]
     candidates = [
         *(file.parent, file.parent / "images", file.parent / file.stem, root / subset, root),
         *(root / "images", root / "images" / subset),
     ]
-    for candidate in candidates:
-        if isinstance(first, str) and (candidate / first).is_file():
-            return candidate
+    found = [sum((folder / name).is_file() for name in names) for folder in candidates]
+    if max(found):
+        return candidates[found.index(max(found))]
     raise DatasetError(
-        f"{file}: its first image, {first!r}, is in none of "
+        f"{file}: its first images, {names[:1]}, are in none of "
         f"{list(dict.fromkeys(map(str, candidates)))}: in place of dataset.folder, give json and "
         "images of dataset.train and dataset.test"
     )

@@ -15,7 +15,7 @@ from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import log_first_n
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from pycocotools import mask as coco_mask
 
 from mask_rcnn_plugin.config import ConfigError
@@ -237,6 +237,8 @@ def read_image(file_name: str, image_format: str) -> np.ndarray:
         raise
     except FileNotFoundError as error:
         raise ImageError(file_name, "it does not exist") from error
+    except UnidentifiedImageError as error:
+        raise ImageError(file_name, "it is not an image that Pillow can read") from error
     except Image.DecompressionBombError as error:
         reason = f"it has more pixels than Pillow opens ({error}): cut it into tiles"
         raise ImageError(file_name, reason) from error

@@ -102,6 +102,7 @@ class MaskRCNNCOCOEvaluator(COCOEvaluator):
             self._num_keypoints = len(names)
             given = kwargs.get("kpt_oks_sigmas")
             kwargs["kpt_oks_sigmas"] = keypoint_oks_sigmas(dataset_name, given)
+        self.given_max_detections = max_detections
         kwargs.setdefault("max_dets_per_image", max(COCO_LIMIT, max_detections))
         self.evaluated: dict[str, SimpleNamespace] = {}
         self.scored: dict[Any, bytes] = {}
@@ -201,7 +202,7 @@ class MaskRCNNCOCOEvaluator(COCOEvaluator):
             img_ids: score these images only; None: all of the dataset.
 
         Returns:
-            {task: {metric: AP in points}}, NaN where there is nothing to score; {} on other ranks
+            AP in points by task and metric, NaN where there is nothing to score; {} on other ranks
             than the first, without any image, and for a dataset without annotations.
 
         Raises:

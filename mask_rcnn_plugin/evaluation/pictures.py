@@ -133,7 +133,7 @@ def draw_inputs(
         columns: of the grid, at most.
 
     Returns:
-        uint8 (H, W, 3), RGB: a grid of pictures 480 pixels a side, the images scaled to fit.
+        A grid of pictures, uint8 (H, W, 3), RGB, 480 pixels a side, the images scaled to fit.
     """
     tiles = []
     for image in batch:

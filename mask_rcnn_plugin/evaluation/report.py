@@ -100,6 +100,7 @@ def write_report(
     page = jinja2.Template(template, autoescape=True, trim_blocks=True).render(
         dataset=evaluator.dataset_name,
         backend=evaluator.backend,
+        max_detections=evaluator.given_max_detections,
         num_images=len(coco.imgs),
         num_classes=len(names),
         num_curves=_CURVES,

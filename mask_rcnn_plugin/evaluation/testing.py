@@ -45,7 +45,7 @@ def evaluate(
         report: called on the main process where there are metrics, when they are written.
 
     Returns:
-        {task: {metric: AP in points}} on the main process, {} on the others and for a test set
+        AP in points by task and metric on the main process, {} on the others and for a test set
         without annotations.
 
     Raises:

@@ -22,6 +22,7 @@ from mask_rcnn_plugin.data.metadata import metadata_of
 from mask_rcnn_plugin.inference.optimize import optimize_for_inference
 from mask_rcnn_plugin.inference.result import Result
 from mask_rcnn_plugin.weights import WeightsError, WeightsLoader, resolve_weights
+from mask_rcnn_plugin.weights.files import contents
 
 ImageLike: TypeAlias = str | Path | Image.Image | np.ndarray
 
@@ -59,7 +60,8 @@ class Predictor:
             optimize: run the model through `optimize_for_inference`.
 
         Raises:
-            ConfigError: if `dataloader.test.mapper` is not a `DatasetMapper`.
+            ConfigError: if `dataloader.test.mapper` is not a `DatasetMapper`, or `device` is not
+                there.
             WeightsError: if the weights do not exist or do not fit the model.
         """
         mapper = instantiate(cfg.dataloader.test.mapper)
@@ -68,7 +70,14 @@ class Predictor:
                 f"dataloader.test.mapper is a {type(mapper).__name__}, must be a DatasetMapper, "
                 "whose augmentations are applied to images without a dataset too"
             )
-        model = instantiate(cfg.model).to(device or device_of(cfg)).eval()
+        model = instantiate(cfg.model).eval()
+        try:
+            model.to(device or device_of(cfg))
+        except (RuntimeError, AssertionError) as error:  # no such device, or without room
+            raise ConfigError(
+                f"device is {str(device or cfg.train.device)!r}, must be 'cpu', 'cuda' or 'cuda:N' "
+                f"of this machine; torch says: {str(error).splitlines()[0]}"
+            ) from error
         WeightsLoader(model).load_strictly(weights)
         return cls(optimize_for_inference(model) if optimize else model, mapper, metadata_of(cfg))
 
@@ -144,7 +153,12 @@ def _source(image: object) -> str | Image.Image:
         return image
     if isinstance(image, str | Path):
         path = str(image)
-        return url2pathname(urlparse(path).path) if path.startswith("file://") else path
+        path = url2pathname(urlparse(path).path) if path.startswith("file://") else path
+        if Path(path).is_dir() or ("*" in path and not Path(path).exists()):
+            raise ImageError(
+                path, "must be one file, or give a list of files: [*Path('photos').glob('*.jpg')]"
+            )
+        return path
     if isinstance(image, np.ndarray):
         if image.dtype == np.uint8 and image.size:
             if image.ndim == 2:
@@ -198,6 +212,11 @@ def find_config(weights: str) -> str:
     Raises:
         ConfigError: if there is none.
     """
+    if "://" in weights:
+        raise ConfigError(
+            f"{weights} comes without a config: give the one that it was trained with, such as "
+            "table2a_backbone/r50_fpn+zoo_fpn for COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x"
+        )
     config = Path(weights).parent / "config.yaml"
     if not config.is_file():
         raise ConfigError(
@@ -213,8 +232,7 @@ def _newest(folder: Path) -> Path:
     for name in ("model_best.pth", "model_final.pth", *last):
         if (folder / name).is_file():
             return folder / name
-    there = sorted(file.name for file in folder.glob("*.pth")) or "no .pth"
     raise WeightsError(
-        f"{folder} has no model_best.pth, model_final.pth or last_checkpoint, only {there}: give "
-        "a file"
+        f"folder {folder} has no model_final.pth, model_best.pth or last_checkpoint, as a training "
+        f"leaves them; it has {contents(folder)}"
     )

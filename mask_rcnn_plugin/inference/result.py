@@ -23,8 +23,10 @@ class Result:
         metadata: of the model.
 
     Attributes:
-        image, instances, metadata: as given.
-        file: of the image; None where it was given itself.
+        image: as given.
+        instances: as given.
+        metadata: as given.
+        file: path of the image; None where it was given itself.
     """
 
     def __init__(self, image: str | Image.Image, instances: Instances, metadata: Metadata) -> None:
@@ -76,8 +78,12 @@ class Result:
         try:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             picture.save(path)
-        except (OSError, ValueError) as error:
-            raise UserError(f"picture {str(path)!r} cannot be written: {error}") from error
+        except (
+            OSError,
+            ValueError,
+        ) as error:  # ValueError: no format
+            reason = error if Path(path).suffix else "add .jpg or .png to its name"
+            raise UserError(f"picture {str(path)!r} cannot be written: {reason}") from error
 
     def to_coco(self, image_id: int | str = 0) -> list[dict[str, Any]]:
         """The detections in COCO's results format, with a "category_name" besides."""

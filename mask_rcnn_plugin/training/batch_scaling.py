@@ -7,7 +7,7 @@ from detectron2.utils import comm
 from omegaconf import DictConfig, OmegaConf
 
 from mask_rcnn_plugin.config import ConfigError
-from mask_rcnn_plugin.data.coco import DatasetError
+from mask_rcnn_plugin.training.setup import no_image_left
 
 # Milestones are parts of train.max_iter, as is a warm-up given as such, and go along.
 _ITERATIONS = (
@@ -92,7 +92,7 @@ def fit_epochs(cfg: DictConfig) -> None:
     try:
         images = len(instantiate(cfg.dataloader.train.dataset))
     except AssertionError as error:  # detectron2's
-        raise DatasetError(f"training set {list(cfg.dataset.train.names)}: {error}") from error
+        raise no_image_left(cfg, error) from error
     batch = cfg.dataloader.train.total_batch_size * cfg.train.accumulate_steps
     epoch = max(1, math.ceil(images / batch))
     # The length comes last, as a period may refer to it.
@@ -104,7 +104,8 @@ def fit_epochs(cfg: DictConfig) -> None:
         key = "lr_multiplier.warmup_length.iterations"
         changes += _change(cfg, key, min(warmup.iterations, epoch))
     if comm.is_main_process():
+        what = "an evaluation" if cfg.dataset.test.names else "a checkpoint"
         print(
             f"{epochs:g} epochs of {images} images, {batch} an iteration: {cfg.train.max_iter} "
-            f"iterations, an evaluation every {epoch}" + "".join(f"; {c}" for c in changes)
+            f"iterations, {what} every {epoch}" + "".join(f"; {c}" for c in changes)
         )

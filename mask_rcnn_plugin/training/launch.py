@@ -56,7 +56,7 @@ def parse_program_args(parser: argparse.ArgumentParser) -> argparse.Namespace:
         dest="config",
         required=True,
         metavar="CFG",
-        help="short name or path of a config, overlays added with a plus: NAME+synthetic",
+        help="name, file or output folder of a config; overlays follow a plus: NAME+synthetic",
     )
     parser.add_argument(
         "--num-gpus",
@@ -124,9 +124,7 @@ def log_processes(cfg: DictConfig) -> None:
     """Log which processes run this and how they talk. All must call it; the main one's is shown."""
     device = device_of(cfg)
     if device.type == "cpu" and cfg.train.device != "cpu":
-        logger.warning(
-            "train.device is %r, but torch finds no GPU: running on the CPU", cfg.train.device
-        )
+        logger.info("torch finds no GPU: running on the CPU")
     hosts = Counter(comm.all_gather(socket.gethostname()))
     where = ", ".join(f"{number} on {host}" for host, number in hosts.items())
     processes = "process" if comm.get_world_size() == 1 else "processes"

@@ -53,10 +53,17 @@ def check_sets(
         train,
         test[0],
         num_classes=int(given[-1]) if given and given[-1].isdecimal() else None,
+        limits=_limits(cfg),
         needs_keypoints=OmegaConf.select(cfg.model.roi_heads, "keypoint_head") is not None,
         open_images=open_images,
     )
     return checked, together
+
+
+def _limits(cfg: DictConfig) -> dict[str, int]:
+    """What limits the detections in a test image, by key."""
+    keys = ("dataset.test.max_detections", "model.proposal_generator.post_nms_topk.1")
+    return {key: limit for key in keys if (limit := OmegaConf.select(cfg, key))}
 
 
 def _check_registered(name: str, **options: Any) -> Checked:
@@ -99,6 +106,8 @@ def check_datasets(cfg: DictConfig, config: str, overrides: Sequence[str] = ()) 
             )
         if warnings := _summary(found, "warning", command):
             logger.warning(warnings)
+        if limited := together.get("detections-limited"):  # what else lowers AP in silence
+            logger.warning(limited.example)
 
     on_main_process(check)
 

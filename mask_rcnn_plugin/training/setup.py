@@ -67,6 +67,18 @@ def setup_datasets(cfg: DictConfig, *, training: bool = True) -> None:
     keep_metadata(cfg, names[0])
 
 
+def no_image_left(cfg: DictConfig, error: AssertionError) -> DatasetError:
+    """What to raise where detectron2 finds no valid data in the training set of a config."""
+    names, key = list(cfg.dataset.train.names), "dataloader.train.dataset.min_keypoints"
+    least = OmegaConf.select(cfg, key)
+    if not least:
+        return DatasetError(f"training set {names}: {error}")
+    return DatasetError(
+        f"all {sum(len(load(name)) for name in names)} training images are left out: none has the "
+        f"{least} keypoint{'' if least == 1 else 's'} that {key} asks for; set it to 0"
+    )
+
+
 def check_initialization(cfg: DictConfig) -> None:
     """
     Raises:

@@ -22,14 +22,22 @@ def class_names_of(path: str, weights: dict[str, Any]) -> list[str]:
     """Names of the classes of a file's weights: those of the config.yaml beside it, else COCO's for
     80 classes; [] if they are not known."""
     try:
-        cfg = yaml.load(Path(path).with_name("config.yaml").read_text(), _PlainLoader)
-        names = cfg["dataset"]["metadata"]["thing_classes"]
-    except (OSError, yaml.YAMLError, LookupError, TypeError):  # none, or another program's
+        names = config_beside(path)["dataset"]["metadata"]["thing_classes"]
+    except (LookupError, TypeError):  # none, or another program's
         names = []
     count = len(weights.get("roi_heads.box_predictor.cls_score.bias", ())) - 1
     if not names and count == 80:
         names = list(MetadataCatalog.get("coco_2017_val").thing_classes)
     return names if len(names) == count else []
+
+
+def config_beside(path: str) -> dict[str, Any]:
+    """The config.yaml beside weights, which is not trusted; {} if there is none."""
+    try:
+        cfg = yaml.load(Path(path).with_name("config.yaml").read_text(), _PlainLoader)
+    except (OSError, yaml.YAMLError):
+        cfg = None
+    return cfg if isinstance(cfg, dict) else {}
 
 
 class _PlainLoader(yaml.SafeLoader):

@@ -4,12 +4,14 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from mask_rcnn_plugin.errors import UserError
 from mask_rcnn_plugin.weights import safe_pickle
+from mask_rcnn_plugin.weights.classes import config_beside
 
 _SUFFIXES = (".pth", ".pkl", ".pyth")
 # ImageNet weights fill all but an FPN's layers; those of another library, next to none.
@@ -37,7 +39,9 @@ def resolve_weights(weights: str) -> str:
     if "://" in weights or path.is_file():
         return weights
     if path.is_dir():
-        raise WeightsError(f"weights {weights!r} is a folder, must be a file; it has {_in(path)}")
+        raise WeightsError(
+            f"weights {weights!r} is a folder, must be a file; it has {contents(path)}"
+        )
     if weights.startswith(("COCO-", "LVIS")):
         try:
             from detectron2 import model_zoo
@@ -48,13 +52,34 @@ def resolve_weights(weights: str) -> str:
                 f"weights {weights!r} are not found in detectron2.model_zoo ({error}): give the "
                 "downloaded file or a detectron2:// address"
             ) from error
-    there = f"has {_in(path.parent)}" if path.parent.is_dir() else "does not exist either"
+    there = f"has {contents(path.parent)}" if path.parent.is_dir() else "does not exist either"
     raise WeightsError(f"weights file {weights!r} does not exist; {path.parent} {there}")
 
 
-def _in(folder: Path) -> str:
+def download(weights: str) -> str:
+    """`resolve_weights`, what is behind an address being in detectron2's cache then; "" is "".
+
+    Raises:
+        WeightsError: also if it cannot be downloaded.
+    """
+    address = resolve_weights(weights) if weights else ""
+    try:
+        if "://" in address:
+            PathManager.get_local_path(urlparse(address)._replace(query="").geturl())
+    except Exception as error:  # of any of iopath's handlers
+        raise WeightsError(
+            f"cannot download {address} ({getattr(error, 'reason', error)}). Without internet, "
+            "download it elsewhere and give the file: train.init_checkpoint=FILE, or --weights FILE"
+        ) from error
+    return address
+
+
+def contents(folder: Path) -> str:
+    """The weights and folders in a folder, in words."""
     files = sorted(f.name for f in folder.iterdir() if f.suffix in _SUFFIXES)
-    return ", ".join(files) or f"no file of {', '.join(_SUFFIXES)}"
+    folders = sorted(f"{f.name}/" for f in folder.iterdir() if f.is_dir())
+    there = _some(files, 10) or f"no file of {', '.join(_SUFFIXES)}"
+    return there + (f"; folders {_some(folders, 10)}" if folders else "")
 
 
 def read_pkl(filename: str) -> dict[str, Any]:
@@ -112,10 +137,15 @@ def check_backbone(path: str, model: nn.Module, incompatible: Any) -> None:
     backbone = {key for key in _weights(model) if key.startswith("backbone.")}
     found = len(backbone - _lost(incompatible).keys())
     if backbone and found < _LEAST_OF_BACKBONE * len(backbone):
+        trained_as = (config_beside(path).get("source") or {}).get("config")
+        hint = f"the file has {_some(incompatible.unexpected_keys)}. "
+        hint += "detectron2's tools/convert-torchvision-to-d2.py converts torchvision's ResNets"
+        if trained_as:
+            hint = f"they were trained as {trained_as}, and this config's backbone is another: "
+            hint += "use that config, or other weights"
         raise WeightsError(
             f"weights {path} have {found} of the {len(backbone)} weights of the backbone, which "
-            f"would start at random; the file has {_some(incompatible.unexpected_keys)}. "
-            "detectron2's tools/convert-torchvision-to-d2.py converts torchvision's ResNets"
+            f"would start at random; {hint}"
         )
 
 
@@ -127,7 +157,7 @@ def describe_fit(path: str, model: nn.Module, incompatible: Any) -> str:
         # Layers that the file lacks altogether are many: an FPN, all heads.
         shapes = {key for key, *_ in incompatible.incorrect_shapes}
         anew = [lost[k] if k in shapes else ".".join(k.split(".")[:2]) for k in lost]
-        line += f"; newly initialized: {', '.join(dict.fromkeys(anew))}"
+        line += f"; newly initialized: {_some(dict.fromkeys(anew))}"
     unused = [k for k in incompatible.unexpected_keys if not k.endswith("num_batches_tracked")]
     if unused:
         line += f"; in the file, but not in the model: {_some(unused)}"

@@ -8,6 +8,7 @@ import torch.distributed as dist
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 
+from mask_rcnn_plugin.errors import counted
 from mask_rcnn_plugin.main_process import on_main_process
 from mask_rcnn_plugin.weights.classes import class_names_of, keep_classes
 from mask_rcnn_plugin.weights.files import (
@@ -16,8 +17,8 @@ from mask_rcnn_plugin.weights.files import (
     check_complete,
     check_weights,
     describe_fit,
+    download,
     read_pkl,
-    resolve_weights,
     unreadable,
 )
 
@@ -61,13 +62,11 @@ class WeightsLoader(DetectionCheckpointer):
     def _read_weights(self, path: str) -> None:
         self._path = path
         try:
-            self.load(resolve_weights(path) if path else "", checkpointables=[])
+            self.load(download(path), checkpointables=[])
         except WeightsError:
             raise
         except Exception as error:  # whatever a file of something else comes up with
-            offline = "; without internet access give a downloaded file: train.init_checkpoint=FILE"
-            hint = offline if isinstance(error, OSError) else ""
-            raise WeightsError(f"weights {path} cannot be loaded: {error!r}{hint}") from error
+            raise WeightsError(f"weights {path} cannot be loaded: {error!r}") from error
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         try:
@@ -100,8 +99,8 @@ class WeightsLoader(DetectionCheckpointer):
             return
         kept = keep_classes(weights, self.model, theirs, ours)
         self.logger.info(
-            f"{self._path}: {len(kept)} of {len(ours)} classes are kept, by their names"
-            + (f": {', '.join(kept)}" if kept else "")
+            f"{self._path}: {len(kept) or 'none'} of your {counted(len(ours), 'class', 'classes')} "
+            + (f"known by name, with weights: {', '.join(kept)}" if kept else "known by name")
         )
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:

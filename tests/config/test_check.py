@@ -141,6 +141,12 @@ def test_a_node_of_the_wrong_kind_is_told_its_keys(
         assert name not in message
 
 
+def test_a_range_of_one_size_is_refused_by_its_key(refused: Any) -> None:
+    key = "dataloader.train.mapper.augmentations.0.short_edge_length"
+    style = "dataloader.train.mapper.augmentations.0.sample_style=range"
+    assert refused(BASE, style).startswith(f"{key} is [800], must be two values")
+
+
 @pytest.mark.parametrize(
     ("override", "part"),
     [

@@ -402,11 +402,12 @@ def test_a_moved_output_folder_has_its_split_with_it(tmp_path: Path) -> None:
         assert split.images == "gone/images"
 
 
-def test_an_output_folder_is_told_its_config(tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").touch()
-    with pytest.raises(ConfigError, match=f"did you mean '{tmp_path}/config.yaml'") as error:
-        get_config(str(tmp_path))
-    assert "table2a_backbone" not in str(error.value)
+def test_an_output_folder_stands_for_its_config(tmp_path: Path) -> None:
+    folder = tmp_path / "r50_fpn+synthetic"  # a plus of its own
+    folder.mkdir()
+    cfg = get_config("table2a_backbone/r50_fpn+synthetic")
+    LazyConfig.save(cfg, str(folder / "config.yaml"))
+    assert get_config(str(folder)).source == cfg.source
 
 
 def test_a_file_of_another_kind_is_told_what_is_taken(tmp_path: Path) -> None:

@@ -109,6 +109,12 @@ def test_what_is_not_found_is_named(files: dict[str, str], named: str, tmp_path:
         find_sets(str(tmp_path / "none"))
 
 
+def test_images_that_are_gone_leave_the_others_to_find(tmp_path: Path) -> None:
+    write(tmp_path / "train.json", tmp_path / "images", count=3)
+    (tmp_path / "images" / "a1.jpg").unlink()
+    assert find_sets(str(tmp_path))["train"][1] == str(tmp_path / "images")
+
+
 def test_a_split_is_by_image_and_always_the_same(tmp_path: Path) -> None:
     write(tmp_path / "all.json", tmp_path, count=40)
     files = split_by_image(str(tmp_path / "all.json"), 0.1, tmp_path / "split")

@@ -371,8 +371,8 @@ BAD_IMAGES = {
     "truncated.jpg": "truncated",
     "truncated.png": "truncated",
     "damaged.png": "broken data stream",
-    "empty.png": "cannot be decoded",
-    "text.jpg": "cannot identify image file",
+    "empty.png": "not an image",
+    "text.jpg": "not an image",
     "bomb.png": "decompression bomb",
     "float.tif": "no known range",
 }

@@ -93,6 +93,8 @@ def test_grey_arrays_are_grey_pictures(predictor: Predictor, photo: str) -> None
         (np.zeros((0, 8, 3), np.uint8), "(0, 8, 3)"),
         (7, "int"),
         ("no.jpg", "no.jpg: it does not exist"),
+        (".", "must be one file"),
+        ("photos/*.jpg", "must be one file"),
     ],
 )
 def test_what_is_no_image_is_one_line(image: Any, named: str, predictor: Predictor) -> None:
@@ -170,6 +172,31 @@ def test_what_is_missing_is_said(folder: Path, tmp_path_factory: pytest.TempPath
     with pytest.raises(ConfigError, match=r"config\.yaml"):
         load(folder)
     assert load(folder, config=str(empty / "config.yaml")).names == list(CATEGORIES)
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        (".", r"no model_final\.pth.* it has .*pictures/"),
+        ("detectron2://a/b.pkl", "config"),
+        ("file.pth", r"b\.pkl; folders pictures/"),
+    ],
+)
+def test_what_is_not_there_is_said_plainly(
+    path: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "b.pkl").touch()
+    with pytest.raises(UserError, match=words) as error:
+        load(path)
+    assert "config.yaml" not in str(error.value)
+
+
+def test_a_device_that_is_not_there_is_one_line(folder: Path) -> None:
+    for device in ("gpu", "cuda:99"):
+        with pytest.raises(ConfigError, match=f"device.* '{device}'"):
+            load(folder, device=device)
 
 
 def test_old_configs_have_names_where_their_dataset_is(cfg: DictConfig, trained: Path) -> None:

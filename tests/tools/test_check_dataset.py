@@ -61,7 +61,7 @@ def test_a_sound_config(
     code = run("--config-file", CONFIG, *toy_overrides, monkeypatch=monkeypatch)
     out = capsys.readouterr().out
     assert code == 0
-    assert re.search(r"person_keypoints_train.json: 12 images, \d+ annotations, 1 categories", out)
+    assert re.search(r"person_keypoints_train.json: 12 images, \d+ annotations, 1 category", out)
     assert re.search(r"person_keypoints_val.json: 6 images", out)
     assert out.splitlines()[-1].startswith("0 errors")
 
@@ -83,10 +83,36 @@ def test_a_bad_file_and_its_cleaned_copy(
     assert re.search(r"warning +area-contradicts +1 +annotation 3 ", out)
     assert re.search(r"1 dropped: annotation, unknown-category\n", out)
     assert re.search(r"1 repaired: box-negative\n", out)
-    assert out.splitlines()[-1] == "2 errors, 1 warnings"
+    assert out.splitlines()[-1] == "2 errors, 1 warning"
 
     assert run("--json", out_file, *args, "--no-images", monkeypatch=monkeypatch) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "0 errors, 1 warnings; images not opened"
+    assert capsys.readouterr().out.splitlines()[-1] == "0 errors, 1 warning; images not opened"
+
+
+def test_a_split_is_checked_and_not_kept(
+    toy_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split = [*own(toy_dataset / "train.json", toy_dataset / "train"), "dataset.split=0.2"]
+    monkeypatch.chdir(tmp_path)
+    assert run("--config-file", "table2a_backbone/r50_fpn", *split, monkeypatch=monkeypatch) == 0
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_limit_below_the_objects_is_said_by_both(
+    toy_overrides: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    few = [*toy_overrides, "dataset.test.max_detections=1"]
+    few += ["model.proposal_generator.post_nms_topk=[50,1]"]
+    cfg = config(few)
+    preflight.check_datasets(cfg, "a config")
+    args = ("--config-file", "table2a_backbone/r50_fpn+synthetic", *few)
+    assert run(*args, monkeypatch=monkeypatch) == 0
+    for told in (caplog.text, " ".join(capsys.readouterr().out.split())):
+        assert re.search("of 6 test images have more objects .*dataset.test.max_detections", told)
+        assert "model.proposal_generator.post_nms_topk" in told
 
 
 @pytest.mark.parametrize("plus", ["", "+"])
@@ -332,7 +358,7 @@ FISH = {"id": 1, "name": "fish", "keypoints": ["left_eye", "right_eye", "tail"]}
         (None, [], "sigmas"),
         (None, ["dataloader.evaluator.kpt_oks_sigmas=[0.1,0.1]"], "2 values"),
         ([0.1, 0.1, 0.1], ["dataset.test.images=TRAIN"], "two image folders"),
-        ([0.1, 0.1, 0.1], [], "valid data"),  # no keypoint is labelled
+        ([0.1, 0.1, 0.1], [], "min_keypoints"),  # no keypoint is labelled
         ([0.1, 0.1, 0.1], ["dataloader.train.dataset.min_keypoints=0"], ""),
     ],
 )

@@ -40,6 +40,7 @@ def test_predictions_score_as_the_evaluation_does(
     done = predict("--input", toy_dataset / "val")
     assert done.returncode == 0, done.stderr
     assert "120 detections in 6 images" in done.stdout
+    assert "6 images with 20 detections, as many as dataset.test.max_detections" in done.stdout
     assert len(list((tmp_path / "out" / "pictures").glob("*.jpg"))) == 6
 
     # Ground truth is a part of what was found, so that there is something to score.
@@ -56,10 +57,10 @@ def test_predictions_score_as_the_evaluation_does(
 
     both = []
     for source in (
-        ["--weights", trained / "model_final.pth", "--output", tmp_path / "weights"],
+        ["--weights", trained, "--output", tmp_path / "weights"],
         ["--predictions", tmp_path / "out" / "predictions.json", "--output", tmp_path / "file"],
     ):
-        args = ["--config-file", trained / "config.yaml", *source, "--visualize", 1]
+        args = ["--config-file", trained, *source, "--visualize", 1]
         args.append(f"dataset.test.json={tmp_path / 'truth.json'}")
         scored = run_python(REPOSITORY / "eval.py", *args, cwd=tmp_path)
         assert scored.returncode == 0, scored.stderr
@@ -102,6 +103,8 @@ def test_files_and_patterns(predict: Run, toy_dataset: Path, tmp_path: Path) -> 
     assert done.returncode == 0, done.stderr
     pictures = sorted(p.name for p in (tmp_path / "out" / "pictures").iterdir())
     assert pictures == ["000001.jpg", "000003.jpg", "000004.jpg"]
+    assert "pictures already" not in done.stdout
+    assert "pictures already" in predict("--input", val / "000002.jpg").stdout
 
 
 def test_a_video_becomes_one(predict: Run, toy_dataset: Path, tmp_path: Path) -> None:

@@ -153,6 +153,10 @@ def test_what_epochs_replace_is_printed(
     setup_datasets(cfg)
     fit_epochs(cfg)
     (line,) = capsys.readouterr().out.splitlines()
+    assert "an evaluation every 6" in line
+    cfg.dataset.test.names = []
+    fit_epochs(cfg)
+    assert "a checkpoint every 6" in capsys.readouterr().out
     for key, old, new in (
         ("train.max_iter", 500, 12),
         ("train.eval_period", 20000, 6),
@@ -160,6 +164,15 @@ def test_what_epochs_replace_is_printed(
         ("lr_multiplier.warmup_length.iterations", 1000, 6),
     ):
         assert f"{key} {old} -> {new}" in line
+
+
+def test_a_training_set_without_the_keypoints_asked_for_names_the_key(toy_dataset: Path) -> None:
+    key = "dataloader.train.dataset.min_keypoints"
+    given = [f"dataset={toy_dataset}", "train.epochs=1", f"{key}=100"]
+    cfg = get_config("table5_multitask/mask_only", given)
+    setup_datasets(cfg)
+    with pytest.raises(DatasetError, match=f"all 12 training images .* 100 keypoints .*{key}"):
+        fit_epochs(cfg)
 
 
 def test_epochs_of_a_dataset_without_an_annotated_image_are_an_error(

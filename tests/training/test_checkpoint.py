@@ -11,7 +11,7 @@ from torch import nn
 
 from mask_rcnn_plugin.training import checkpoint as checkpoint_module
 from mask_rcnn_plugin.training.checkpoint import SafeCheckpointer, SaveError, check_readable
-from mask_rcnn_plugin.weights import WeightsError, resolve_weights
+from mask_rcnn_plugin.weights import WeightsError, download, resolve_weights
 
 
 def model(width: int = 3) -> nn.Module:
@@ -77,8 +77,11 @@ def test_without_internet_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch) 
         raise URLError("Name or service not known")
 
     monkeypatch.setattr(checkpointer.path_manager, "get_local_path", offline)
-    with pytest.raises(WeightsError, match=r"R-50\.pkl cannot be .*train\.init_checkpoint=FILE"):
+    with pytest.raises(WeightsError, match=r"download .*R-50\.pkl \(.*train\.init_checkpoint=FILE"):
         checkpointer.resume_or_load("detectron2://ImageNetPretrained/MSRA/R-50.pkl")
+    with pytest.raises(WeightsError, match="not known"):
+        download("detectron2://ImageNetPretrained/MSRA/R-50.pkl?matching_heuristics=True")
+    assert download("") == ""
 
 
 @pytest.mark.parametrize("content", [[1], {"model": {"0.weight": "x"}}])

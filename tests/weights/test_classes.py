@@ -56,7 +56,7 @@ def test_rows_go_with_the_names(tmp_path: Path, caplog: pytest.LogCaptureFixture
             assert torch.equal(new[2], rows[0]), key
             assert torch.equal(new[[1, 3]], old[[1, 3]]), key
     assert torch.equal(after[f"{SCORES}.weight"][-1], theirs[f"{SCORES}.weight"][-1])
-    assert "2 of 4 classes are kept, by their names: cow, cat" in caplog.text
+    assert "2 of your 4 classes known by name, with weights: cow, cat" in caplog.text
 
 
 def test_other_names_in_the_same_number_are_not_taken_over(tmp_path: Path) -> None:

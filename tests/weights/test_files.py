@@ -41,6 +41,12 @@ def test_a_file_without_the_backbone_is_refused_and_the_conversion_named(
         assert part in str(error.value)
 
 
+def test_weights_of_another_backbone_are_told_by_their_config(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("source: {config: a_row+synthetic, new_keys: []}")
+    with pytest.raises(WeightsError, match=r"trained as a_row\+synthetic.*backbone"):
+        start(Detector(), {"backbone.other": torch.zeros(2)}, tmp_path)
+
+
 @pytest.mark.parametrize("norm", ["FrozenBN", "BN"])
 @pytest.mark.parametrize("row", [ROW, "table2a_backbone/r50_c4"])
 def test_torchvisions_resnet_is_refused_as_it_is(row: str, norm: str, tmp_path: Path) -> None:

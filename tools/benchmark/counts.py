@@ -71,7 +71,7 @@ def _keypoints(boxes: Boxes, seed: int, count: int = 17) -> Keypoints:
 
 def training_step(model: nn.Module, images: list[dict[str, Any]]) -> tuple[Cost, dict[str, Tensor]]:
     """Of a step in which no statistics are due, with its losses; the trainer's own is not in it."""
-    with CudaRules() as cuda:
+    with CudaRules() as cuda, torch.enable_grad():
         model.to("cuda").train()
         parameters = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.SGD(parameters, lr=1e-4, momentum=0.9, foreach=True)

@@ -18,8 +18,9 @@ from mask_rcnn_plugin.data.check.annotations import NOT_TRAINED, UNFIT_KEYPOINTS
 from mask_rcnn_plugin.data.check.findings import KINDS, Finding, Findings
 from mask_rcnn_plugin.data.coco import left_right_pairs, skeleton_pairs
 from mask_rcnn_plugin.data.garbage import collection_paused
+from mask_rcnn_plugin.errors import counted
 
-_LISTS = ("images", "annotations", "categories")
+_LISTS = {"images": "image", "annotations": "annotation", "categories": "category"}
 _CHUNK = 2048  # annotations looked at together
 _NOT_SCORED = ("area-missing", "polygon-dropped")  # warnings in training, refused by an evaluation
 
@@ -36,6 +37,7 @@ class Checked:
         paths: of the images that are there, by image id.
         bad_images: by the index of an entry of "images", the kind of error in it or in its file.
         bad_categories: the same of "categories".
+        objects: number of annotations that are no crowds, by image id.
         flagged: indices of annotations with findings.
         new_ids: unused ids, by the index of an annotation whose own is missing, 0 or taken.
     """
@@ -49,6 +51,7 @@ class Checked:
     paths: dict[int, str] = field(default_factory=dict)
     bad_images: dict[int, str] = field(default_factory=dict)
     bad_categories: dict[int, str] = field(default_factory=dict)
+    objects: Counter[int] = field(default_factory=Counter)
     flagged: set[int] = field(default_factory=set)
     new_ids: dict[int, int] = field(default_factory=dict)
 
@@ -56,7 +59,7 @@ class Checked:
         """How many entries the file has, in words."""
         if self.document is None:
             return "not read"
-        return ", ".join(f"{len(self.document[name])} {name}" for name in _LISTS)
+        return ", ".join(counted(len(self.document[k]), one, k) for k, one in _LISTS.items())
 
 
 @dataclass
@@ -65,7 +68,7 @@ class _Tally:
 
     ids: dict[int, int | None] = field(default_factory=dict)
     without_mask: dict[int, object] = field(default_factory=dict)
-    images: set[int] = field(default_factory=set)
+    objects: Counter[int] = field(default_factory=Counter)  # by image, crowds apart
     categories: set[int] = field(default_factory=set)
     masked: int = 0
     labelled: bool = False  # whether a keypoint is
@@ -271,7 +274,7 @@ def _sift(entries: list[Any], context: Context) -> tuple[_Tally, dict[int, Any]]
                 continue
             tally.used = True
             tally.ids[index] = annotation.id
-            tally.images.add(annotation.image_id)
+            tally.objects[annotation.image_id] += 1
             tally.categories.add(annotation.category_id)
             if annotation.segmentation:
                 tally.masked += 1
@@ -302,7 +305,7 @@ def _check_annotations(
             if kinds & {"annotation-format", "unknown-image"}:
                 continue
         tally.ids[index] = annotation.get("id")
-        tally.images.add(annotation["image_id"])
+        tally.objects[annotation["image_id"]] += "crowd" not in kinds
         tally.categories.add(annotation["category_id"])
         tally.masked += bool(annotation.get("segmentation"))
         if not annotation.get("segmentation") and "crowd" not in kinds:
@@ -313,6 +316,7 @@ def _check_annotations(
     if 2 * checked.findings.get("box-xyxy", Finding("")).count <= tally.masked:
         context.xyxy = False
         checked.findings.rename("box-xyxy", "box-contradicts")
+    checked.objects = tally.objects
     _check_ids(checked, tally.ids)
     _check_headings(checked, tally.categories)
     if not tally.used:
@@ -327,7 +331,7 @@ def _check_annotations(
         for _, key in sorted(tally.without_mask.items()):
             add("mask-mixed", key)
     for key in context.images:
-        if key not in tally.images:
+        if key not in tally.objects:
             add("image-no-annotation", key)
     if training:
         for key, name in zip(sorted(context.categories), checked.classes):

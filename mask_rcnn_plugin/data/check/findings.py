@@ -35,12 +35,13 @@ _MEANINGS = {
         "not-standard-json": "NaN or Infinity, which Python reads and other programs reject",
         "keypoint-none": "no keypoint is labelled: the loss will stay 0",
         "mostly-crowds": "crowds are neither trained on nor scored: is iscrowd intended?",
+        "detections-limited": "the objects beyond the limit are missed",
         "leak": "in both training and test set: the scores will be too high",
     },
     ("note", "file"): {"no-test-annotation": "no annotations but crowds: nothing to score"},
     ("error", "category"): {
         "category-format": "needs an integer id and a name of its own",
-        "category-id-duplicate": "the id is taken by an earlier category",
+        "category-id-duplicate": "duplicate id: an earlier category has it",
         "category-keypoints": "keypoints must be a list of names, the same in all that have any",
     },
     ("warning", "category"): {
@@ -56,11 +57,11 @@ _MEANINGS = {
     },
     ("error", "image"): {
         "image-format": "needs an integer id, a file_name, and width and height of 1 or more",
-        "image-id-duplicate": "the id is taken by an earlier image",
+        "image-id-duplicate": "duplicate id: an earlier image has it",
         "image-missing": "the file does not exist",
         "image-unreadable": "broken, cut short, or not an image",
         "image-too-large": "more pixels than Pillow opens: cut it into tiles, annotations too",
-        "image-size": "the file has another size than stated: detectron2 rejects it",
+        "image-size": "the file's size differs from the one stated: detectron2 rejects it",
         "image-rotated-size": (
             "the size stated is that before the EXIF rotation: detectron2 rejects it"
         ),
@@ -83,8 +84,8 @@ _MEANINGS = {
     ("note", "image"): {"image-no-annotation": "left out of the training, not of the evaluation"},
     ("error", "annotation"): {
         "annotation-format": "must be an object with integer id, image_id and category_id",
-        "annotation-id-missing": "no id: detectron2 stops; --fix numbers it",
-        "annotation-id-duplicate": "the id is taken: detectron2 stops; --fix numbers it",
+        "annotation-id-missing": "no id: detectron2 stops; --fix assigns one",
+        "annotation-id-duplicate": "duplicate id: detectron2 stops; --fix assigns a new one",
         "unknown-image": "no image has this image_id: left out",
         "unknown-category": "no category has this id: detectron2 stops",
         "ignore-set": '"ignore" is set: detectron2 stops',
@@ -181,7 +182,7 @@ class Findings(dict[str, Finding]):
     def table(self) -> str:
         """Errors, warnings, notes; in each the kinds in the order of `KINDS`."""
         if not self:
-            return "nothing found"
+            return "no problems found"
         found = [(kind, self[kind]) for kind in KINDS if kind in self]
         found.sort(key=lambda f: _SEVERITIES.index(f[1].severity))
         rows = [

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from mask_rcnn_plugin.data.annotation_rules import Fault
@@ -59,6 +59,8 @@ def inspect(path: str, size: tuple[int, int]) -> list[Fault]:
             pixels = np.asarray(image) >> 8 if deep else np.asarray(image.convert("RGB"))
     except Image.DecompressionBombError as error:
         return [("image-too-large", f"{path}: {error}")]
+    except UnidentifiedImageError:
+        return [("image-unreadable", f"{path}: not an image that Pillow can read")]
     except Exception as error:  # Pillow's decoders raise anything on broken files
         return [("image-unreadable", f"{path}: {str(error) or type(error).__name__}")]
     found: list[Fault] = []

@@ -3,8 +3,9 @@
 import difflib
 import filecmp
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
+from types import MappingProxyType
 
 from mask_rcnn_plugin.data.check.dataset import Checked
 from mask_rcnn_plugin.data.check.findings import Findings
@@ -16,6 +17,7 @@ def compare(
     *,
     num_classes: int | None = None,
     needs_keypoints: bool = False,
+    limits: Mapping[str, int] = MappingProxyType({}),
     open_images: bool = True,
 ) -> Findings:
     """What does not go together in datasets that were checked, each by itself.
@@ -23,6 +25,7 @@ def compare(
     Args:
         num_classes: the model's; None if it is fitted to the dataset.
         needs_keypoints: whether the model has a keypoint branch.
+        limits: of the detections in an image, by the key of the config that sets it.
         open_images: whether to compare files of one name in different folders; else only the same
             file counts as in both sets.
     """
@@ -38,6 +41,12 @@ def compare(
         findings.add("num-classes", "", text)
     if needs_keypoints and not train[0].keypoints:
         findings.add("no-keypoints", "", "use a config without a keypoint branch")
+    most = max(test.objects.values(), default=0)
+    if low := {key: limit for key, limit in limits.items() if limit < most}:
+        crowded = sum(count > min(low.values()) for count in test.objects.values())
+        keys = " and ".join(f"{key}, which is {limit}" for key, limit in low.items())
+        text = f"{crowded} of {len(test.context.images)} test images have more objects (up to "
+        findings.add("detections-limited", text=f"{text}{most}) than may be detected: raise {keys}")
     ours = {os.path.realpath(p) for checked in train for p in checked.paths.values()}
     by_name = {os.path.basename(path): path for path in ours} if open_images else {}
     for path in test.paths.values():

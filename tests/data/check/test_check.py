@@ -266,7 +266,7 @@ def broken(folder: Path, breaking: Break) -> Path:
 def test_a_clean_file(tmp_path: Path) -> None:
     checked = check(write(tmp_path, clean_document()), needs_mask=True)
     assert checked.findings == {}
-    assert checked.findings.table() == "nothing found"
+    assert checked.findings.table() == "no problems found"
     assert checked.classes == ["person", "ball"]
     assert checked.keypoints == ["head", "foot"]
 
@@ -289,7 +289,7 @@ def test_each_kind_has_a_test() -> None:
             "keypoints-differ",
             "num-classes",
         ),
-        *("no-keypoints", "leak", "mostly-crowds", "refused", "not-checked"),
+        *("no-keypoints", "leak", "detections-limited", "mostly-crowds", "refused", "not-checked"),
         *("box-xyxy", "category-heading", "image-too-large"),
     }
     assert {kind for kind, _ in CASES} | elsewhere == set(KINDS)
@@ -841,6 +841,16 @@ def test_the_model_is_compared(tmp_path: Path) -> None:
     for checked in (train, test):
         checked.keypoints = []
     assert compare([train], test, needs_keypoints=True).keys() == {"no-keypoints"}
+
+
+def test_more_objects_than_detections_are_a_warning(tmp_path: Path) -> None:
+    train, test = pair(tmp_path, image())
+    most = max(test.objects.values())
+    assert compare([train], test, limits={"a.key": most}) == {}
+    found = compare([train], test, limits={"a.key": most - 1, "b.key": 100})["detections-limited"]
+    assert found.severity == "warning"
+    for words in ("of 3 test images", f"up to {most}", f"{most - 1}", "a.key"):
+        assert words in found.example
 
 
 def test_a_test_set_without_annotations_is_not_compared(tmp_path: Path) -> None:
