@@ -6,11 +6,14 @@ how many: images with less ground truth are padded with empty boxes, and what is
 marked.
 """
 
+import logging
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+
+logger = logging.getLogger(__name__)
 
 # Of the matrix of a few images at a time: 256 MB in float32.
 ELEMENTS_AT_ONCE = 2**26
@@ -60,6 +63,24 @@ def match(
         int64 (N, A): the ground truth each box overlaps most with, within its image; 0 if none.
         int8 (N, A): labels.
     """
+    rule = thresholds, labels, allow_low_quality_matches
+    try:
+        return _match(gt_boxes, boxes, *rule)
+    except torch.OutOfMemoryError:  # of a crowd; as detectron2, on the host then
+        logger.warning(
+            "Out of GPU memory: %s objects are matched on the CPU", list(map(len, gt_boxes))
+        )
+        found = _match([gt.cpu() for gt in gt_boxes], boxes.cpu(), *rule)
+        return found[0].to(boxes.device), found[1].to(boxes.device)
+
+
+def _match(
+    gt_boxes: Sequence[Tensor],
+    boxes: Tensor,
+    thresholds: Sequence[float],
+    labels: Sequence[int],
+    allow_low_quality_matches: bool,
+) -> tuple[Tensor, Tensor]:
     counts = [len(gt) for gt in gt_boxes]
     most = max(*counts, 1)
     padded = pad_sequence([*gt_boxes, boxes.new_zeros(most, 4)], batch_first=True)[:-1]

@@ -75,6 +75,26 @@ def test_best_anchors_are_positive_however_low() -> None:
     assert match([gt], anchors, [0.3, 0.7], [0, -1, 1], False)[1].tolist() == [[0, 0]]
 
 
+def test_a_crowd_too_large_for_a_gpu_is_matched_on_the_host(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    given = [boxes(3), boxes(2, seed=1)], boxes(1, 50, seed=2), *RPN
+    expected = match(*given)
+    work, calls = matching._match, []
+
+    def full(*args: object) -> tuple[Tensor, Tensor]:
+        calls.append(args)
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return work(*args)
+
+    monkeypatch.setattr(matching, "_match", full)
+    found = match(*given)
+    assert len(calls) == 2
+    assert all(a.equal(b) for a, b in zip(found, expected, strict=True))
+    assert "[3, 2]" in caplog.text
+
+
 def labels_of(positives: int, negatives: int, ignored: int) -> Tensor:
     labels = torch.tensor([1] * positives + [0] * negatives + [-1] * ignored)
     return labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(3))]
