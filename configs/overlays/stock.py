@@ -26,3 +26,4 @@ def overlay(cfg: DictConfig) -> None:
     heads.box_predictor._target_ = FastRCNNOutputLayers
     if "keypoint_head" in heads:
         heads.keypoint_head._target_ = KRCNNConvDeconvUpsampleHead
+        cfg.train.channels_last = False  # its loss takes a view that channels-last lacks
