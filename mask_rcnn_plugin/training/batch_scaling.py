@@ -7,6 +7,7 @@ from detectron2.utils import comm
 from omegaconf import DictConfig, OmegaConf
 
 from mask_rcnn_plugin.config import ConfigError
+from mask_rcnn_plugin.main_process import on_main_process
 from mask_rcnn_plugin.training.setup import no_image_left
 
 # Milestones are parts of train.max_iter, as is a warm-up given as such, and go along.
@@ -78,7 +79,8 @@ def fit_epochs(cfg: DictConfig) -> None:
     """Turn `train.epochs`, where it is set, into iterations, in place: the training's length, an
     evaluation and a checkpoint each epoch, and a warm-up no longer than one.
 
-    The main process prints what is replaced, in the config or an override.
+    The main process counts the images for all, and prints what is replaced, in the config or an
+    override. Every process calls this.
 
     Args:
         cfg: its datasets set up by `setup_datasets`, its batch fitted by `fit_batch`.
@@ -89,10 +91,14 @@ def fit_epochs(cfg: DictConfig) -> None:
     epochs = cfg.train.get("epochs")
     if epochs is None:
         return
-    try:
-        images = len(instantiate(cfg.dataloader.train.dataset))
-    except AssertionError as error:  # detectron2's
-        raise no_image_left(cfg, error) from error
+
+    def count() -> int:
+        try:
+            return len(instantiate(cfg.dataloader.train.dataset))
+        except AssertionError as error:  # detectron2's
+            raise no_image_left(cfg, error) from error
+
+    images = on_main_process(count)
     batch = cfg.dataloader.train.total_batch_size * cfg.train.accumulate_steps
     epoch = max(1, math.ceil(images / batch))
     # The length comes last, as a period may refer to it.

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 from detectron2.config import instantiate
+from detectron2.data import DatasetCatalog
 from detectron2.utils import comm
 from omegaconf import DictConfig, OmegaConf
 
@@ -173,6 +174,21 @@ def test_a_training_set_without_the_keypoints_asked_for_names_the_key(toy_datase
     setup_datasets(cfg)
     with pytest.raises(DatasetError, match=f"all 12 training images .* 100 keypoints .*{key}"):
         fit_epochs(cfg)
+
+
+def test_the_main_process_alone_reads_the_file_to_count(
+    toy_dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = get_config(ROW, [f"dataset={toy_dataset}", "train.epochs=2"])
+    setup_datasets(cfg)
+    file = cfg.dataset.train.json
+    DatasetCatalog.remove(file)
+    DatasetCatalog.register(file, lambda: pytest.fail("read in another process"))
+    monkeypatch.setattr(comm, "is_main_process", lambda: False)
+    monkeypatch.setattr(comm, "all_gather", lambda _: [(160, None), (None, None)])
+    fit_epochs(cfg)
+    batch = cfg.dataloader.train.total_batch_size
+    assert cfg.train.max_iter == 2 * 160 / batch
 
 
 def test_epochs_of_a_dataset_without_an_annotated_image_are_an_error(

@@ -27,7 +27,7 @@ def to_markdown(report: Mapping[str, Any]) -> str:
     if rows := report.get("counts"):
         parts.append(counts_table(rows))
     if m := report.get("loader"):
-        headers = ["loader", "images a second and worker", "times detectron2's"]
+        headers = ["loader", "images a CPU second", "times detectron2's"]
         speeds = m["images_per_second"].items()
         parts.append(table(headers, [[k, f"{v:.1f}", f"{m['ratio'][k]:.2f}"] for k, v in speeds]))
         off = m["pixel_difference"]
