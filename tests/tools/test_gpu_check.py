@@ -52,20 +52,24 @@ def run(tool: ModuleType, folder: Path, monkeypatch: pytest.MonkeyPatch, *more: 
     return json.loads((folder / "gpu_check_dry_run.json").read_text())
 
 
+@pytest.mark.parametrize(("precision", "parts"), [("fp32", gpu.PARTS), ("bf16", {})])
 def test_every_variant_is_measured(
-    tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    precision: str,
+    parts: dict[str, Any],
+    tool: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(gpu, "PRECISIONS", {precision: gpu.PRECISIONS[precision]})
+    monkeypatch.setattr(gpu, "PARTS", parts)
     report = run(tool, tmp_path, monkeypatch, "--minutes", "60")
     rows = report["gpu"]["rows"]
     assert not [row for row in rows if "error" in row]
     assert all(row["ms"] > 0 for row in rows)
     of = Counter((row["model"], row["what"], row["precision"]) for row in rows)
-    parts = len(gpu.PARTS)
-    for precision in ("fp32", "bf16"):
-        assert of["masks", "training", precision] == 6 + parts
-        assert of["masks", "inference", precision] == 6 + parts
-        assert of["masks and keypoints", "training", precision] == 5
-        assert of["masks and keypoints", "inference", precision] == 5
+    for what in ("training", "inference"):
+        assert of["masks", what, precision] == 6 + len(parts)
+        assert of["masks and keypoints", what, precision] == 5
     page = (tmp_path / "gpu_check_dry_run.md").read_text()
     assert page == to_markdown(report)
     for row in rows:
@@ -87,8 +91,8 @@ def test_a_failed_measurement_is_a_row_and_an_exit_code(
     def fail() -> Any:
         raise RuntimeError("CUDA out of | memory\nmore")
 
-    row = gpu.Row("masks", "training", "fp32", [gpu.Variant("plugin", fail, 0)])
-    monkeypatch.setattr(gpu, "rows", lambda device, size: [row])
+    row = gpu.Lineup("masks", "training", "fp32", [gpu.Variant("plugin", fail, 0)])
+    monkeypatch.setattr(gpu, "lineups", lambda device, size: [row])
     with pytest.raises(SystemExit, match=r"training of plugin.*out of \| memory"):
         run(tool, tmp_path, monkeypatch)
     assert "RuntimeError: CUDA out of / memory" in (tmp_path / "gpu_check_dry_run.md").read_text()
@@ -102,8 +106,8 @@ def test_the_most_urgent_comes_first() -> None:
 
     variants = [variant("slow", 4), variant("a", 0), variant("part", 1), variant("b", 0)]
     with pytest.MonkeyPatch.context() as patch:
-        row = gpu.Row("masks", "training", "fp32", variants)
-        patch.setattr(gpu, "rows", lambda device, size: [row])
+        row = gpu.Lineup("masks", "training", "fp32", variants)
+        patch.setattr(gpu, "lineups", lambda device, size: [row])
         *_, last = gpu.measured("cpu", (64, 64), float("inf"))
     assert list(dict.fromkeys(order)) == ["a", "b", "part", "slow"]
     assert [row["variant"] for row in last] == ["slow", "a", "part", "b"]

@@ -76,7 +76,7 @@ class Variant(NamedTuple):
     urgency: int
 
 
-class Row(NamedTuple):
+class Lineup(NamedTuple):
     """Variants to be compared: `model` of `MODELS`, `what`: "training" or "inference"."""
 
     model: str
@@ -85,7 +85,7 @@ class Row(NamedTuple):
     variants: list[Variant]
 
 
-def rows(device: str, size: tuple[int, int]) -> Iterator[Row]:
+def lineups(device: str, size: tuple[int, int]) -> Iterator[Lineup]:
     """All that is measured, of images of (height, width)."""
     for name, (config, overrides) in MODELS.items():
         images = batch("keypoint" in name, size, OBJECTS)
@@ -97,7 +97,7 @@ def rows(device: str, size: tuple[int, int]) -> Iterator[Row]:
                 if name != "masks":  # later; compiling takes minutes, once is enough
                     later = [v for v in found if v.urgency < COMPILED]
                     found = [v._replace(urgency=v.urgency + 2) for v in later]
-                yield Row(name, what, precision, found)
+                yield Lineup(name, what, precision, found)
 
 
 def _trainings(
@@ -260,15 +260,15 @@ def measured(device: str, size: tuple[int, int], ends: float) -> Iterator[list[d
         ends: no variant is begun after this `time.monotonic()`.
     """
     found: dict[tuple[int, int], dict[str, Any]] = {}
-    of_rows = list(rows(device, size))
-    todo = [(v.urgency, r, i) for r, row in enumerate(of_rows) for i, v in enumerate(row.variants)]
-    for _, r, i in sorted(todo):
-        row = of_rows[r]
-        what = {"model": row.model, "what": row.what, "precision": row.precision}
+    every = list(lineups(device, size))
+    todo = [(v.urgency, n, i) for n, one in enumerate(every) for i, v in enumerate(one.variants)]
+    for _, n, i in sorted(todo):
+        lineup = every[n]
+        what = {"model": lineup.model, "what": lineup.what, "precision": lineup.precision}
         result: dict[str, Any] = {"error": "not run: out of time"}
         if time.monotonic() < ends:
-            result = measure(row.variants[i].build, device)
-        found[r, i] = what | {"variant": row.variants[i].name} | result
+            result = measure(lineup.variants[i].build, device)
+        found[n, i] = what | {"variant": lineup.variants[i].name} | result
         yield [found[key] for key in sorted(found)]
 
 
