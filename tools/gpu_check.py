@@ -96,7 +96,7 @@ def run_tests(tests: Path, folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    args = parse_args()
+    args, begun = parse_args(), time.monotonic()
     name = torch.cuda.get_device_name() if args.device == "cuda" else "gpu_check_dry_run"
     page = args.folder / re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
     args.folder.mkdir(parents=True, exist_ok=True)
@@ -123,11 +123,10 @@ def main() -> None:
             seen = gpu.waits()
         except Exception as error:  # the measurements are worth more
             failed.append(f"waits that CUDA reports: {type(error).__name__}: {error}")
-    ends = time.monotonic() + 60 * args.minutes
-    for rows in gpu.measured(args.device, tuple(args.size), ends):
+    for rows in gpu.measured(args.device, tuple(args.size), args.minutes):
         found["rows"] = rows
         write()
-        print(f"{len(rows)} measured, {ends - time.monotonic():.0f} s left", file=sys.stderr)
+        print(f"{len(rows)} variants, {time.monotonic() - begun:.0f} s", file=sys.stderr)
     of_name = {row["name"]: row for row in seen}
     found["waits"] = [row | of_name.get(row["name"], {}) for row in counts()]
     write()

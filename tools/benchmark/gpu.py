@@ -253,14 +253,15 @@ def _seconds(run: Run, calls: int, is_cuda: bool) -> float:
     return (time.perf_counter() - start) / max(1, calls)
 
 
-def measured(device: str, size: tuple[int, int], ends: float) -> Iterator[list[dict[str, Any]]]:
+def measured(device: str, size: tuple[int, int], minutes: float) -> Iterator[list[dict[str, Any]]]:
     """What is measured so far, after each variant; those that time was not enough for say so.
 
     Args:
-        ends: no variant is begun after this `time.monotonic()`.
+        minutes: after which no variant is begun; the models are made before.
     """
     found: dict[tuple[int, int], dict[str, Any]] = {}
     every = list(lineups(device, size))
+    ends = time.monotonic() + 60 * minutes
     todo = [(v.urgency, n, i) for n, one in enumerate(every) for i, v in enumerate(one.variants)]
     for _, n, i in sorted(todo):
         lineup = every[n]

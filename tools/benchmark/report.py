@@ -75,12 +75,10 @@ def _gpu_parts(gpu: Mapping[str, Any]) -> list[str]:
             )
         )
         lines = [f"{n} {line}" for w in counted for line, n in w.get("lines", {}).items()]
-        parts.append("\n".join(["The plugin's lines that CUDA reports:", "", *_bullets(lines)]))
+        if lines:
+            bullets = [f"* `{line}`" for line in lines]
+            parts.append("\n".join(["The plugin's lines that CUDA reports:", "", *bullets]))
     return parts
-
-
-def _bullets(lines: list[str]) -> list[str]:
-    return [f"* `{line}`" for line in lines] or ["* none"]
 
 
 def _variant_cells(row: Mapping[str, Any], images: int) -> list[str]:
