@@ -145,3 +145,33 @@ def test_without_a_gpu_it_says_so(
         tool.parse_args()
     assert end.value.code == 2
     assert "--device cpu" in capsys.readouterr().err
+
+
+def test_the_page_shows_what_cuda_reports_beside_the_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    models = {"detectron2": torch.nn.Identity(), "plugin": torch.nn.ReLU()}
+    line = "mask_rcnn_plugin/x.py:7 f"
+    monkeypatch.setattr(gpu, "peers", lambda config, images: models)
+    monkeypatch.setattr(
+        gpu,
+        "waits_of",
+        lambda model, images, what: Counter({line: 3 if model is models["plugin"] else 70}),
+    )
+    waits = [
+        row | {"counts": {"detectron2": [71, 24, 1580], "plugin": [4, 3, 955]}}
+        for row in gpu.waits()
+    ]
+    assert [row["name"] for row in waits] == [
+        f"{what}, {name}"
+        for name in ("masks", "masks and keypoints")
+        for what in ("training step", "inference")
+    ]
+    tests = {"counts": {"passed": 1, "failed": 1, "skipped": 0}, "failed": ["tests.test_b"]}
+    found = {"size": [64, 64], "images": 2, "rows": [], "waits": waits, "tests": tests}
+    made = {"command": "c", "environment": "e", "versions": "v", "gpu": found}
+    page = to_markdown(json.loads(json.dumps(made)))
+    assert re.search(r"inference, masks +\| detectron2 +\| 71 +\| 24 +\| 1,580 +\| 70 ", page)
+    assert re.search(r"inference, masks +\| plugin +\| 4 +\| 3 +\| 955 +\| 3 ", page)
+    assert f"* `3 {line}`" in page
+    assert "* `tests.test_b`" in page
