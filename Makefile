@@ -3,6 +3,7 @@
 # make test    the tests, on all cores; pytest's arguments: make test TEST_ARGS="-n 0 tests/modeling"
 # make docs    the documentation's site in output/site, warnings are errors
 # make lint    ruff and mypy
+# make gpu-check   what only a GPU can tell, in ten minutes, nothing installed: docs/gpu.md
 #
 # PYTHON=python3.12 names the Python that .venv is made of.
 # PY=python uses that interpreter as it is, for a machine whose Python already has torch, detectron2
@@ -14,14 +15,17 @@ CHECK_VERSION = import sys; v = sys.version.split()[0]; sys.exit( \
 	sys.version_info < (3, 10) and "Python 3.10 or newer is needed, this one is " + v + ": " \
 	+ sys.executable + ". Name another: make PYTHON=python3.x, or PY=... for one to use as it is.")
 
-.PHONY: setup demo test docs lint
+.PHONY: setup demo test docs lint gpu-check
 
 ifdef PY
+THERE := $(PY)
+
 setup:
 	@$(PY) -c '$(CHECK_VERSION)'
 else
 PY := .venv/bin/python
 READY := .venv/.ready
+THERE = $(or $(wildcard $(PY)),$(PYTHON))
 
 setup: $(READY)
 
@@ -52,3 +56,7 @@ lint: setup
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy mask_rcnn_plugin
+
+# Without setup, which may want the internet; the plugin need not be installed either.
+gpu-check:
+	PYTHONPATH=.:$$PYTHONPATH $(THERE) tools/gpu_check.py $(GPU_CHECK_ARGS)

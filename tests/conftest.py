@@ -40,6 +40,11 @@ multiprocessing.set_forkserver_preload(
 )
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+
+
 @pytest.fixture(autouse=True)
 def seed() -> None:
     """The same random numbers for a test, whichever ran before."""

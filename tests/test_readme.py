@@ -94,7 +94,7 @@ def test_files_of_the_readme_exist(path: str) -> None:
 
 def test_make_targets_of_the_readme_exist() -> None:
     makefile = (REPOSITORY / "Makefile").read_text()
-    for target in re.findall(r"(?:^|`)make (\w+)", README, flags=re.MULTILINE):
+    for target in re.findall(r"(?:^|`)make ([\w-]+)", README, flags=re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
 
 

@@ -231,7 +231,7 @@ def test_decoding_half_precision_logits_and_under_autocast(
     torch.testing.assert_close(points, expected, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.cuda
 def test_decoding_on_a_gpu() -> None:
     logits, boxes = some_maps("people", 20), some_boxes(20, 300)
     points = decode_keypoints(logits.cuda(), boxes.cuda())

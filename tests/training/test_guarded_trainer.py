@@ -188,7 +188,7 @@ def test_bf16_computes_in_bfloat16_and_keeps_float32_weights(tmp_path: Path) -> 
     assert not torch.equal(built.model.layer.weight, before)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: float16 needs one")
+@pytest.mark.cuda  # float16 needs a GPU
 def test_fp16_scales_the_loss_and_keeps_the_scale(tmp_path: Path) -> None:
     model = Model().cuda()
     batch = [{**image(1.0), "image": torch.ones(2, device="cuda")}]

@@ -47,16 +47,18 @@ def narrow_config(config: str, overrides: Sequence[str]) -> DictConfig:
     return get_config(config, list(overrides)).model
 
 
-def batch(has_keypoints: bool = False) -> list[dict[str, Any]]:
+def batch(
+    has_keypoints: bool = False, size: tuple[int, int] = (SIDE, SIDE), objects: int = OBJECTS
+) -> list[dict[str, Any]]:
     """Images with ground truth, as detectron2's mapper gives them."""
     items = []
     for seed in range(IMAGES):
-        target = ground_truth((SIDE, SIDE), OBJECTS, seed)
+        target = ground_truth(size, objects, seed)
         if has_keypoints:
             target.gt_classes.zero_()
             target.gt_keypoints = _keypoints(target.gt_boxes, seed)
-        item = {"image": picture((SIDE, SIDE), seed), "instances": target}
-        items.append(item | {"height": SIDE, "width": SIDE})
+        item = {"image": picture(size, seed), "instances": target}
+        items.append(item | {"height": size[0], "width": size[1]})
     return items
 
 
@@ -97,20 +99,23 @@ def inference(model: nn.Module, images: list[dict[str, Any]]) -> tuple[Cost, lis
         return cost, [result["instances"].to("cpu") for result in results]
 
 
+def peers(config: DictConfig, images: list[dict[str, Any]]) -> dict[str, Any]:
+    """A config's model of detectron2's classes, which finds things, and of the plugin's."""
+    stock, ours = stock_detectron2(config), instantiate(config)
+    draw_like_trained(stock, images, num_candidates=20 * DETECTIONS)
+    ours.load_state_dict(stock.state_dict())
+    ours.roi_heads.box_predictor.test_score_thresh = stock.roi_heads.box_predictor.test_score_thresh
+    return {"detectron2": stock, "plugin": ours}
+
+
 def counts() -> list[dict[str, Any]]:
     """Training and inference of detectron2's model and the plugin's, not optimised."""
     rows = []
     for name, (config, overrides) in ROWS.items():
         images = batch("keypoint" in name)
-        model = narrow_config(config, overrides)
-        stock, ours = stock_detectron2(model), instantiate(model)
-        draw_like_trained(stock, images, num_candidates=20 * DETECTIONS)
-        ours.load_state_dict(stock.state_dict())
-        ours.roi_heads.box_predictor.test_score_thresh = (
-            stock.roi_heads.box_predictor.test_score_thresh
-        )
+        models = peers(narrow_config(config, overrides), images)
         for what, count in (("training step", training_step), ("inference", inference)):
-            costs = {"detectron2": count(stock, images)[0], "plugin": count(ours, images)[0]}
+            costs = {peer: count(model, images)[0] for peer, model in models.items()}
             numbers = {peer: cost.totals() for peer, cost in costs.items()}
             rows.append({"name": f"{what}, {name}", "counts": numbers})
     return rows

@@ -138,10 +138,10 @@ class CudaRules(contextlib.ExitStack):
             self.cost = before
 
     def wait(self) -> None:
-        self.cost.waits[_line()] += 1
+        self.cost.waits[source_line()] += 1
 
     def copy(self) -> None:
-        self.cost.copies[_line()] += 1
+        self.cost.copies[source_line()] += 1
 
     @contextlib.contextmanager
     def unseen(self) -> Iterator[None]:
@@ -161,7 +161,7 @@ def _autocast_of_cpu(autocast: type) -> type:
     return Autocast
 
 
-def _line() -> str:
+def source_line() -> str:
     """The innermost line of detectron2's or ours, but for this file's."""
     frame: FrameType | None = sys._getframe(1)
     while frame:
@@ -207,7 +207,7 @@ class _Operators(TorchDispatchMode):
             return _mark(others) and None  # zeros that a gradient's formula makes
         raise CudaError(
             f"{func}: expected all tensors to be on the same device, but found cuda:0 and "
-            f"{[tuple(x.shape) for x in others]} on the CPU at {_line()}"
+            f"{[tuple(x.shape) for x in others]} on the CPU at {source_line()}"
         )
 
     def _count(self, func: Any, args: Any, kwargs: Any) -> None:
@@ -233,7 +233,7 @@ class _Operators(TorchDispatchMode):
                 if not on_cuda(index):
                     rules.copy()
         if not func.is_view and name not in _NO_KERNEL:
-            where = "gradients" if _in_backward() else _line()
+            where = "gradients" if _in_backward() else source_line()
             rules.cost.operators[where] += 1
             rules.cost.kinds[name] += 1
 
@@ -299,7 +299,7 @@ class _Functions(TorchFunctionMode):
         if func in _FROM_DATA and not on_cuda(first):
             out = out.clone() if isinstance(first, Tensor) or hasattr(first, "__array__") else out
         elif getattr(func, "__name__", "") not in _NO_KERNEL and func not in _FROM_DATA:
-            self.rules.cost.operators[_line()] += 1
+            self.rules.cost.operators[source_line()] += 1
             self.rules.cost.kinds[func.__name__] += 1
         return _mark(out)
 

@@ -26,7 +26,7 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
 
 from mask_rcnn_plugin.fast.folding import FrozenBNConv2d
-from mask_rcnn_plugin.fast.replacement import conv_like, replace_modules
+from mask_rcnn_plugin.fast.replacement import as_class, conv_like, replace_modules
 from mask_rcnn_plugin.modeling import (
     MaskRCNN,
     MaskRCNNAnchorGenerator,
@@ -64,6 +64,22 @@ def stock_detectron2(model: DictConfig) -> Any:
     OmegaConf.resolve(model)
     _use_stock_classes(model)
     return replace_modules(instantiate(model), _unfolded)
+
+
+def with_stock(model: nn.Module, *kinds: type) -> Any:
+    """A copy of a plugin's model whose modules of some classes are detectron2's.
+
+    Args:
+        model: with the features that `stock_detectron2` asks for.
+        kinds: of the plugin's classes.
+    """
+
+    def stock(module: nn.Module) -> nn.Module | None:
+        if type(module) not in kinds:
+            return None
+        return _unfolded(module) or as_class(module, _STOCK[type(module)][0])
+
+    return replace_modules(copy.deepcopy(model), stock)
 
 
 def _unfolded(conv: nn.Module) -> Conv2d | None:

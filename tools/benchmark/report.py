@@ -46,7 +46,59 @@ def to_markdown(report: Mapping[str, Any]) -> str:
         parts.append(table(headers, rows))
     if report.get("bf16"):
         parts.append(f"bf16 on a trained model: {agreement(report['bf16'])}.")
+    if gpu := report.get("gpu"):
+        parts += _gpu_parts(gpu)
     return "\n\n".join(parts) + "\n"
+
+
+def _gpu_parts(gpu: Mapping[str, Any]) -> list[str]:
+    """What tools/gpu_check.py found."""
+    parts = []
+    if tests := gpu.get("tests"):
+        line = "Tests marked `cuda`: " + ", ".join(f"{n} {k}" for k, n in tests["counts"].items())
+        parts.append("\n".join([line + ".", "", *(f"* `{name}`" for name in tests["failed"])]))
+    height, width = gpu["size"]
+    parts.append(
+        f"{gpu['images']} images of {height} x {width} at once, random weights. Peak memory is "
+        "all that the step held, weights included. The plugin's masks are RLE on the host, "
+        "detectron2's bitmaps on the device."
+    )
+    tables: dict[str, list[list[str]]] = {}
+    for row in gpu["rows"]:
+        title = f"{row['what']}, {row['model']}, {row['precision']}"
+        tables.setdefault(title, []).append(_variant_cells(row, gpu["images"]))
+    headers = ["", "ms an image", "range", "images a second", "peak MiB"]
+    parts += [table([title, *headers[1:]], lines) for title, lines in tables.items()]
+    if counted := gpu.get("waits"):
+        headers = ["peer", "waits", "copies", "operators", "waits that CUDA reports"]
+        parts.append(
+            table(
+                ["counted, a batch of 2", *headers], [c for w in counted for c in _waits_cells(w)]
+            )
+        )
+        lines = [f"{n} {line}" for w in counted for line, n in w.get("lines", {}).items()]
+        if lines:
+            bullets = [f"* `{line}`" for line in lines]
+            parts.append("\n".join(["The plugin's lines that CUDA reports:", "", *bullets]))
+    return parts
+
+
+def _variant_cells(row: Mapping[str, Any], images: int) -> list[str]:
+    if "error" in row:
+        return [row["variant"], row["error"].replace("|", "/"), "", "", ""]
+    low, high = (number(ms / images) for ms in row["ms_range"])
+    speed = number(1000 * images / row["ms"])
+    mib = number(row["peak_mib"])
+    return [row["variant"], number(row["ms"] / images), f"{low} to {high}", speed, mib]
+
+
+def _waits_cells(row: Mapping[str, Any]) -> list[list[str]]:
+    """A line for each peer."""
+    seen = row.get("seen", {})
+    return [
+        [row["name"], peer, *(f"{n:,}" for n in counts), str(seen.get(peer, "not run"))]
+        for peer, counts in row["counts"].items()
+    ]
 
 
 def stage_cells(row: Mapping[str, Any]) -> list[str]:

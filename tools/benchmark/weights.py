@@ -31,7 +31,8 @@ def draw_like_trained(model: nn.Module, batch: list[dict[str, Any]], num_candida
         model: of detectron2's classes, as from `stock_detectron2`.
         batch: images as the model takes them.
         num_candidates: how many class scores of the batch are to pass the score threshold, which
-            is set to that; a trained model on COCO has a few hundred an image.
+            is set to that; a trained model on COCO has a few hundred an image. All, if there are
+            fewer.
     """
     generator = torch.Generator().manual_seed(0)
     for name, parameter in model.named_parameters():
@@ -70,7 +71,7 @@ def draw_like_trained(model: nn.Module, batch: list[dict[str, Any]], num_candida
     for handle in handles:
         handle.remove()
     scores = logits[0].softmax(dim=1)[:, :-1].flatten()
-    predictor.test_score_thresh = float(scores.topk(num_candidates).values[-1])
+    predictor.test_score_thresh = float(scores.topk(min(num_candidates, len(scores))).values[-1])
 
 
 def _take_statistics(norm: Any, args: tuple[Tensor]) -> None:

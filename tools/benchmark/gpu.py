@@ -1,0 +1,333 @@
+"""Steps of training and inference on a GPU: detectron2, the plugin, and it without each part.
+
+Unlike the stages, variants are measured one after the other, each with nothing else on the device,
+and one that fails is a row with its error: what the others took is not lost.
+"""
+
+import copy
+import gc
+import itertools
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from statistics import median
+from typing import Any, NamedTuple
+
+import torch
+from detectron2.engine import SimpleTrainer
+from detectron2.utils.events import EventStorage
+from torch import nn
+
+from benchmark.counts import ROWS, batch, narrow_config, peers
+from benchmark.cuda_rules import source_line
+from benchmark.peers import with_stock
+from benchmark.timing import PeakMemory
+from mask_rcnn_plugin import optimize_for_inference
+from mask_rcnn_plugin.fast.folding import FrozenBNConv2d
+from mask_rcnn_plugin.modeling import (
+    MaskRCNN,
+    MaskRCNNAnchorGenerator,
+    MaskRCNNBoxPredictor,
+    MaskRCNNFCNHead,
+    MaskRCNNKeypointHead,
+    MaskRCNNROIHeads,
+    MaskRCNNRPN,
+    RoIPooler,
+)
+from mask_rcnn_plugin.training.guarded_trainer import GuardedTrainer
+
+OBJECTS = 8
+_FULL = ["model.proposal_generator.post_nms_topk=[1000,1000]", "dataset.test.max_detections=100"]
+MODELS = {
+    "masks": ("table2a_backbone/r50_fpn", _FULL),
+    "masks and keypoints": ("table4_keypoints/keypoint_and_mask", _FULL),
+}
+# Urgencies of variants; those of keypoints have 2 more.
+BASIC, PART, COMPILED = 0, 1, 4
+# Of the plugin's classes, in whose place detectron2's are put.
+PARTS: dict[str, tuple[type, ...]] = {
+    "RPN": (MaskRCNNRPN, MaskRCNNAnchorGenerator),
+    "sampling": (MaskRCNNROIHeads,),
+    "box predictor": (MaskRCNNBoxPredictor,),
+    "pooler": (RoIPooler,),
+    "mask head": (MaskRCNNFCNHead,),
+    "inputs and results": (MaskRCNN,),
+    "folded batch norm": (FrozenBNConv2d,),
+}
+KEYPOINT_PARTS: dict[str, tuple[type, ...]] = {"keypoint head": (MaskRCNNKeypointHead,)}
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
+# On a GPU. On a CPU, for a dry run, everything is called once.
+WARM_UP, ROUNDS, CALLS = 3, 3, 5
+
+Run = Callable[[], Any]
+
+
+class Variant(NamedTuple):
+    """One way to do it.
+
+    build: puts what it needs on the device, and returns what is timed: a step of all images.
+    urgency: the least first, as time may not be enough for all.
+    """
+
+    name: str
+    build: Callable[[], Run]
+    urgency: int
+
+
+class Lineup(NamedTuple):
+    """Variants to be compared: `model` of `MODELS`, `what`: "training" or "inference"."""
+
+    model: str
+    what: str
+    precision: str
+    variants: list[Variant]
+
+
+def lineups(device: str, size: tuple[int, int]) -> Iterator[Lineup]:
+    """All that is measured, of images of (height, width)."""
+    for name, (config, overrides) in MODELS.items():
+        images = batch("keypoint" in name, size, OBJECTS)
+        models = peers(narrow_config(config, overrides), images)
+        parts = PARTS if name == "masks" else KEYPOINT_PARTS
+        for precision, dtype in PRECISIONS.items():
+            for what, variants in (("training", _trainings), ("inference", _inferences)):
+                found = variants(models, images, parts, device, dtype)
+                if name != "masks":  # later; compiling takes minutes, once is enough
+                    later = [v for v in found if v.urgency < COMPILED]
+                    found = [v._replace(urgency=v.urgency + 2) for v in later]
+                yield Lineup(name, what, precision, found)
+
+
+def _trainings(
+    models: dict[str, nn.Module],
+    images: list[Any],
+    parts: dict[str, tuple[type, ...]],
+    device: str,
+    dtype: torch.dtype | None,
+) -> list[Variant]:
+    stock, ours = models["detectron2"], models["plugin"]
+    guarded = {"device": device, "dtype": dtype, "is_guarded": True, "is_fused": True}
+    theirs = {"device": device, "dtype": dtype, "is_guarded": dtype is not None}
+
+    def step(name: str, urgency: int, model: nn.Module, *kinds: type, **options: Any) -> Variant:
+        def build() -> Run:
+            return training_step(with_stock(model, *kinds), images, **options)
+
+        return Variant(name, build, urgency)
+
+    tuned = theirs | {"is_fused": True, "channels_last": True, "is_compiled": True}
+    return [
+        step("detectron2", BASIC, stock, **theirs),
+        step("detectron2 tuned", COMPILED, stock, **tuned),
+        step("plugin", BASIC, ours, **guarded),
+        step("plugin, channels-last", BASIC, ours, **guarded, channels_last=True),
+        step("plugin, compiled backbone", COMPILED, ours, **guarded, is_compiled=True),
+        *(step(f"plugin without {p}", PART, ours, *k, **guarded) for p, k in parts.items()),
+        step("plugin without fused SGD", PART, ours, **guarded | {"is_fused": None}),
+    ]
+
+
+def _inferences(
+    models: dict[str, nn.Module],
+    images: list[Any],
+    parts: dict[str, tuple[type, ...]],
+    device: str,
+    dtype: torch.dtype | None,
+) -> list[Variant]:
+    stock, ours = models["detectron2"], models["plugin"]
+
+    def detect(
+        name: str,
+        urgency: int,
+        model: nn.Module,
+        *kinds: type,
+        optimized: dict[str, Any] | None = None,
+        tuned: bool = False,
+    ) -> Variant:
+        def build() -> Run:
+            changed = with_stock(model, *kinds)
+            if optimized is not None:
+                changed = optimize_for_inference(changed.to(device), dtype=dtype, **optimized)
+            layout = torch.channels_last if tuned else torch.preserve_format
+            changed.to(device, memory_format=layout)
+            if tuned:
+                changed.backbone.compile(dynamic=True)
+            return inference(changed, images, device, None if optimized is not None else dtype)
+
+        return Variant(name, build, urgency)
+
+    contiguous: dict[str, Any] = {"channels_last": False}
+    return [
+        detect("detectron2", BASIC, stock),
+        detect("detectron2 tuned", COMPILED, stock, tuned=True),
+        detect("plugin", BASIC, ours),
+        detect("plugin, optimized", BASIC, ours, optimized={}),
+        detect("plugin, optimized, contiguous", BASIC, ours, optimized=contiguous),
+        detect("plugin, optimized, compiled", COMPILED, ours, optimized={"compile": True}),
+        *(detect(f"plugin without {part}", PART, ours, *kinds) for part, kinds in parts.items()),
+    ]
+
+
+def training_step(
+    model: nn.Module,
+    images: list[dict[str, Any]],
+    *,
+    device: str,
+    dtype: torch.dtype | None = None,
+    is_guarded: bool,
+    is_fused: bool | None = None,
+    channels_last: bool = False,
+    is_compiled: bool = False,
+) -> Run:
+    """A step of a trainer: detectron2's, or the plugin's, which computes in half precision too."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    model.to(device, memory_format=layout).train()
+    if is_compiled:
+        model.get_submodule("backbone").compile(dynamic=True)
+    # A learning rate of 0 does the same work, and losses stay as they are.
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(parameters, lr=0.0, momentum=0.9, fused=is_fused)
+    data = itertools.repeat(images)
+    trainer: Any = SimpleTrainer(model, data, optimizer)
+    if is_guarded:
+        trainer = GuardedTrainer(model, data, optimizer, device=device, dtype=dtype)
+    trainer.iter, trainer.storage = 0, EventStorage()
+
+    def run() -> None:
+        with trainer.storage:
+            trainer.run_step()
+            trainer.storage.step()  # statistics are due now and then
+
+    return run
+
+
+def inference(
+    model: nn.Module, images: list[dict[str, Any]], device: str, dtype: torch.dtype | None
+) -> Run:
+    """Detections of all images together."""
+    model.eval()
+    images = [{k: v for k, v in image.items() if k != "instances"} for image in images]
+
+    @torch.no_grad()
+    def run() -> Any:
+        with torch.autocast(device, dtype, enabled=dtype is not None):
+            return model(images)
+
+    return run
+
+
+def measure(build: Callable[[], Run], device: str) -> dict[str, Any]:
+    """Milliseconds a call, median and range of the rounds, and the most memory that it all held;
+    or the error that ended it."""
+    is_cuda = device != "cpu"
+    warm_up, rounds, calls = (WARM_UP, ROUNDS, CALLS) if is_cuda else (0, 1, 1)
+    try:
+        with PeakMemory(device) as peak:
+            run = build()
+            _seconds(run, warm_up, is_cuda)
+            ms = [1000 * _seconds(run, calls, is_cuda) for _ in range(rounds)]
+    except Exception as error:  # whatever it is, the others are measured
+        message = (str(error).strip().splitlines() or [""])[0]
+        return {"error": f"{type(error).__name__}: {message}"}
+    finally:
+        run = None  # type: ignore[assignment]
+        gc.collect()
+        if is_cuda:
+            with suppress(RuntimeError):  # an error of CUDA's, which is in the row already
+                torch.cuda.empty_cache()
+    times = {"ms": round(median(ms), 2), "ms_range": [round(min(ms), 2), round(max(ms), 2)]}
+    return times | {"peak_mib": peak.mib and round(peak.mib)}
+
+
+def _seconds(run: Run, calls: int, is_cuda: bool) -> float:
+    """Of a call, the device's work included."""
+    if is_cuda:
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(calls):
+        run()
+    if is_cuda:
+        torch.cuda.synchronize()
+    return (time.perf_counter() - start) / max(1, calls)
+
+
+def measured(device: str, size: tuple[int, int], minutes: float) -> Iterator[list[dict[str, Any]]]:
+    """What is measured so far, after each variant; those that time was not enough for say so.
+
+    Args:
+        minutes: after which no variant is begun; the models are made before.
+    """
+    found: dict[tuple[int, int], dict[str, Any]] = {}
+    every = list(lineups(device, size))
+    ends = time.monotonic() + 60 * minutes
+    todo = [(v.urgency, n, i) for n, one in enumerate(every) for i, v in enumerate(one.variants)]
+    for _, n, i in sorted(todo):
+        lineup = every[n]
+        what = {"model": lineup.model, "what": lineup.what, "precision": lineup.precision}
+        result: dict[str, Any] = {"error": "not run: out of time"}
+        if time.monotonic() < ends:
+            result = measure(lineup.variants[i].build, device)
+        found[n, i] = what | {"variant": lineup.variants[i].name} | result
+        yield [found[key] for key in sorted(found)]
+
+
+# What CUDA itself says of waits.
+
+
+@contextmanager
+def waits_seen() -> Iterator[Counter[str]]:
+    """How often CUDA says that the host waits for it, by the line of detectron2's or ours.
+
+    These are waits and copies from memory that is not pinned, for which it waits too.
+    """
+    seen: Counter[str] = Counter()
+
+    def show(message: Any, *args: Any, **kwargs: Any) -> None:
+        if "synchronizing CUDA" in str(message):
+            seen[source_line()] += 1
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = show
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield seen
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+def waits_of(model: nn.Module, images: list[dict[str, Any]], what: str) -> Counter[str]:
+    """`waits_seen` in what `counts.training_step` or `counts.inference` count, on the GPU."""
+    model = copy.deepcopy(model).to("cuda")
+    if what == "inference":
+        run = inference(model, images, "cuda", None)
+    else:
+        parameters = [p for p in model.train().parameters() if p.requires_grad]
+        optimizer = torch.optim.SGD(parameters, lr=1e-4, momentum=0.9, foreach=True)
+
+        def run() -> None:
+            optimizer.zero_grad()
+            sum(model(images).values()).backward()
+            optimizer.step()
+
+    with EventStorage():
+        run()  # makes what is kept
+        with waits_seen() as seen:
+            run()
+    return seen
+
+
+def waits() -> list[dict[str, Any]]:
+    """Of the rows of `counts.counts`: waits seen, and the plugin's lines."""
+    found = []
+    for name, (config, overrides) in ROWS.items():
+        images = batch("keypoint" in name)
+        models = peers(narrow_config(config, overrides), images)
+        for what in ("training step", "inference"):
+            seen = {peer: waits_of(model, images, what) for peer, model in models.items()}
+            totals = {peer: lines.total() for peer, lines in seen.items()}
+            row = {"name": f"{what}, {name}", "seen": totals, "lines": dict(seen["plugin"])}
+            found.append(row)
+    return found
