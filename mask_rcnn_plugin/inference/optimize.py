@@ -26,20 +26,21 @@ _LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.GroupNorm, nn.LayerNorm)
 def optimize_for_inference(
     model: Module,
     *,
-    channels_last: bool = True,
+    channels_last: bool | None = None,
     dtype: torch.dtype | None = None,
     compile: bool = False,
 ) -> Module:
     """A copy of a detectron2 model that computes the same, faster.
 
-    Batch norm is folded into the convolutions, whose weights are laid out channels-last; their
-    outputs follow, from the backbone through the RoI layers to the heads. detectron2's RoIAlign
-    becomes the plugin's, which computes the same. On a CPU and in float32, 3x3 convolutions of 256
-    channels or more take Winograd's algorithm; their weights then take five times the memory.
+    Batch norm is folded into the convolutions, whose weights are laid out channels-last on a CPU;
+    their outputs follow, from the backbone through the RoI layers to the heads. detectron2's
+    RoIAlign becomes the plugin's, which computes the same. On a CPU and in float32, 3x3
+    convolutions of 256 channels or more take Winograd's algorithm; their weights then take five
+    times the memory.
 
     Args:
         model: any detectron2 model; unchanged.
-        channels_last: lay out convolutions as (N, H, W, C) in memory.
+        channels_last: lay out convolutions as (N, H, W, C) in memory; None: on a CPU alone.
         dtype: torch.bfloat16 or torch.float16 computes backbone, RPN and RoI heads in that
             precision, except for the layers whose outputs are boxes, class scores or keypoint
             logits; outputs then differ by rounding. For a `GeneralizedRCNN` on a ResNet, with
@@ -67,6 +68,8 @@ def optimize_for_inference(
             f"compile is True, but a {type(model).__name__} has no backbone: give the model "
             "itself, not a wrapper"
         )
+    if channels_last is None:
+        channels_last = all(parameter.device.type == "cpu" for parameter in model.parameters())
     model = copy.deepcopy(model).requires_grad_(False)
     model = replace_modules(model, _fast_pooler)
     model = fold_batch_norm_for_inference(model.eval())

@@ -8,12 +8,13 @@ from collections.abc import Callable
 import pytest
 import torch
 from detectron2.config import get_cfg, instantiate
-from detectron2.layers import FrozenBatchNorm2d
+from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from detectron2.modeling import build_model
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Instances, pairwise_iou
 from torch import nn
 
+from benchmark.cuda_rules import CudaRules
 from benchmark.peers import stock_detectron2
 from benchmark.weights import draw_like_trained
 from mask_rcnn_plugin import get_config, optimize_for_inference
@@ -225,3 +226,13 @@ def test_a_retinanet(assert_near: Check) -> None:
     assert_near(result.scores, expected.scores, tolerance=1e-4)
     with pytest.raises(ValueError, match="for a RetinaNet"):
         optimize_for_inference(model, dtype=torch.bfloat16)
+
+
+def test_the_layout_on_cuda_is_left_until_it_is_measured() -> None:
+    with CudaRules():
+        layers = nn.Sequential(Conv2d(8, 8, 3)).to("cuda")
+        assert not optimize_for_inference(layers)[0].weight.is_contiguous(
+            memory_format=torch.channels_last
+        )
+    layers = nn.Sequential(Conv2d(8, 8, 3))
+    assert optimize_for_inference(layers)[0].weight.is_contiguous(memory_format=torch.channels_last)
