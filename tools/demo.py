@@ -99,9 +99,9 @@ def main() -> None:
         f"train.output_dir={OUTPUT}",
         f"train.seed={args.seed}",
         "dataloader.train.dataset.min_keypoints=0",
-        # Short: six minutes on one core.
+        # Short: five minutes on one core.
         "dataset.synthetic.val=200",
-        "train.max_iter=1300",
+        "train.max_iter=1200",
     ]
     if args.quick:
         overrides += QUICK
@@ -109,7 +109,7 @@ def main() -> None:
     print(
         f"Draws {cfg.dataset.synthetic.train + cfg.dataset.synthetic.val} images of people and "
         f"shapes, trains {cfg.train.max_iter} iterations, evaluates and predicts; all of it goes "
-        f"to {OUTPUT}{'' if args.quick else ', in about six minutes, longer beside other work'}.",
+        f"to {OUTPUT}{'' if args.quick else ', in about five minutes, longer beside other work'}.",
         flush=True,
     )
     for split, name in ((cfg.dataset.train, "train"), (cfg.dataset.test, "val")):
