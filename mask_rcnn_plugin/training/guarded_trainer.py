@@ -293,10 +293,11 @@ class GuardedTrainer(SimpleTrainer):
         suspects = [batch for batch, its_broken in zip(batches, broken) if its_broken]
         if all(rank.sound for rank in every):
             suspects = batches
+        losses_of_step = own.means(names) | ({_FAILED: math.nan} if own.failed else {})
         mine = {
             "broken": sorted(set(chain.from_iterable(broken))),
             "images": [image["file_name"] for batch, _ in suspects for image in batch],
-            "files": self._write(suspects, own.means(names)),
+            "files": self._write(suspects, losses_of_step),
         }
         where = "; ".join(
             f"rank {rank}: {', '.join(of['broken']) or 'gradient'} of {of['images']}"
