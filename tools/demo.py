@@ -155,7 +155,7 @@ def main() -> None:
     print(f"{OUTPUT}/photo_found.jpg          one more picture: {found}")
     print("\nTo predict on a picture (this model knows drawn people and shapes only):\n")
     print(f"    python tools/predict.py --weights {OUTPUT} --input {photo}")
-    print(f"\n{(time.perf_counter() - start) / 60:.0f} minutes in all")
+    print(f"\n{(time.perf_counter() - start) / 60:.1f} minutes in all")
 
 
 if __name__ == "__main__":
