@@ -7,7 +7,11 @@ from contextlib import contextmanager
 
 @contextmanager
 def collection_paused() -> Iterator[None]:
-    """A block that makes many objects and no cycles: halves the time to read a large JSON file."""
+    """A block that makes many objects, such as dicts of annotations, and no cycles.
+
+    The search for cycles walks through all of them again and again: without it a large JSON file
+    is read in half the time.
+    """
     enabled = gc.isenabled()
     gc.disable()
     try:

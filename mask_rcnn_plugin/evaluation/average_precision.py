@@ -9,11 +9,10 @@ all. Images are in the order of their ids, so that ties between scores stay as t
 """
 
 import contextlib
-import gc
 import io
 import pickle
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib.metadata import version
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -25,6 +24,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from mask_rcnn_plugin.data.annotation_rules import is_integer
+from mask_rcnn_plugin.data.garbage import collection_paused
 from mask_rcnn_plugin.evaluation.predictions import unpack
 
 # What is scored at a time, in predictions and (image, category) pairs: a backend keeps a record of
@@ -104,7 +104,8 @@ def evaluate_tasks(
         if annotation["image_id"] in numbers:  # else COCO skips it too
             objects_of[annotation["category_id"]].append(annotation)
     evaluated: dict[str, list[Any]] = {task: [] for task in tasks}
-    with _paused_gc(), contextlib.redirect_stdout(io.StringIO()):  # COCO's code tells each step
+    # COCO's code tells each step.
+    with collection_paused(), contextlib.redirect_stdout(io.StringIO()):
         parts, counts = _by_category(predictions, categories)
         for group in _groups(counts, len(images)):
             objects = [annotation for category in group for annotation in objects_of[category]]
@@ -241,15 +242,3 @@ def _summary(evaluated: list[tuple[Any, dict[str, Any]]]) -> SimpleNamespace:
     # pycocotools' own summary knows no limit but 100 detections; there this one equals it.
     COCOevalMaxDets.summarize(summary)
     return summary
-
-
-@contextlib.contextmanager
-def _paused_gc() -> Iterator[None]:
-    """No search for garbage: it walks again and again through dicts of which none is in a cycle."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
