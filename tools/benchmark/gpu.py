@@ -158,13 +158,13 @@ def _inferences(
 
         return Variant(name, build, urgency)
 
-    contiguous: dict[str, Any] = {"channels_last": False}
+    channels_last: dict[str, Any] = {"channels_last": True}
     return [
         detect("detectron2", BASIC, stock),
         detect("detectron2 tuned", COMPILED, stock, tuned=True),
         detect("plugin", BASIC, ours),
         detect("plugin, optimized", BASIC, ours, optimized={}),
-        detect("plugin, optimized, contiguous", BASIC, ours, optimized=contiguous),
+        detect("plugin, optimized, channels-last", BASIC, ours, optimized=channels_last),
         detect("plugin, optimized, compiled", COMPILED, ours, optimized={"compile": True}),
         *(detect(f"plugin without {part}", PART, ours, *kinds) for part, kinds in parts.items()),
     ]
