@@ -59,17 +59,22 @@ class ExportableModel(nn.Module):
             and "keypoints" (R, K, 3): x, y in pixels of `image` and score.
         """
         with patch_builtin_len(_COUNTING):
-            (found,) = self.model.inference([{"image": image}], do_postprocess=False)
-        outputs = {
-            "boxes": found.pred_boxes.tensor,
-            "scores": found.scores,
-            "classes": found.pred_classes,
-        }
-        if found.has("pred_masks"):
-            outputs["masks"] = found.pred_masks[:, 0]
-        if found.has("pred_keypoints"):
-            outputs["keypoints"] = found.pred_keypoints
-        return outputs
+            return infer(self.model, image)
+
+
+def infer(model: Any, image: Tensor) -> dict[str, Tensor]:
+    """What `ExportableModel` gives, of a model as it is."""
+    (found,) = model.inference([{"image": image}], do_postprocess=False)
+    outputs = {
+        "boxes": found.pred_boxes.tensor,
+        "scores": found.scores,
+        "classes": found.pred_classes,
+    }
+    if found.has("pred_masks"):
+        outputs["masks"] = found.pred_masks[:, 0]
+    if found.has("pred_keypoints"):
+        outputs["keypoints"] = found.pred_keypoints
+    return outputs
 
 
 def require_libraries(format: str) -> None:

@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 from mask_rcnn_plugin.data.synthetic import draw_sample
 from mask_rcnn_plugin.evaluation.average_precision import evaluate_tasks, find_backend
-from mask_rcnn_plugin.evaluation.predictions import coco_results, pack
-from mask_rcnn_plugin.inference.export import Run
+from mask_rcnn_plugin.evaluation.predictions import pack
+from mask_rcnn_plugin.inference.export import Run, infer
 from mask_rcnn_plugin.inference.predictor import Predictor
 
 SCALES = (1.0, 0.8, 0.6)  # of the network's input: three sizes, whatever the images are
@@ -46,7 +45,7 @@ def example_images(predictor: Predictor, files: Sequence[str], count: int) -> di
 
 
 def verify(predictor: Predictor, run: Run, images: dict[str, Tensor]) -> str:
-    """Compare the answers on images, one of which is left blank if all have detections.
+    """Compare the answers on images, the last of which is made blank if all have detections.
 
     Returns:
         A sentence with the largest differences.
@@ -54,26 +53,28 @@ def verify(predictor: Predictor, run: Run, images: dict[str, Tensor]) -> str:
     Raises:
         ExportMismatchError: if they are more than `LIMITS` allow, or nothing is found at all.
     """
-    expected = {name: _infer(predictor, image) for name, image in images.items()}
-    if not any(map(len, expected.values())):
+    with torch.no_grad():
+        expected = {name: infer(predictor.model, image) for name, image in images.items()}
+        last = list(images)[-1]
+        for value in (0.0, 127.0, 255.0):
+            if all(len(outputs["scores"]) for outputs in expected.values()):
+                blank = torch.full_like(images[last], value)
+                if not len((nothing := infer(predictor.model, blank))["scores"]):
+                    images, expected = {**images, last: blank}, {**expected, last: nothing}
+    empty = sum(not len(outputs["scores"]) for outputs in expected.values())
+    if empty == len(images):
         raise ExportMismatchError(
-            f"nothing is found in any of the {len(images)} images, which verifies nothing: give "
+            f"nothing is found in any of the {empty} images, which verifies nothing: give "
             "--images that have objects"
         )
-    last = list(images)[-1]
-    for value in (0.0, 127.0, 255.0) if all(map(len, expected.values())) else ():
-        blank = torch.full_like(images[last], value)
-        if not len(nothing := _infer(predictor, blank)):
-            images, expected = {**images, last: blank}, {**expected, last: nothing}
-            break
     largest: dict[str, float] = {}
     found = []
-    for name, instances in expected.items():
+    for name, outputs in expected.items():
         try:
-            found.append(_as_instances(run(images[name]), instances.image_size))
+            found.append(run(images[name]))
         except Exception as error:  # a runtime's own kinds
             raise ExportMismatchError(f"{name}: {str(error).strip().splitlines()[0]}") from error
-        for what, difference in _differences(name, instances, found[-1]):
+        for what, difference in _differences(name, outputs, found[-1]):
             largest[what] = max(difference, largest.get(what, 0.0))
             if not difference <= LIMITS[what]:
                 raise ExportMismatchError(
@@ -82,9 +83,8 @@ def verify(predictor: Predictor, run: Run, images: dict[str, Tensor]) -> str:
     ap = _average_precision(list(expected.values()), found)
     if not ap >= 100 - AP_LIMIT:
         raise ExportMismatchError(f"AP against the model's own detections is {ap:.2f}, must be 100")
-    empty = sum(not len(instances) for instances in expected.values())
     without = f"{empty} of them" if empty else "none of them, blank ones included,"
-    sizes = len({instances.image_size for instances in expected.values()})
+    sizes = len({image.shape for image in images.values()})
     differences = ", ".join(f"{what} {value:.1g}" for what, value in largest.items())
     return (
         f"verified on {len(expected)} images of {sizes} sizes, {without} without detections: "
@@ -92,66 +92,54 @@ def verify(predictor: Predictor, run: Run, images: dict[str, Tensor]) -> str:
     )
 
 
-def _infer(predictor: Predictor, image: Tensor) -> Instances:
-    model: Any = predictor.model
-    with torch.no_grad():
-        return model.inference([{"image": image}], do_postprocess=False)[0]
-
-
-def _as_instances(outputs: dict[str, Tensor], size: tuple[int, int]) -> Instances:
-    found = Instances(size, pred_boxes=Boxes(outputs["boxes"]), scores=outputs["scores"])
-    found.pred_classes = outputs["classes"]
-    if "masks" in outputs:
-        found.pred_masks = outputs["masks"][:, None]
-    if "keypoints" in outputs:
-        found.pred_keypoints = outputs["keypoints"]
-    return found
-
-
-def _differences(name: str, expected: Instances, found: Instances) -> Iterator[tuple[str, float]]:
+def _differences(
+    name: str, expected: dict[str, Tensor], found: dict[str, Tensor]
+) -> Iterator[tuple[str, float]]:
     """What differs, and how much; equal scores may come in any order.
 
     Raises:
         ExportMismatchError: if detections are missing, or of another class.
     """
-    if len(expected) != len(found):
-        raise ExportMismatchError(f"{name}: {len(found)} detections, the model has {len(expected)}")
-    if not len(expected):
+    count, theirs = len(expected["scores"]), len(found["scores"])
+    if count != theirs:
+        raise ExportMismatchError(f"{name}: {theirs} detections, the model has {count}")
+    if not count:
         return
-    apart = (expected.pred_boxes.tensor[:, None] - found.pred_boxes.tensor).abs().amax(dim=2)
-    apart[expected.pred_classes[:, None] != found.pred_classes] = math.inf
+    apart = (expected["boxes"][:, None] - found["boxes"]).abs().amax(dim=2)
+    apart[expected["classes"][:, None] != found["classes"]] = math.inf
     distance, nearest = apart.min(dim=1)
-    if distance.isinf().any() or len(nearest.unique()) < len(nearest):
+    if distance.isinf().any() or len(nearest.unique()) < count:
         raise ExportMismatchError(f"{name}: the classes of the detections differ")
-    found = found[nearest]
-    yield "boxes", distance.max().item()
-    yield "scores", (expected.scores - found.scores).abs().max().item()
-    if expected.has("pred_masks"):
-        yield "masks", (expected.pred_masks - found.pred_masks).abs().max().item()
-    if expected.has("pred_keypoints"):
-        moved = (expected.pred_keypoints - found.pred_keypoints).abs()
+    for what in ("boxes", "scores", "masks"):
+        if what in expected:
+            yield what, (expected[what] - found[what][nearest]).abs().max().item()
+    if "keypoints" in expected:
+        moved = (expected["keypoints"] - found["keypoints"][nearest]).abs()
         yield "scores", moved[..., 2].max().item()
         is_elsewhere = moved[..., :2].amax(dim=2) > 10 * LIMITS["boxes"]
         yield "keypoints", max(0, int(is_elsewhere.sum()) - 1) / is_elsewhere.numel()
 
 
-def _average_precision(expected: list[Instances], found: list[Instances]) -> float:
+def _average_precision(expected: list[dict[str, Tensor]], found: list[dict[str, Tensor]]) -> float:
     """AP of the boxes, with those that the model finds as the truth."""
-    truth, predictions = [], []
-    for number, pair in enumerate(zip(expected, found), 1):
-        fields = ("pred_boxes", "scores", "pred_classes")
-        theirs, ours = (
-            coco_results(Instances(i.image_size, **{f: i.get(f) for f in fields}), number)
-            for i in pair
-        )
-        truth += [{**t, "area": t["bbox"][2] * t["bbox"][3], "iscrowd": 0} for t in theirs]
-        predictions.append(pack(ours))
+    truth = [t for number, outputs in enumerate(expected, 1) for t in _records(number, outputs)]
     ground_truth = {
         "images": [{"id": number} for number in range(1, len(expected) + 1)],
         "categories": [{"id": class_} for class_ in {t["category_id"] for t in truth}],
         "annotations": [{**t, "id": number} for number, t in enumerate(truth, 1)],
     }
-    most = max(100, *(len(instances) for instances in expected))
+    predictions = [pack(_records(number, outputs)) for number, outputs in enumerate(found, 1)]
+    most = max(100, *(len(outputs["scores"]) for outputs in expected))
     with contextlib.redirect_stdout(io.StringIO()):  # COCO's table
         scored = evaluate_tasks(find_backend(), ground_truth, predictions, ["bbox"], [1, 10, most])
     return 100 * float(scored["bbox"].stats[0])
+
+
+def _records(image_id: int, outputs: dict[str, Tensor]) -> list[dict[str, Any]]:
+    """COCO's of an image, true and predicted ones alike."""
+    rows = zip(outputs["boxes"].tolist(), outputs["scores"].tolist(), outputs["classes"].tolist())
+    return [
+        {"image_id": image_id, "category_id": class_, "score": score, "iscrowd": 0,
+         "bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0)}
+        for (x0, y0, x1, y1), score, class_ in rows
+    ]  # fmt: skip
