@@ -34,11 +34,10 @@ def generate(root: Path = REPOSITORY) -> dict[Path, str]:
         BENCHMARKS / f"{file.stem}.md": benchmark.to_markdown(_read(file))
         for file in (root / BENCHMARKS).glob("*.json")
     }
-    how = _read(root / REPRODUCTION / "index.json")
-    contents = {name: _read(root / REPRODUCTION / f"{name}.json") for name in how["tables"]}
+    contents = {c["table"]: c for c in reproduction.read_tables(root / REPRODUCTION)}
     for name, content in contents.items():
         pages[REPRODUCTION / f"{name}.md"] = reproduction.table_page(content)
-    pages[REPRODUCTION / "index.md"] = reproduction.index_page(how, list(contents.values()))
+    pages[REPRODUCTION / "index.md"] = reproduction.index_page(list(contents.values()))
     blocks = {
         Path("docs/paper.md"): {
             "paper": paper_table(),
