@@ -5,8 +5,8 @@
     python tools/update_docs.py --check    # writes nothing; exit code 1 if something is out of date
 
 The data are the paper's numbers, docs/benchmarks/*.json and docs/reproduction/*.json. In
-docs/paper.md and docs/speed.md the text between `<!-- begin NAME -->` and `<!-- end NAME -->` is
-replaced.
+docs/paper.md, docs/scaling.md and docs/speed.md the text between `<!-- begin NAME -->` and
+`<!-- end NAME -->` is replaced.
 """
 
 import argparse
@@ -38,14 +38,16 @@ def generate(root: Path = REPOSITORY) -> dict[Path, str]:
     for name, content in contents.items():
         pages[REPRODUCTION / f"{name}.md"] = reproduction.table_page(content)
     pages[REPRODUCTION / "index.md"] = reproduction.index_page(list(contents.values()))
+    counts = _read(root / BENCHMARKS / "counts.json")["counts"]
     blocks = {
         Path("docs/paper.md"): {
             "paper": paper_table(),
             "reproduction": reproduction_block(contents),
         },
+        Path("docs/scaling.md"): {"launching": benchmark.launching_table(counts)},
         Path("docs/speed.md"): {
             "benchmark": benchmark_block(_read(root / BENCHMARKS / "cpu.json")),
-            "counts": benchmark.counts_table(_read(root / BENCHMARKS / "counts.json")["counts"]),
+            "counts": benchmark.counts_table(counts),
             "dataset-check": dataset_check_line(_read(root / BENCHMARKS / "dataset_check.json")),
         },
     }
