@@ -3,6 +3,7 @@
 import importlib
 import json
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -130,6 +131,29 @@ def test_fewer_points_cost_more(converted: Path) -> None:
     conversions.write_coco(few, "few.json")
     ious, whole = best_ious(converted / "my" / "train.json", converted / "few.json")
     assert min(iou for iou, w in zip(ious, whole) if w) < 0.99
+
+
+def test_a_few_images_have_the_new_class(folder: Path, drawn: Path) -> None:
+    root = folder / "output" / "synthetic_192_1200_200_0"
+    root.mkdir(parents=True)
+    for split in ("train", "val"):
+        shutil.copy(drawn / "train.json", root / f"{split}.json")
+    exec(FILES["new_class.py"].replace("16", "3"), {})
+    all_images = len(json.loads((root / "val.json").read_text())["images"])
+    for split in ("train", "val"):
+        few = json.loads((root / f"few_{split}.json").read_text())
+        names = {c["id"]: c["name"] for c in few["categories"]}
+        assert list(names.values()) == ["person", "circle", "square", "asterisk", "ring"]
+        stars = {a["image_id"] for a in few["annotations"] if names[a["category_id"]] == "asterisk"}
+        images = {image["id"] for image in few["images"]}
+        assert {a["image_id"] for a in few["annotations"]} <= images
+        if split == "train":
+            assert len(stars) == 3
+            assert stars <= images
+            assert len(images) < all_images
+        else:
+            assert len(stars) > 3
+            assert len(images) == all_images
 
 
 def test_no_group_is_in_both_parts(folder: Path) -> None:
