@@ -37,7 +37,9 @@ def overlay(cfg: DictConfig, size: int = 128) -> None:
     loaders.train.total_batch_size = _BATCH
     loaders.train.num_workers = loaders.test.num_workers = 0
     resize = loaders.train.mapper.augmentations[0]
-    if resize.sample_style == "range":
+    if "lsj" in cfg:
+        cfg.lsj.size = size
+    elif resize.sample_style == "range":
         # The same relative range as on COCO, around the image's own size.
         low, high = resize.short_edge_length
         resize.short_edge_length = [round(size * low / high), size]
