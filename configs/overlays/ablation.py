@@ -21,7 +21,7 @@ def overlay(cfg: DictConfig) -> None:
     cfg.dataloader.train.total_batch_size = 4
 
     backbone = cfg.model.backbone
-    is_ours = "name" in backbone
+    is_ours = "width" in backbone
     if is_ours:
         backbone.name = backbone.name.replace("ResNet-18", "ResNet-10")
         backbone.width = 16
