@@ -15,7 +15,7 @@ from mask_rcnn_plugin.modeling import timm_backbone, timm_normalization
 
 from ..common.data import dataloader, dataset
 from ..common.models.fpn import add_mask_branch, model
-from ..common.train import lr_multiplier, optimizer, train
+from ..common.train import lr_multiplier, train
 
 add_mask_branch(model)
 model.backbone = L(timm_backbone)(

@@ -13,6 +13,7 @@ from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from mask_rcnn_plugin.errors import UserError
@@ -40,6 +41,8 @@ class TimmBackbone(Backbone):
         options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        if OmegaConf.is_config(options):  # whose lists timm's models don't take
+            options = OmegaConf.to_container(options)
         options = options or {}
         with torch.device("meta"):  # only to read what there is
             info = _create(name, **options).feature_info.info
