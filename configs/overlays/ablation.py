@@ -21,7 +21,7 @@ def overlay(cfg: DictConfig) -> None:
     cfg.dataloader.train.total_batch_size = 4
 
     backbone = cfg.model.backbone
-    if "name" in backbone:
+    if "width" in backbone:  # the plugin's ResNet
         backbone.name = backbone.name.replace("ResNet-18", "ResNet-10")
         backbone.width = 16
     set_widths(cfg.model, convolutions=32, fully_connected=128)

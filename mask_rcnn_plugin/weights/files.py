@@ -29,7 +29,7 @@ def resolve_weights(weights: str) -> str:
 
     Args:
         weights: a file; an address that detectron2 resolves (detectron2://..., catalog://...,
-            https://...); or a model-zoo name such as
+            https://...) or timm (timm://...); or a model-zoo name such as
             "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x", where detectron2 has its model_zoo.
 
     Raises:
@@ -66,6 +66,8 @@ def download(weights: str) -> str:
     try:
         if "://" in address:
             PathManager.get_local_path(urlparse(address)._replace(query="").geturl())
+    except UserError:  # there is nothing to download
+        raise
     except Exception as error:  # of any of iopath's handlers
         raise WeightsError(
             f"cannot download {address} ({getattr(error, 'reason', error)}). Without internet, "
