@@ -115,10 +115,12 @@ def check_is_torchvisions(config: str) -> None:
     before = flatten(cfg, resolve=True)
     LazyConfig.load(str(CONFIG_DIR / "overlays" / "torchvision.py"), "overlay")(cfg)
     after = flatten(cfg, resolve=True)
-    if others := [f"{k}={before.get(k)}, not {v}" for k, v in after.items() if before.get(k) != v]:
+    changed = sorted(k for k in after if k.startswith("model.") and before.get(k) != after[k])
+    if changed:
+        which = ", ".join(f"{key}={before.get(key)}" for key in changed[:3])
         raise UserError(
-            f"{config} has another model than torchvision, {'; '.join(others[:3])}: the overlay "
-            "+torchvision trains one that it has"
+            f"{config} is no model of torchvision, as it has {which}: the overlay +torchvision "
+            "makes one of a row, to train"
         )
 
 
