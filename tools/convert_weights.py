@@ -75,17 +75,14 @@ def config_of(weights: dict[str, Tensor], names: list[str] | None) -> DictConfig
     cfg = get_config(f"{row}+torchvision", overrides)
     if names and len(names) != count:
         raise UserError(f"--names are {len(names)}, must be {count}, one for each class")
-    if names:
-        cfg.dataset.metadata = {"thing_classes": names}
+    keep_metadata(cfg, f"{data}_val")
+    of_id = dict(zip(cfg.dataset.metadata.category_ids, cfg.dataset.metadata.thing_classes))
+    if names or count != max(of_id) or keypoints not in (0, 17):
+        cfg.dataset.metadata = {"thing_classes": names} if names else None
     else:
-        keep_metadata(cfg, f"{data}_val")
-        of_id = dict(zip(cfg.dataset.metadata.category_ids, cfg.dataset.metadata.thing_classes))
         ids = [*range(1, count + 1)]
-        if count == max(of_id) and keypoints in (0, 17):
-            names = [of_id.get(i, NO_CLASS) for i in ids]
-            cfg.dataset.metadata.update(thing_classes=names, category_ids=ids)
-        else:
-            cfg.dataset.metadata = None
+        names = [of_id.get(i, NO_CLASS) for i in ids]
+        cfg.dataset.metadata.update(thing_classes=names, category_ids=ids)
     try:
         with torch.device("meta"):
             model = instantiate(cfg.model).state_dict()
@@ -115,11 +112,12 @@ def check_is_torchvisions(config: str) -> None:
     before = flatten(cfg, resolve=True)
     LazyConfig.load(str(CONFIG_DIR / "overlays" / "torchvision.py"), "overlay")(cfg)
     after = flatten(cfg, resolve=True)
-    changed = sorted(k for k in after if k.startswith("model.") and before.get(k) != after[k])
-    if changed:
-        which = ", ".join(f"{key}={before.get(key)}" for key in changed[:3])
+    keys = sorted(
+        key for key in after if before.get(key) != after[key] and key.startswith("model.")
+    )
+    if others := [f"{key}={before.get(key)}" for key in keys[:3]]:
         raise UserError(
-            f"{config} is no model of torchvision, as it has {which}: the overlay +torchvision "
+            f"{config} is no model of torchvision, as it has {', '.join(others)}: +torchvision "
             "makes one of a row, to train"
         )
 
@@ -156,8 +154,8 @@ def write(output: Path, weights: dict[str, Tensor], cfg: DictConfig | None, know
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         if output.suffix == ".safetensors":
-            metadata: Any = OmegaConf.to_container(cfg.dataset)["metadata"] if cfg else None
-            save_safetensors(output, weights, metadata or {})
+            metadata: Any = OmegaConf.to_container(cfg.dataset) if cfg else {}
+            save_safetensors(output, weights, metadata.get("metadata") or {})
         else:
             with atomic_write(output) as part:
                 torch.save(weights, part)
