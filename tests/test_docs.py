@@ -79,7 +79,7 @@ def commands() -> list[str]:
     found = []
     for page in PAGES:
         text = page.read_text().replace("\\\n", " ")
-        code = re.findall(r"```\n(.*?)```", text, flags=re.DOTALL)
+        code = re.findall(r"```\w*\n(.*?)```", text, flags=re.DOTALL)
         code += re.findall(r"`(python tools/[^`]+)`", text)
         lines = [line.strip() for part in code for line in part.splitlines()]
         found += [line for line in lines if re.match(r"python [\w/]+\.py\b", line)]

@@ -65,6 +65,33 @@ class MaskRCNNAnchorGenerator(DefaultAnchorGenerator):
         return as_class(self, DefaultAnchorGenerator)
 
 
+@ANCHOR_GENERATOR_REGISTRY.register()
+class TorchvisionAnchorGenerator(DefaultAnchorGenerator):
+    """The anchors of torchvision's R-CNNs, for their weights.
+
+    Corners are rounded to whole pixels, and the strides of a level are its share of the image,
+    padded, in whole pixels: 800 rows are 13 of the coarsest level, 61 pixels apart and not 64.
+
+    Arguments are those of `DefaultAnchorGenerator`; `offset` is not read, and of `strides` the
+    first.
+    """
+
+    def generate_cell_anchors(self, *args: Any, **kwargs: Any) -> Tensor:
+        return super().generate_cell_anchors(*args, **kwargs).round()
+
+    def _grid_anchors(self, grid_sizes: list[list[int]]) -> list[Tensor]:
+        image = [n * self.strides[0] for n in grid_sizes[0]]
+        cell_anchors: list[Tensor] = [x[1] for x in self.cell_anchors.named_buffers()]
+        levels = []
+        for size, anchors in zip(grid_sizes, cell_anchors):
+            y = torch.arange(size[0], device=anchors.device) * (image[0] // size[0])
+            x = torch.arange(size[1], device=anchors.device) * (image[1] // size[1])
+            y, x = torch.meshgrid(y, x, indexing="ij")
+            places = torch.stack([x, y, x, y], dim=2).view(-1, 1, 4)
+            levels.append((places + anchors).view(-1, 4))
+        return levels
+
+
 @PROPOSAL_GENERATOR_REGISTRY.register()
 class MaskRCNNRPN(RPN):
     """detectron2's `RPN`, all images of a batch together and without waiting for the device.

@@ -569,6 +569,14 @@ def test_the_zoos_settings_are_those_of_its_configs() -> None:
         get_config("table2a_backbone/r50_fpn+zoo_c4")
 
 
+def test_torchvisions_settings_outdo_those_of_a_fine_tuning() -> None:
+    model = get_config("table4_keypoints/keypoint_and_mask+finetune+torchvision").model
+    assert model.input_format == "RGB"
+    assert not model.backbone.stride_in_1x1
+    poolers = [model.roi_heads[f"{branch}_pooler"] for branch in ("box", "mask", "keypoint")]
+    assert {(p.pooler_type, p.sampling_ratio) for p in poolers} == {("ROIAlign", 2)}
+
+
 @pytest.mark.parametrize(
     "name",
     ["table4_keypoints/keypoint_and_mask", "table2a_backbone/r50_c4", "table2d_stride32/roialign"],

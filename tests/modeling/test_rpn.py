@@ -13,9 +13,14 @@ from detectron2.modeling.proposal_generator import RPN, StandardRPNHead
 from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import EventStorage
 from torch import Tensor
+from torchvision.models.detection import anchor_utils, image_list
 
 from mask_rcnn_plugin.fast import proposals as fast_proposals
-from mask_rcnn_plugin.modeling import MaskRCNNAnchorGenerator, MaskRCNNRPN
+from mask_rcnn_plugin.modeling import (
+    MaskRCNNAnchorGenerator,
+    MaskRCNNRPN,
+    TorchvisionAnchorGenerator,
+)
 
 Check = Callable[..., None]
 
@@ -37,6 +42,35 @@ def test_anchors_are_detectron2s(dtype: torch.dtype) -> None:
     for level, expected in zip(ours, theirs, strict=True):
         assert level.tensor.dtype == expected.tensor.dtype
         assert torch.allclose(level.tensor, expected.tensor, rtol=1e-7, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("how", ["eager", "script", "trace"])
+def test_torchvisions_anchors_are_its_own(how: str) -> None:
+    """At 5 x 7 cells of the level before, the coarsest has its own strides: 53 and 56 pixels."""
+    sizes, ratios = [[32], [64], [128]], [0.5, 1.0, 2.0]
+    theirs = anchor_utils.AnchorGenerator(tuple(map(tuple, sizes)), (tuple(ratios),) * 3)
+    ours = TorchvisionAnchorGenerator(sizes=sizes, aspect_ratios=ratios, strides=[16, 32, 64])
+
+    class AsTensors(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.generator = ours
+
+        def forward(self, x: list[Tensor]) -> list[Tensor]:
+            return self.generator._grid_anchors([[f.shape[2], f.shape[3]] for f in x])
+
+    run = AsTensors()
+    if how == "script":
+        run = torch.jit.script(run)
+    elif how == "trace":
+        other = [torch.zeros(1, 1, n, n) for n in (8, 4, 2)]
+        run = torch.jit.trace(run, (other,), check_trace=False)
+    features = [torch.zeros(1, 1, *size) for size in ((10, 14), (5, 7), (3, 4))]
+    (expected,) = theirs(image_list.ImageList(torch.zeros(1, 3, 160, 224), [(160, 224)]), features)
+    got = torch.cat(list(run(features)))
+    assert torch.equal(got, expected)
+    assert set(got[-12 * 3 :: 3][:, 0].diff().tolist()) == {56.0, -168.0}
 
 
 def build(kind: type[RPN], redraw: Check, **changes: object) -> RPN:
