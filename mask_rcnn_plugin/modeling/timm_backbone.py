@@ -6,7 +6,7 @@ as everywhere; `mask_rcnn_plugin.weights.timm_weights` knows timm's.
 
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from detectron2.config import CfgNode
@@ -42,7 +42,7 @@ class TimmBackbone(Backbone):
     ) -> None:
         super().__init__()
         if OmegaConf.is_config(options):  # whose lists timm's models don't take
-            options = OmegaConf.to_container(options)
+            options = cast(dict[str, Any], OmegaConf.to_container(options))
         options = options or {}
         with torch.device("meta"):  # only to read what there is
             info = _create(name, **options).feature_info.info
@@ -74,7 +74,7 @@ class TimmBackbone(Backbone):
         maps = self.features(x)
         if self._is_nhwc:
             maps = [m.permute(0, 3, 1, 2) for m in maps]
-        return dict(zip(self._shapes, maps))
+        return dict(zip(self._shapes, maps, strict=True))
 
     def output_shape(self) -> dict[str, ShapeSpec]:
         return self._shapes

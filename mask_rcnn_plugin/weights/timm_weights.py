@@ -32,7 +32,7 @@ def import_timm() -> ModuleType:
     try:
         import timm
     except ImportError as error:
-        raise WeightsError("models of timm need a package: pip install timm") from error
+        raise WeightsError("models of timm need a package: pip install 'timm>=1.0.31'") from error
     return timm
 
 

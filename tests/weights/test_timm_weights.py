@@ -63,7 +63,7 @@ class Detector(nn.Module):
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
         self.backbone = backbone
-        self.heads = nn.ModuleDict({"conv1": nn.Conv2d(2, 2, 1), "bn1": nn.BatchNorm2d(2)})
+        self.heads = nn.ModuleDict({"conv1": nn.Conv2d(3, 64, 7), "bn1": nn.BatchNorm2d(64)})
 
 
 @pytest.mark.parametrize("checkpointer", [DetectionCheckpointer, WeightsLoader])
