@@ -134,7 +134,7 @@ def results_table(content: Content) -> str:
             state = "ours" if measured[row.config] else "ours: see its submission/"
             ours += [str(result["iterations"]), spread(result["minutes"])]
         lines.append(["", state, *ours])
-    return _markdown(["row", "", *names, *timed, "iterations", "minutes"], lines)
+    return markdown(["row", "", *names, *timed, "iterations", "minutes"], lines)
 
 
 def claims_table(claims: Sequence[Claim], measured: Measured) -> str:
@@ -150,7 +150,7 @@ def claims_table(claims: Sequence[Claim], measured: Measured) -> str:
         verdict = claim.verdict(measured)
         lines.append([claim.text, metric, paper, ours, relative, beside, verdict])
     headers = ["the paper's claim", "metric", "paper", "ours", "relative", "than", "verdict"]
-    return _markdown(headers, lines)
+    return markdown(headers, lines)
 
 
 def _panels(table: str, measured: Measured) -> list[tuple[str, str, Any, list[Any]]]:
@@ -219,7 +219,7 @@ def plot_predictions(pictures: Mapping[str, np.ndarray], file: Path, columns: in
     figure.savefig(file, dpi=80, pil_kwargs={"quality": 85})
 
 
-def _markdown(headers: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+def markdown(headers: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return tabulate(lines, headers, tablefmt="pipe", disable_numparse=True)
 
 
