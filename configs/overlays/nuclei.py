@@ -71,8 +71,8 @@ def overlay(cfg: DictConfig) -> None:
         warmup_factor=0.001,
         warmup_length=0.05,
     )
-    cfg.train.max_iter = 450
-    cfg.train.eval_period = 150
-    cfg.train.checkpointer.period = 150
+    cfg.train.max_iter = 400
+    cfg.train.eval_period = 100
+    cfg.train.checkpointer.period = 100
     cfg.train.log_period = 10
     cfg.train.seed = 0
