@@ -140,7 +140,7 @@ class MaskRCNNDatasetMapper(DatasetMapper):
             del dataset_dict["annotations"]
             dataset_dict["instances"] = utils.annotations_to_instances([], image_shape)
             return
-        # No mask is where an image was padded: detectron2 marks that with 255, fvcore did as there.
+        # Padding is no part of a mask; newer detectron2 fills it with 255, for semantic maps.
         transforms = T.TransformList(
             [
                 T.PadTransform(t.x0, t.y0, t.x1, t.y1) if isinstance(t, T.PadTransform) else t
