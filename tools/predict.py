@@ -44,7 +44,7 @@ Image.init()
 SUFFIXES = {s for s, kind in Image.registered_extensions().items() if kind in Image.OPEN}
 
 
-def photos(inputs: list[str]) -> list[str]:
+def photos(inputs: list[str], argument: str = "--input") -> list[str]:
     """Files of arguments that are files, globs and folders, which may hold others.
 
     Raises:
@@ -57,7 +57,7 @@ def photos(inputs: list[str]) -> list[str]:
         else:
             found = [given] if os.path.isfile(given) else sorted(glob.glob(given, recursive=True))
         if not found:
-            raise UserError(f"--input {given!r}: no images found, and it is no file")
+            raise UserError(f"{argument} {given!r}: no images found, and it is no file")
         files += found
     return list(dict.fromkeys(files))
 

@@ -43,9 +43,45 @@ def decode_keypoints(logits: Tensor, boxes: Tensor) -> Tensor:
         but for the overshoot of the resizing.
     """
     logits, boxes = logits.detach().float(), boxes.detach().float()
-    if torch.jit.is_scripting() or torch.jit.is_tracing():  # which would fix what it searched
+    if torch.jit.is_scripting():  # which would fix what it searched
+        return heatmaps_to_keypoints(logits, boxes)[:, :, [0, 1, 3]]
+    if torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export():
+        return decode_whole(logits, boxes)
+    if torch.jit.is_tracing():
         return heatmaps_to_keypoints(logits, boxes)[:, :, [0, 1, 3]]
     return (decode_at_once if logits.is_cuda else decode_by_need)(logits, boxes)
+
+
+def decode_whole(logits: Tensor, boxes: Tensor) -> Tensor:
+    """`decode_keypoints` for ONNX and `torch.export`: the same operators for all maps and boxes.
+
+    Every map of a keypoint is resized to the largest box, up to an image for each of the RoIs.
+    """
+    sizes = (boxes[:, 2:] - boxes[:, :2]).clamp(min=1)
+    pixels, side = sizes.ceil(), logits.shape[2]
+    longest = F.pad(pixels, (0, 0, 0, 1), value=1).amax(dim=0).long()
+    lengths = longest.unbind() if torch.jit.is_tracing() else longest.tolist()
+    cells = torch.arange(-2, side + 2, device=logits.device)  # those at the border are repeated
+    padded = F.pad(logits, (2, 2, 2, 2), mode="replicate")
+    weights, is_outside = [], []
+    for axis, length in enumerate(lengths):
+        index, ends = torch.arange(length, device=logits.device), pixels[:, axis, None]
+        d = (((index + 0.5) * (side / ends) - 0.5)[..., None] - cells).abs()
+        near, far = (1.25 * d - 2.25) * d * d + 1, ((3.75 - 0.75 * d) * d - 6) * d + 3
+        weights.append(torch.where(d <= 1, near, far.where(d < 2, 0.0)))  # torch's bicubic kernel
+        is_outside.append(index >= ends)
+    found = []
+    for k in range(logits.shape[1]):
+        values = weights[1] @ padded[:, k] @ weights[0].transpose(1, 2)
+        values = values.masked_fill(is_outside[0][:, None], -torch.inf)
+        values = values.masked_fill(is_outside[1][..., None], -torch.inf)
+        values, x = values.max(dim=2)
+        highest, y = values.max(dim=1)
+        places = torch.stack([x.gather(1, y[:, None])[:, 0], y], dim=1)
+        places = (places + 0.5) * (sizes / pixels) + boxes[:, :2]
+        scores = 1 / (logits[:, k] - highest[:, None, None]).exp().sum(dim=(1, 2))
+        found.append(torch.cat([places, scores[:, None]], dim=1))
+    return torch.stack(found, dim=1)
 
 
 def decode_at_once(logits: Tensor, boxes: Tensor) -> Tensor:

@@ -8,8 +8,9 @@ the numbers of boxes.
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import batched_nms
+from torchvision.ops import batched_nms, nms
 
 from mask_rcnn_plugin.fast.grouping import grouped, owners
 
@@ -29,6 +30,19 @@ def limits(image_sizes: Sequence[tuple[int, int]], like: Tensor) -> Tensor:
 def clip(boxes: Tensor, ends: Tensor) -> Tensor:
     """Boxes inside their images."""
     return torch.minimum(boxes.clamp(min=0), ends)
+
+
+def nms_in_groups(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float) -> Tensor:
+    """torchvision's `batched_nms` of boxes that begin at 0, which `torch.export` can follow."""
+    if not torch.compiler.is_compiling():
+        return batched_nms(boxes, scores, groups, threshold)
+    # Its way for few boxes, without asking how many there are. torchvision tells the exporter that
+    # two or more are left: hence two that nothing overlaps.
+    num_boxes = boxes.shape[0]
+    boxes, scores = F.pad(boxes, (0, 0, 0, 2)), F.pad(scores, (0, 2), value=-torch.inf)
+    boxes = boxes + (F.pad(groups, (0, 2)) * (boxes.max() + 1))[:, None]
+    kept = nms(boxes, scores, threshold)
+    return kept[kept < num_boxes]
 
 
 def top_proposals(
@@ -70,13 +84,13 @@ def top_proposals(
     images = torch.arange(num_images, device=boxes.device)[:, None] % at_once
     groups = images * len(num_of_level) + owners(num_of_level, boxes)
     for n in range(0, num_images, at_once):
-        parts = (x[n : n + at_once].flatten(0, 1) for x in (boxes, scores, groups))
-        keep = batched_nms(*parts, nms_threshold)
+        box, score, group = (x[n : n + at_once].flatten(0, 1) for x in (boxes, scores, groups))
+        keep = nms_in_groups(box, score, group, nms_threshold)
         kept[n : n + at_once].view(-1).index_fill_(0, keep, True)
     scores, indices = scores.where(kept, -torch.inf).topk(min(most, num_boxes), dim=1)
     found = torch.cat([(scores > -torch.inf).sum(dim=1), is_finite.all()[None]]).tolist()
     boxes = boxes.gather(1, indices[..., None].expand(-1, -1, 4))
-    return scores, boxes, found[:-1], bool(found[-1])
+    return scores, boxes, found[:-1], found[-1]
 
 
 def top_detections(
@@ -103,7 +117,7 @@ def top_detections(
     """
     if num_images > 1:  # so many groups are shifted so far that float32 would round to pixels
         boxes, scores = boxes.double(), scores.double()
-    keep = batched_nms(boxes, scores, images * num_classes + classes, nms_threshold)
+    keep = nms_in_groups(boxes, scores, images * num_classes + classes, nms_threshold)
     order, counts = grouped(images[keep], num_images)
     of_images = keep[order].split(counts)
     return [of_image[:most] if most >= 0 else of_image for of_image in of_images]

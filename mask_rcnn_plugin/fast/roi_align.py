@@ -37,7 +37,7 @@ def roi_align(
     """
     rois = rois.detach()
     # A trace would fix the numbers of RoIs and of points that it saw.
-    if features.is_cuda or torch.jit.is_tracing():
+    if features.is_cuda or torch.jit.is_tracing() or torch.compiler.is_compiling():
         return torchvision.ops.roi_align(
             features, rois, output_size, spatial_scale, sampling_ratio, aligned
         )

@@ -126,6 +126,14 @@ class Predictor:
             for source, output in zip(sources, outputs)
         ]
 
+    def prepare(self, image: ImageLike) -> dict[str, Any]:
+        """What the model takes of an image.
+
+        Raises:
+            ImageError: for what is not an image or cannot be read.
+        """
+        return self._input(_source(image))
+
     def _input(self, source: str | Image.Image) -> dict[str, Any]:
         """As the mapper makes it of a dataset's image."""
         order = self.mapper.image_format

@@ -247,6 +247,8 @@ class MaskRCNNMLPHead(MaskBranch, BaseMaskRCNNHead, nn.Sequential):  # type: ign
 
         A class's rows are M^2 x D numbers, too many to gather for each RoI, hence class by class.
         """
+        if torch.compiler.is_compiling():  # one graph for all classes
+            return self.all_maps(features)[torch.arange(classes.shape[0]), classes]
         if len(classes) == 0:
             return self.all_maps(features)[:, 0]
         num_maps, *side = self.to_maps.unflattened_size

@@ -36,6 +36,15 @@ def statistics_are_due() -> bool:
     return (get_event_storage().iter + 1) % STATISTICS_PERIOD == 0
 
 
+def highest_anchors(logits: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """The highest of (N, A) logits, and which they are."""
+    if not torch.compiler.is_compiling():
+        return logits.topk(min(logits.shape[1], most), dim=1)
+    # The same number for every image size; what is added is not finite, and so left out.
+    highest, indices = F.pad(logits, (0, most), value=-torch.inf).topk(most, dim=1)
+    return highest, indices.clamp(max=logits.shape[1] - 1)
+
+
 @ANCHOR_GENERATOR_REGISTRY.register()
 class MaskRCNNAnchorGenerator(DefaultAnchorGenerator):
     """detectron2's `DefaultAnchorGenerator`, the same anchors, made on the device."""
@@ -52,9 +61,9 @@ class MaskRCNNAnchorGenerator(DefaultAnchorGenerator):
     def _level(self, height: int, width: int, stride: int, anchors: Tensor) -> Tensor:
         """(H * W * A, 4)."""
         anchors = anchors.float()  # of a model in half precision, where positions are not
-        start, dtype, device = self.offset * stride, anchors.dtype, anchors.device
-        x = torch.arange(start, width * stride, stride, dtype=dtype, device=device)
-        y = torch.arange(start, height * stride, stride, dtype=dtype, device=device)
+        dtype, device = anchors.dtype, anchors.device
+        x = (torch.arange(width, dtype=dtype, device=device) + self.offset) * stride
+        y = (torch.arange(height, dtype=dtype, device=device) + self.offset) * stride
         grid = anchors.new_empty(height, width, len(anchors), 4)
         grid[..., 0::2] = x[:, None, None] + anchors[:, 0::2]
         grid[..., 1::2] = y[:, None, None, None] + anchors[:, 1::2]
@@ -236,8 +245,7 @@ class MaskRCNNRPN(RPN):
             )
         top: list[Any] = []
         for level, logits in enumerate(pred_objectness_logits):
-            num_boxes = min(logits.shape[1], self.pre_nms_topk[self.training])
-            highest, indices = logits.topk(num_boxes, dim=1)
+            highest, indices = highest_anchors(logits, self.pre_nms_topk[self.training])
             deltas = pred_anchor_deltas[level].gather(1, indices[..., None].expand(-1, -1, 4))
             top.append((highest, deltas, anchors[level].tensor[indices]))
         logits, deltas, boxes = (cat(list(x), dim=1) for x in zip(*top))
@@ -257,6 +265,10 @@ class MaskRCNNRPN(RPN):
                 "Predicted boxes or scores contain Inf/NaN. Training has diverged."
             )
         return [
-            Instances(size, proposal_boxes=Boxes(box[:n]), objectness_logits=logit[:n])
+            Instances(
+                size,
+                proposal_boxes=Boxes(box.narrow(0, 0, n)),
+                objectness_logits=logit.narrow(0, 0, n),
+            )
             for size, box, logit, n in zip(image_sizes, boxes, logits, counts)
         ]

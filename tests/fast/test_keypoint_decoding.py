@@ -17,6 +17,7 @@ from mask_rcnn_plugin.fast.keypoint_decoding import (
     decode_at_once,
     decode_by_need,
     decode_keypoints,
+    decode_whole,
 )
 
 Decode = Callable[[Tensor, Tensor], Tensor]
@@ -286,3 +287,13 @@ def test_what_decoding_costs_on_a_gpu(kind: str, smallest: float, largest: float
         assert waits <= 4, cost.lines()
         assert copies == 0, cost.lines()
         assert operators <= 300, cost.lines()
+
+
+@pytest.mark.parametrize("count", [0, 1, 6])
+def test_an_exports_decoding_is_detectron2s(count: int, assert_near: Callable[..., None]) -> None:
+    logits = torch.randn(count, 3, 8, 8) * 3
+    starts = torch.rand(count, 2) * 20
+    sizes = torch.tensor([[30.0, 41.5], [0.2, 60], [7.9, 3], [55, 0], [16, 16], [1, 1]])[:count]
+    boxes = torch.cat([starts, starts + sizes], dim=1)
+    expected = heatmaps_to_keypoints(logits, boxes)[:, :, [0, 1, 3]]
+    assert_near(decode_whole(logits, boxes), expected)

@@ -1,0 +1,101 @@
+#!/usr/bin/env python
+"""Write a model as a file for other programs: TorchScript, ONNX or torch.export's.
+
+    python tools/export.py --weights output/demo --format onnx --output demo.onnx --verify 6
+    python tools/export.py --weights a.pth --config-file table2a_backbone/r50_fpn \\
+        --format torchscript --output a.ts --verify 20 --images photos
+
+The file takes an image of any size; docs/export.md has its inputs, outputs and metadata. With
+--verify it is compared with the model on images of three sizes, one of them without detections.
+
+The exit code is 0 if the file is there, 1 if it answered differently and was removed, and 2 for a
+mistake in the arguments or a model that the format cannot express.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+# First: the plugin makes detectron2 importable on current Pillow and NumPy.
+from mask_rcnn_plugin import Predictor, get_config  # isort: split
+
+from predict import photos
+
+from mask_rcnn_plugin.atomic_write import atomic_write
+from mask_rcnn_plugin.errors import UserError, mistakes_in_one_line, print_mistake
+from mask_rcnn_plugin.inference.export import (
+    FORMATS,
+    load_exported,
+    require_libraries,
+    write_exported,
+)
+from mask_rcnn_plugin.inference.predictor import find_config, find_weights
+from mask_rcnn_plugin.inference.verification import ExportMismatchError, example_images, verify
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--weights",
+        required=True,
+        help="a training's output folder, a file, a detectron2:// address or a model-zoo name",
+    )
+    parser.add_argument(
+        "--config-file", dest="config", help="default: the config.yaml beside the weights"
+    )
+    parser.add_argument("--format", choices=FORMATS, required=True)
+    parser.add_argument("--output", type=Path, metavar="FILE", required=True)
+    parser.add_argument(
+        "--verify", type=int, default=0, metavar="N", help="compare with the model on N images"
+    )
+    parser.add_argument(
+        "--images", nargs="+", default=[], metavar="FILE",
+        help="images, folders or patterns to verify with (default: drawn ones)",
+    )  # fmt: skip
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
+    args = parser.parse_intermixed_args()
+    # What follows --images is taken for its files.
+    changes = [x for x in args.images if "=" in x and not Path(x).exists()]
+    args.overrides += changes
+    args.images = [x for x in args.images if x not in changes]
+    if args.verify and args.verify < 3:
+        parser.error(f"--verify is {args.verify}, must be 3 or more: images of three sizes")
+    if args.images and not args.verify:
+        parser.error("--images are to verify with: give --verify N too")
+    return args
+
+
+def run(args: argparse.Namespace) -> None:
+    require_libraries(args.format)
+    if args.output.is_dir():
+        raise UserError(f"--output {args.output} is a folder, must be the file to write")
+    weights = find_weights(args.weights)
+    cfg = get_config(args.config or find_config(weights), args.overrides)
+    files = photos(args.images, "--images") if args.images else []
+    predictor = Predictor.from_config(cfg, weights, device="cpu", optimize=False)
+    images = example_images(predictor, files, max(1, args.verify))
+    try:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(args.output) as file:
+            write_exported(predictor, args.format, file, next(iter(images.values())))
+            file.flush()
+            if args.verify:
+                print(verify(predictor, load_exported(file.name, args.format), images))
+    except OSError as error:
+        raise UserError(f"--output {args.output} cannot be written: {error}") from error
+    print(f"{args.output}: {args.format}, {args.output.stat().st_size / 1e6:.1f} MB")
+
+
+def main() -> None:
+    with mistakes_in_one_line():
+        try:
+            run(parse_args())
+        except ExportMismatchError as error:
+            print_mistake(f"{error}: nothing is left behind")
+            sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
