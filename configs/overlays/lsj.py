@@ -4,7 +4,7 @@
     python train.py --config-file table2a_backbone/r50_fpn+finetune+lsj dataset=my/data lsj.size=640
 
 The augmentations of detectron2's new baselines, and nothing else of them; `lsj_100ep` has the rest.
-It pays off in long trainings. Test images keep the row's size. Images of `lsj.size` pixels a side
+It is meant for long trainings. Test images keep the row's size. Images of `lsj.size` pixels a side
 are 1024 as there, or as large as drawn ones.
 """
 
