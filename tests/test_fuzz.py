@@ -401,6 +401,7 @@ def test_files_broken_in_one_place_end_in_an_error_or_in_numbers(
     run()
     assert pipeline.passed["cases"] >= CASES
     # Or the files would be broken beyond what the later steps see.
+    assert pipeline.passed["loaded fast"] > CASES // 10
     assert pipeline.passed["trained"] > CASES // 10
     assert pipeline.passed["scored"] > CASES // 10
     assert pipeline.passed["refused"] > CASES // 10

@@ -46,47 +46,28 @@ class Document(msgspec.Struct):
     annotations: list[Annotation] = []
 
 
-_Key = tuple[str, int, int]  # path, time and size
-
-_keep = False
-_kept: dict[_Key, Document | None] = {}  # at most one
+_kept: dict[tuple[str, int, int], Document | None] | None = None  # by path, time and size
 
 
 def keep_decoded(keep: bool) -> None:
-    """Keep the next file given to `keep_document`, for all that read it; False lets it go again."""
-    global _keep
-    _keep = keep
-    _kept.clear()
+    """Keep the next file to be registered, for all that read it; False lets it go again."""
+    global _kept
+    _kept = {} if keep else None
 
 
-def keep_document(json_file: str) -> Document | None:
-    """A file's content, if it is the one that is kept."""
-    if _keep and not _kept:
-        _kept[_key(json_file)] = _decode(json_file)
-    return kept_document(json_file)
-
-
-def kept_document(json_file: str) -> Document | None:
-    """The same of a file that was kept before."""
-    return _kept.get(_key(json_file)) if _kept else None
-
-
-def read_document(json_file: str) -> Document | None:
-    """A file's content, not to be changed; None if there is something else in it.
-
-    Raises:
-        OSError: if it cannot be read.
-    """
-    key = _key(json_file)
-    return _kept[key] if key in _kept else _decode(json_file)
-
-
-def _key(json_file: str) -> _Key:
+def kept_document(json_file: str, *, decode: bool = False) -> Document | None:
+    """What is kept of a file, not to be changed; `decode`: keep it now, if none is kept yet."""
+    if _kept is None:
+        return None
     status = Path(json_file).stat()
-    return json_file, status.st_mtime_ns, status.st_size
+    key = json_file, status.st_mtime_ns, status.st_size
+    if decode and not _kept:
+        _kept[key] = decode_document(json_file)
+    return _kept.get(key)
 
 
-def _decode(json_file: str) -> Document | None:
+def decode_document(json_file: str) -> Document | None:
+    """A file's content; None if there is something else in it."""
     content = Path(json_file).read_bytes()
     with suppress(ValueError, RecursionError), collection_paused():
         content.isascii() or content.decode()  # in what is not decoded, msgspec takes any

@@ -21,7 +21,7 @@ from msgspec import UNSET
 from msgspec.structs import asdict
 from pycocotools import mask as coco_mask
 
-from mask_rcnn_plugin.data.annotation_file import keep_document, read_document, read_parts
+from mask_rcnn_plugin.data.annotation_file import decode_document, kept_document, read_parts
 from mask_rcnn_plugin.data.annotation_rules import (
     category_error,
     image_error,
@@ -159,12 +159,13 @@ def _load(json_file: str, image_root: str) -> list[dict[str, Any]]:
 
 def _records(json_file: str, image_root: str) -> list[dict[str, Any]] | None:
     """What `load_coco_json` gives, in half the time; None where it may warn or refuse."""
-    document, known = read_document(json_file), MetadataCatalog.get(json_file)
+    document = kept_document(json_file) or decode_document(json_file)
     if document is None:
         return None
     categories = sorted(document.categories, key=lambda category: category["id"])
     contiguous = {category["id"]: i for i, category in enumerate(categories)}
     of_file = contiguous, [category["name"] for category in categories]
+    known = MetadataCatalog.get(json_file)
     if of_file != (known.thing_dataset_id_to_contiguous_id, known.thing_classes):
         return None
     records, of_image = [], dict[int, list[dict[str, Any]]]()
@@ -218,7 +219,7 @@ def _read_categories(json_file: str) -> list[dict[str, Any]]:
             f"annotation file {json_file!r} does not exist; {path.parent} has {beside}"
         )
     try:
-        document = keep_document(json_file)
+        document = kept_document(json_file, decode=True)
         file = asdict(document) if document else read_parts(path, "images", "categories")
     except (ValueError, RecursionError) as error:
         raise DatasetError(f"annotation file {json_file!r} is not JSON: {error}") from error

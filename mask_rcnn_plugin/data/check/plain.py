@@ -72,11 +72,12 @@ def _masks_agree(
         polygons[index], lengths[index] = _NO_POLYGON, 6
     ends = np.cumsum(lengths // 2)
     starts = ends - lengths // 2
-    points = _rows(polygons, 2)
-    xs, ys = np.ascontiguousarray(points.T)
-    next_xs, next_ys = np.roll(xs, -1), np.roll(ys, -1)
-    next_xs[ends - 1], next_ys[ends - 1] = xs[starts], ys[starts]
-    areas = np.abs(np.add.reduceat(xs * next_ys - ys * next_xs, starts)) / 2
+    points = np.fromiter(chain.from_iterable(polygons), float, lengths.sum())
+    xs, ys = points[::2].copy(), points[1::2].copy()
+    cross = np.append(xs[:-1] * ys[1:] - ys[:-1] * xs[1:], 0)
+    last = ends - 1
+    cross[last] = xs[last] * ys[starts] - ys[last] * xs[starts]
+    areas = np.abs(np.add.reduceat(cross, starts)) / 2
     low = [np.minimum.reduceat(x, starts) for x in (xs, ys)]
     high = [np.maximum.reduceat(x, starts) for x in (xs, ys)]
     owner = np.repeat(np.arange(len(annotations)), counts)
