@@ -122,7 +122,9 @@ def run(args: argparse.Namespace, cfg: DictConfig) -> None:
     """What each process does."""
     if args.weights:
         model = instantiate(cfg.model).to(device_of(cfg)).eval()
-        SafeCheckpointer(model).load_strictly(args.weights)
+        checkpointer = SafeCheckpointer(model)
+        checkpointer.class_names = cfg.dataset.metadata.thing_classes
+        checkpointer.load_strictly(args.weights)
         if not args.no_optimize:
             model = optimize_for_inference(model)
     elif comm.is_main_process():

@@ -34,6 +34,7 @@ from torch import nn
 
 from mask_rcnn_plugin.config import ConfigError
 from mask_rcnn_plugin.config.device import device_of
+from mask_rcnn_plugin.data.annotation_file import keep_decoded
 from mask_rcnn_plugin.data.garbage import collection_paused
 from mask_rcnn_plugin.errors import counted
 from mask_rcnn_plugin.evaluation.testing import evaluate
@@ -108,6 +109,7 @@ def do_train(
             train_loader = instantiate(cfg.dataloader.train)
     except AssertionError as error:  # detectron2's, of a dataset with no image that is trained on
         raise no_image_left(cfg, error) from error
+    keep_decoded(False)
 
     average = None
     if cfg.train.get("ema") and cfg.train.ema.enabled:
@@ -221,6 +223,7 @@ def complete(cfg: DictConfig, *, resumed: bool = False) -> None:
     if not resumed:
         check_initialization(cfg)
     fit_batch(cfg)
+    keep_decoded(True)  # until the training's loader is made
     setup_datasets(cfg)
     fit_epochs(cfg)
 

@@ -15,6 +15,7 @@ import pytest
 
 import update_docs
 from mask_rcnn_plugin.config.paper import rows_of
+from reproduce.report import read_tables
 
 REPOSITORY = Path(__file__).parent.parent
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
@@ -47,9 +48,11 @@ def test_a_block_without_its_place_is_an_error() -> None:
 
 
 def test_the_committed_reproduction_has_the_papers_rows() -> None:
-    for table in json.loads((REPRODUCTION / "index.json").read_text())["tables"]:
-        content = json.loads((REPRODUCTION / f"{table}.json").read_text())
-        assert [row["config"] for row in content["rows"]] == [r.config for r in rows_of(table)]
+    contents = read_tables(REPRODUCTION)
+    assert len(contents) == 8
+    for content in contents:
+        rows = rows_of(content["table"])
+        assert [row["config"] for row in content["rows"]] == [row.config for row in rows]
         for row in content["rows"]:
             assert len(row["results"]) == content["seeds"]
 
@@ -76,7 +79,7 @@ def commands() -> list[str]:
     found = []
     for page in PAGES:
         text = page.read_text().replace("\\\n", " ")
-        code = re.findall(r"```\n(.*?)```", text, flags=re.DOTALL)
+        code = re.findall(r"```\w*\n(.*?)```", text, flags=re.DOTALL)
         code += re.findall(r"`(python tools/[^`]+)`", text)
         lines = [line.strip() for part in code for line in part.splitlines()]
         found += [line for line in lines if re.match(r"python [\w/]+\.py\b", line)]

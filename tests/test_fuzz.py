@@ -28,6 +28,7 @@ import pytest
 import torch
 from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_coco_json
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from hypothesis import HealthCheck, given, settings
@@ -37,6 +38,7 @@ from pycocotools import mask as coco_mask
 from torch import nn
 
 from mask_rcnn_plugin.config import get_config
+from mask_rcnn_plugin.data import coco
 from mask_rcnn_plugin.data.check import Checked, check_file, clean
 from mask_rcnn_plugin.data.check.findings import total
 from mask_rcnn_plugin.data.coco import register_coco_dataset
@@ -310,6 +312,10 @@ class Pipeline:
         name = register_coco_dataset(str(self.file), str(self.folder))
         records = DatasetCatalog.get(name)
         self.passed["loaded"] += 1
+        if (fast := coco._records(name, str(self.folder))) is not None:
+            stock = load_coco_json(name, str(self.folder), name, extra_annotation_keys=["id"])
+            assert records == fast == stock
+            self.passed["loaded fast"] += 1
         return {"instances": self.train(name, records), "results": self.evaluate(name, records)}
 
     def train(self, name: str, records: list[dict[str, Any]]) -> int:
@@ -395,6 +401,7 @@ def test_files_broken_in_one_place_end_in_an_error_or_in_numbers(
     run()
     assert pipeline.passed["cases"] >= CASES
     # Or the files would be broken beyond what the later steps see.
+    assert pipeline.passed["loaded fast"] > CASES // 10
     assert pipeline.passed["trained"] > CASES // 10
     assert pipeline.passed["scored"] > CASES // 10
     assert pipeline.passed["refused"] > CASES // 10

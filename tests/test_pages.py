@@ -1,7 +1,9 @@
 """What the pages say in Python runs, in their order."""
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 from detectron2.config import LazyConfig, get_cfg, instantiate
@@ -55,15 +57,35 @@ def test_extend(toy_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
             "dataloader.test.num_workers=0",
         ),
     ]
-    cfg = get_config("my_config.py+synthetic", small)
-    setup_datasets(cfg)
-    do_train(cfg)
-    LazyConfig.save(cfg, "out/config.yaml")
-    model = load("out").model
+    model = trained("my_config.py+synthetic", small)
     head = model.roi_heads.mask_head
     assert type(head).__name__ == "DropoutMaskHead"
     assert type(head.masks).__name__ == "DiceMasks"
     assert type(model.roi_heads.mask_pooler.level_poolers[0]).__name__ == "ShrunkAlign"
+
+
+@pytest.mark.skipif(find_spec("timm") is None, reason="timm is not installed")
+def test_timm(toy_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = (code for code in blocks("extend.md") if "timm" in code)
+    (tmp_path / code.splitlines()[0].removeprefix("# ")).write_text(code)
+    monkeypatch.chdir(tmp_path)
+    small = [
+        *("dataset.synthetic.train=12", "dataset.synthetic.val=6", "dataset.synthetic.size=64"),
+        *(f"dataset.synthetic.root={toy_dataset}", "dataloader.train.total_batch_size=2"),
+        *("train.max_iter=1", "train.output_dir=out"),
+    ]
+    model = trained("my_timm.py+ablation", small)
+    assert "layer4" in model.backbone.bottom_up.features
+    assert model.pixel_mean.flatten().tolist() == pytest.approx([123.675, 116.28, 103.53])
+
+
+def trained(config: str, overrides: list[str]) -> Any:
+    """The model that a training leaves in the folder out."""
+    cfg = get_config(config, overrides)
+    setup_datasets(cfg)
+    do_train(cfg)
+    LazyConfig.save(cfg, "out/config.yaml")
+    return load("out").model
 
 
 def test_what_is_registered_is_known_by_name(monkeypatch: pytest.MonkeyPatch) -> None:

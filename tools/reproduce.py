@@ -15,7 +15,7 @@ once, e.g. with --table 1 --table 2a.
 
 In output/reproduce/SCALE land runs/ (a folder a training), and for each table TABLE.json, TABLE.md,
 TABLE.png (the paper's effects and ours) and TABLE_pictures.jpg (the same images under each row).
-`--table all` also writes all of it on one page, index.md, and index.json, how it was made.
+All tables that are there, of earlier commands too, are on one page, index.md.
 """
 
 import argparse
@@ -25,7 +25,6 @@ import shlex
 import signal
 import sys
 from pathlib import Path
-from typing import Any
 
 # First: the plugin makes detectron2 importable on current Pillow and NumPy.
 from mask_rcnn_plugin import get_config  # isort: split
@@ -88,8 +87,8 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def write_table(table: str, args: argparse.Namespace, runs: Runs) -> dict[str, Any]:
-    """Write a table's files; what its JSON holds."""
+def write_table(table: str, args: argparse.Namespace, runs: Runs) -> None:
+    """Write a table's files."""
     rows, output = [], args.output
     drawn: dict[str, Run] = {}
     for row in rows_of(table):
@@ -109,13 +108,21 @@ def write_table(table: str, args: argparse.Namespace, runs: Runs) -> dict[str, A
                 "minutes": [round(run.seconds() / 60, 2) for run in of_seeds],
             }
         )
-    content = {"table": table, "scale": args.scale, "seeds": args.seeds, "rows": rows}
+    done = {run for run in runs.values() if run.done}
+    content = {
+        "table": table,
+        "scale": args.scale,
+        "seeds": args.seeds,
+        "command": shlex.join(["python", "tools/reproduce.py", *sys.argv[1:]]),
+        "jobs": args.jobs,
+        "environment": " and on ".join(sorted({run.environment() for run in done})),
+        "rows": rows,
+    }
     (output / f"{table}.json").write_text(json.dumps(content, indent=2) + "\n")
     (output / f"{table}.md").write_text(report.table_page(content))
     report.plot_effects(content, output / f"{table}.png")
     if drawn:
         draw_rows(table, drawn, output / f"{table}_pictures.jpg")
-    return content
 
 
 def draw_rows(table: str, runs: dict[str, Run], file: Path) -> None:
@@ -142,23 +149,6 @@ def draw_rows(table: str, runs: dict[str, Run], file: Path) -> None:
     report.plot_predictions(pictures, file, columns=len(runs) + 1)
 
 
-def write_index(args: argparse.Namespace, runs: Runs, contents: list[dict[str, Any]]) -> None:
-    """Write one page of all tables, and what else it says."""
-    done = {run for run in runs.values() if run.done}
-    how = {
-        "command": shlex.join(["python", "tools/reproduce.py", *sys.argv[1:]]),
-        "scale": args.scale,
-        "seeds": args.seeds,
-        "trainings": len(done),
-        "minutes": round(sum(run.seconds() for run in done) / 60),
-        "jobs": args.jobs,
-        "environment": " and on ".join(sorted({run.environment() for run in done})),
-        "tables": args.tables,
-    }
-    (args.output / "index.json").write_text(json.dumps(how, indent=2) + "\n")
-    (args.output / "index.md").write_text(report.index_page(how, contents))
-
-
 def main() -> None:
     args = parse_args()
     # As Ctrl-C: no training goes on alone.
@@ -178,13 +168,11 @@ def main() -> None:
         sys.exit("reproduce.py: interrupted; the same command continues where it stopped")
 
     args.output.mkdir(parents=True, exist_ok=True)
-    contents = []
     for table in args.tables:
-        contents.append(write_table(table, args, runs))
+        write_table(table, args, runs)
         print(f"\n{(args.output / f'{table}.md').read_text()}")
-    if "all" in args.table:
-        write_index(args, runs, contents)
-        print(f"{args.output / 'index.md'}: everything on one page")
+    (args.output / "index.md").write_text(report.index_page(report.read_tables(args.output)))
+    print(f"{args.output / 'index.md'}: all tables on one page")
     if failed:
         sys.exit(f"reproduce.py: {len(failed)} trainings failed, see above")
 

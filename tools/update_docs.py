@@ -4,9 +4,9 @@
     python tools/update_docs.py            # after a benchmark, a reproduction, a change of a row
     python tools/update_docs.py --check    # writes nothing; exit code 1 if something is out of date
 
-The data are the paper's numbers, docs/benchmarks/*.json and docs/reproduction/*.json. In
-docs/paper.md and docs/speed.md the text between `<!-- begin NAME -->` and `<!-- end NAME -->` is
-replaced.
+The data are the paper's numbers, docs/benchmarks/*.json, docs/reproduction/*.json and
+docs/real_images/results.json. In docs/paper.md, docs/real_images.md, docs/scaling.md and
+docs/speed.md the text between `<!-- begin NAME -->` and `<!-- end NAME -->` is replaced.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from typing import Any
 import mask_rcnn_plugin  # noqa: F401  # isort: split
 from benchmark import report as benchmark
 from mask_rcnn_plugin.config.paper import ROWS, TABLES, TASKS, Row
+from reproduce import nuclei
 from reproduce import report as reproduction
 from reproduce.claims import CLAIMS
 
@@ -34,19 +35,21 @@ def generate(root: Path = REPOSITORY) -> dict[Path, str]:
         BENCHMARKS / f"{file.stem}.md": benchmark.to_markdown(_read(file))
         for file in (root / BENCHMARKS).glob("*.json")
     }
-    how = _read(root / REPRODUCTION / "index.json")
-    contents = {name: _read(root / REPRODUCTION / f"{name}.json") for name in how["tables"]}
+    contents = {c["table"]: c for c in reproduction.read_tables(root / REPRODUCTION)}
     for name, content in contents.items():
         pages[REPRODUCTION / f"{name}.md"] = reproduction.table_page(content)
-    pages[REPRODUCTION / "index.md"] = reproduction.index_page(how, list(contents.values()))
+    pages[REPRODUCTION / "index.md"] = reproduction.index_page(list(contents.values()))
+    counts = _read(root / BENCHMARKS / "counts.json")["counts"]
     blocks = {
         Path("docs/paper.md"): {
             "paper": paper_table(),
             "reproduction": reproduction_block(contents),
         },
+        Path("docs/real_images.md"): nuclei.blocks(_read(root / "docs/real_images/results.json")),
+        Path("docs/scaling.md"): {"launching": benchmark.launching_table(counts)},
         Path("docs/speed.md"): {
             "benchmark": benchmark_block(_read(root / BENCHMARKS / "cpu.json")),
-            "counts": benchmark.counts_table(_read(root / BENCHMARKS / "counts.json")["counts"]),
+            "counts": benchmark.counts_table(counts),
             "dataset-check": dataset_check_line(_read(root / BENCHMARKS / "dataset_check.json")),
         },
     }

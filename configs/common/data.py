@@ -50,6 +50,9 @@ dataloader.train = L(build_train_loader)(
     ),
     total_batch_size=16,  # 2 images on each of 8 GPUs
     num_workers=4,
+    # Images with a class that fewer than this share of all have are drawn more often (Gupta et al.,
+    # 2019, have 0.001): of the rarest one's share f, sqrt(repeat_threshold / f) times an epoch.
+    repeat_threshold=0.0,
     max_unreadable=100,  # images left out in a process since its start; more are an error
 )
 dataloader.test = L(build_detection_test_loader)(

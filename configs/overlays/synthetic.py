@@ -37,7 +37,9 @@ def overlay(cfg: DictConfig, size: int = 128) -> None:
     loaders.train.total_batch_size = _BATCH
     loaders.train.num_workers = loaders.test.num_workers = 0
     resize = loaders.train.mapper.augmentations[0]
-    if resize.sample_style == "range":
+    if "lsj" in cfg:
+        cfg.lsj.size = size
+    elif resize.sample_style == "range":
         # The same relative range as on COCO, around the image's own size.
         low, high = resize.short_edge_length
         resize.short_edge_length = [round(size * low / high), size]
@@ -86,12 +88,14 @@ def overlay(cfg: DictConfig, size: int = 128) -> None:
 
 
 def _shrink(backbone: DictConfig) -> None:
+    backbone.norm = "BN"  # from scratch: nothing to freeze
+    backbone.freeze_at = 0
+    if "width" not in backbone:  # timm's, which have their own sizes
+        return
     network, features = backbone.name.rsplit("-", 1)
     backbone.name = f"{_BACKBONES[network]}-{features}"
     if backbone.name.endswith("C4"):
         backbone.width = 32  # its res5 runs on every RoI
-    backbone.norm = "BN"  # from scratch: nothing to freeze
-    backbone.freeze_at = 0
     backbone.stride_in_1x1 = False
 
 

@@ -24,7 +24,7 @@ from mask_rcnn_plugin.modeling.roi_pooling import find_roi_layer
 
 # The top of a config. What others refer to comes first, so that it is named, not they.
 NODES = ("train", "dataset", "model", "optimizer", "lr_multiplier", "dataloader")
-HELPERS = ("finetune",)  # which nodes refer to; those of overlays
+HELPERS = ("finetune", "lsj")  # which nodes refer to; those of overlays
 SOURCE = "source"  # set by `get_config`: where the config comes from
 _CALLS = (
     *("model", "optimizer", "lr_multiplier"),

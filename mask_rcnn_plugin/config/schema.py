@@ -118,6 +118,13 @@ class FineTune:
 
 
 @dataclass
+class LargeScaleJitter:
+    """What the overlay `lsj` is turned by."""
+
+    size: int
+
+
+@dataclass
 class Dataloader:
     train: Any
     test: Any
@@ -126,6 +133,7 @@ class Dataloader:
 
 SCHEMAS: dict[str, type] = {
     "finetune": FineTune,
+    "lsj": LargeScaleJitter,
     "train": Train,
     "dataset": Dataset,
     "dataloader": Dataloader,
@@ -136,7 +144,7 @@ COUNT = (1, 2**63 - 1)  # integers
 _NOT_NEGATIVE, _FRACTION = (0, _FINITE), (0, 1)
 
 _COUNTS = """
-    max_iter accumulate_steps reference_batch_size log_period period max_to_keep max_detections
+    max_iter accumulate_steps reference_batch_size log_period period max_to_keep max_detections size
     batch total_batch_size batch_size_per_image num_classes num_keypoints output_size max_size
     short_edge_length pre_nms_topk post_nms_topk test_topk_per_image patience
 """
@@ -147,7 +155,7 @@ _NOT_NEGATIVES = """
 """
 _FRACTIONS = """
     warmup_length warmup_factor positive_fraction thresholds nms_thresh test_nms_thresh
-    test_score_thresh
+    test_score_thresh repeat_threshold
 """
 # Least and most of the numbers under a key of this name, wherever it stands. What is wrong here
 # would be found after hours, or never.

@@ -4,18 +4,24 @@ detectron2 registers COCO itself, below $DETECTRON2_DATASETS (./datasets if unse
 DATASETS/coco/{train2014,val2014,train2017,val2017,test2017,annotations}.
 """
 
-import json
+import logging
+import operator
+import os
 import re
 from collections.abc import Sequence
 from functools import partial
-from itertools import chain
+from itertools import chain, cycle
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
+from detectron2.structures import BoxMode
+from msgspec import UNSET
+from msgspec.structs import asdict
+from pycocotools import mask as coco_mask
 
+from mask_rcnn_plugin.data.annotation_file import decode_document, kept_document, read_parts
 from mask_rcnn_plugin.data.annotation_rules import (
     category_error,
     image_error,
@@ -24,6 +30,8 @@ from mask_rcnn_plugin.data.annotation_rules import (
 )
 from mask_rcnn_plugin.data.garbage import collection_paused
 from mask_rcnn_plugin.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 # Sec. 4: the 80k training images and 35k of validation (2014), the remaining 5k to validate; the
 # 2017 release has the same split as coco_2017_train and coco_2017_val.
@@ -131,6 +139,9 @@ def _load(json_file: str, image_root: str) -> list[dict[str, Any]]:
     """detectron2's `load_coco_json`, which fails in many ways on a broken file, with one error."""
     try:
         with collection_paused():
+            records = _records(json_file, image_root)
+            if records is not None:
+                return records
             records = load_coco_json(json_file, image_root, json_file, extra_annotation_keys=["id"])
     except Exception as error:
         raise DatasetError(
@@ -146,20 +157,57 @@ def _load(json_file: str, image_root: str) -> list[dict[str, Any]]:
     return records
 
 
-def read_parts(path: Path, *names: str) -> Any:
-    """The entries of a JSON file; only those with these names are sure to be decoded.
-
-    Without the annotations that takes a twentieth of the time.
-
-    Raises:
-        OSError, ValueError, RecursionError: if it cannot be read or is not JSON.
-    """
-    content = path.read_bytes()
-    try:
-        parts = msgspec.json.decode(content, type=dict[str, msgspec.Raw])
-        return {k: msgspec.json.decode(v) if k in names else v for k, v in parts.items()}
-    except (ValueError, RecursionError):  # NaN, which Python's reader takes
-        return json.loads(content)
+def _records(json_file: str, image_root: str) -> list[dict[str, Any]] | None:
+    """What `load_coco_json` gives, in half the time; None where it may warn or refuse."""
+    document = kept_document(json_file) or decode_document(json_file)
+    if document is None:
+        return None
+    categories = sorted(document.categories, key=lambda category: category["id"])
+    contiguous = {category["id"]: i for i, category in enumerate(categories)}
+    of_file = contiguous, [category["name"] for category in categories]
+    known = MetadataCatalog.get(json_file)
+    if of_file != (known.thing_dataset_id_to_contiguous_id, known.thing_classes):
+        return None
+    records, of_image = [], dict[int, list[dict[str, Any]]]()
+    for image in sorted(document.images, key=lambda image: image["id"]):
+        found = of_image[image["id"]] = []
+        records.append(
+            {
+                "file_name": os.path.join(image_root, image["file_name"]),
+                "height": image["height"],
+                "width": image["width"],
+                "image_id": image["id"],
+                "annotations": found,
+            }
+        )
+    seen = {annotation.id for annotation in document.annotations}
+    if len(of_image) < len(records) or len(seen) < len(document.annotations):
+        return None
+    for annotation in document.annotations:
+        if annotation.image_id not in of_image or annotation.category_id not in contiguous:
+            return None
+        loaded = {
+            "id": annotation.id,
+            "bbox": annotation.bbox,
+            "bbox_mode": BoxMode.XYWH_ABS,
+            "category_id": contiguous[annotation.category_id],
+        }
+        if annotation.iscrowd is not UNSET:
+            loaded["iscrowd"] = annotation.iscrowd
+        if annotation.keypoints is not UNSET:  # indices of pixels become coordinates
+            half = cycle((0.5, 0.5, 0))
+            loaded["keypoints"] = list(map(operator.add, annotation.keypoints, half))
+        if mask := annotation.segmentation:
+            if isinstance(mask, list):
+                mask = [p for p in mask if len(p) >= 6 and len(p) % 2 == 0]
+                if not mask:
+                    return None
+            elif isinstance(mask["counts"], list):
+                mask = coco_mask.frPyObjects(mask, *mask["size"])
+            loaded["segmentation"] = mask
+        of_image[annotation.image_id].append(loaded)
+    logger.info("Loaded %d images from %s", len(records), json_file)
+    return records
 
 
 def _read_categories(json_file: str) -> list[dict[str, Any]]:
@@ -171,7 +219,8 @@ def _read_categories(json_file: str) -> list[dict[str, Any]]:
             f"annotation file {json_file!r} does not exist; {path.parent} has {beside}"
         )
     try:
-        file = read_parts(path, "images", "categories")
+        document = kept_document(json_file, decode=True)
+        file = asdict(document) if document else read_parts(path, "images", "categories")
     except (ValueError, RecursionError) as error:
         raise DatasetError(f"annotation file {json_file!r} is not JSON: {error}") from error
     if not isinstance(file, dict) or not isinstance(file.get("images"), list):

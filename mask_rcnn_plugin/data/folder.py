@@ -10,7 +10,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from mask_rcnn_plugin.atomic_write import atomic_write
-from mask_rcnn_plugin.data.coco import DatasetError, read_parts
+from mask_rcnn_plugin.data.annotation_file import read_parts
+from mask_rcnn_plugin.data.coco import DatasetError
 from mask_rcnn_plugin.main_process import on_main_process
 
 # What sets are called, the likeliest first.

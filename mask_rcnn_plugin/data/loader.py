@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from detectron2.data import DatasetFromList
 from detectron2.data.build import trivial_batch_collator, worker_init_reset_seed
+from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
@@ -33,6 +34,7 @@ def build_train_loader(
     aspect_ratio_grouping: bool = True,
     num_workers: int = 0,
     seed: int | None = None,
+    repeat_threshold: float = 0.0,
     max_unreadable: int = 100,
 ) -> "TrainLoader":
     """In place of detectron2's `build_detection_train_loader`, with a position that can be saved.
@@ -48,6 +50,9 @@ def build_train_loader(
         aspect_ratio_grouping: batches of landscape or of other images, which need less padding.
         num_workers: processes that load; 0 loads in this one.
         seed: of the shuffle, one for all processes; None draws one from NumPy's random state.
+        repeat_threshold: images of classes that fewer than this share of the images have are drawn
+            more often; see `repeat_factors_from_category_frequency` of detectron2's
+            `RepeatFactorTrainingSampler`. 0: none are.
         max_unreadable: images that each process may leave out before it is an error; a resume
             counts anew.
 
@@ -64,7 +69,11 @@ def build_train_loader(
     if not len(dataset):
         raise DatasetError("the training set has no image to train on")
     landscape = [aspect_ratio_grouping and r["width"] > r["height"] for r in dataset]
-    sampler = GroupSampler(landscape, total_batch_size // world_size, seed)
+    repeats = None
+    if repeat_threshold:
+        count = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency
+        repeats = count(dataset, repeat_threshold)
+    sampler = GroupSampler(landscape, total_batch_size // world_size, seed, repeats)
     return TrainLoader(
         _Mapped(list(dataset), mapper),
         sampler,

@@ -121,7 +121,10 @@ class MaskRCNNDatasetMapper(DatasetMapper):
         return dataset_dict
 
     def _transform_annotations(
-        self, dataset_dict: dict[str, Any], transforms: T.Transform, image_shape: tuple[int, int]
+        self,
+        dataset_dict: dict[str, Any],
+        transforms: T.TransformList,
+        image_shape: tuple[int, int],
     ) -> None:
         annotations = []
         for index, annotation in enumerate(dataset_dict["annotations"]):
@@ -137,6 +140,13 @@ class MaskRCNNDatasetMapper(DatasetMapper):
             del dataset_dict["annotations"]
             dataset_dict["instances"] = utils.annotations_to_instances([], image_shape)
             return
+        # Padding is no part of a mask; newer detectron2 fills it with 255, for semantic maps.
+        transforms = T.TransformList(
+            [
+                T.PadTransform(t.x0, t.y0, t.x1, t.y1) if isinstance(t, T.PadTransform) else t
+                for t in transforms.transforms
+            ]
+        )
         if self.use_instance_mask:
             all_polygons = all(isinstance(a["segmentation"], list) for a in annotations)
             self.instance_mask_format = "polygon" if all_polygons else "bitmask"

@@ -1,6 +1,7 @@
 """The order in which images are trained on, and a position in it to continue from."""
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
@@ -38,11 +39,22 @@ class GroupSampler(Sampler[Group]):
         landscape: for each image, whether it is wider than high; all False: no grouping.
         batch_size: images of a group.
         seed: of the shuffle; None draws one from NumPy's random state, for all processes together.
+        repeats: float (images,), how often an epoch has each image, on average: a fraction is
+            rounded up or down at random in each epoch, as detectron2's
+            `RepeatFactorTrainingSampler` does it, in its order. None: once.
     """
 
-    def __init__(self, landscape: Sequence[bool], batch_size: int, seed: int | None = None) -> None:
+    def __init__(
+        self,
+        landscape: Sequence[bool],
+        batch_size: int,
+        seed: int | None = None,
+        repeats: torch.Tensor | None = None,
+    ) -> None:
         self._landscape = landscape
         self._batch_size = batch_size
+        self._repeats = repeats
+        self._repetitions = 0.0 if repeats is None else math.fsum((repeats - 1).tolist())
         self.seed = comm.shared_random_seed() if seed is None else seed
         self.position = 0
         self._waiting: Buckets = [], []
@@ -67,8 +79,14 @@ class GroupSampler(Sampler[Group]):
 
     def _shuffled(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed)
+        epoch = torch.arange(len(self._landscape))
         while True:
-            yield from torch.randperm(len(self._landscape), generator=generator).tolist()
+            images = epoch
+            if self._repeats is not None:
+                often = self._repeats.floor()
+                often += torch.rand(len(epoch), generator=generator) < self._repeats - often
+                images = epoch.repeat_interleave(often.long())
+            yield from images[torch.randperm(len(images), generator=generator)].tolist()
 
     def advance_past(self, group: Group) -> None:
         """Move the position past a group that the training has got; workers draw further ahead."""
@@ -79,6 +97,7 @@ class GroupSampler(Sampler[Group]):
             "seed": self.seed,
             "images": len(self._landscape),
             "landscapes": sum(self._landscape),
+            "repetitions": self._repetitions,
             "position": self.position,
             "waiting": list(self._waiting),
         }
@@ -92,11 +111,12 @@ class GroupSampler(Sampler[Group]):
             logger.warning("The checkpoint is from an older version: the epoch starts over")
             return
         own = self.state_dict()
-        for key in ("images", "landscapes"):
-            if state[key] != own[key]:
+        for key in ("images", "landscapes", "repetitions"):
+            # An earlier version had no repetitions.
+            if state.get(key, 0) != own[key]:
                 logger.warning(
                     "The training set had %d %s before and has %d now: the epoch starts over",
-                    *(state[key], key, own[key]),
+                    *(state.get(key, 0), key, own[key]),
                 )
                 return
         self.seed, self.position = state["seed"], state["position"]

@@ -6,14 +6,12 @@ how many: images with less ground truth are padded with empty boxes, and what is
 marked.
 """
 
-import logging
 from collections.abc import Sequence
 
 import torch
+from detectron2.modeling.matcher import Matcher
+from detectron2.utils.memory import retry_if_cuda_oom
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
-
-logger = logging.getLogger(__name__)
 
 # Of the matrix of a few images at a time: 256 MB in float32.
 ELEMENTS_AT_ONCE = 2**26
@@ -44,67 +42,46 @@ def _area(boxes: Tensor) -> Tensor:
 
 
 def match(
-    gt_boxes: Sequence[Tensor],
-    boxes: Tensor,
-    thresholds: Sequence[float],
-    labels: Sequence[int],
-    allow_low_quality_matches: bool,
+    gt_boxes: Tensor, counts: Sequence[int], boxes: Tensor, matcher: Matcher
 ) -> tuple[Tensor, Tensor]:
     """As detectron2's `Matcher`, for all images.
 
     Args:
-        gt_boxes: float32 (its G, 4) for each of N images; G may be 0.
+        gt_boxes: float32 (N, G, 4), of N images.
+        counts: how many ground truths each image has; the others are padding.
         boxes: float32 (N, A, 4), or (1, A, 4) where the images have the same.
-        thresholds: ascending IoUs, T of them.
-        labels: T + 1: of a box below the first threshold, between the first two, ...
-        allow_low_quality_matches: each ground truth's best boxes are labelled 1 too.
+        matcher: its thresholds and labels count.
 
     Returns:
         int64 (N, A): the ground truth each box overlaps most with, within its image; 0 if none.
         int8 (N, A): labels.
     """
-    rule = thresholds, labels, allow_low_quality_matches
-    try:
-        return _match(gt_boxes, boxes, *rule)
-    except torch.OutOfMemoryError:  # of a crowd; as detectron2, on the host then
-        logger.warning(
-            "Out of GPU memory: %s objects are matched on the CPU", list(map(len, gt_boxes))
-        )
-        found = _match([gt.cpu() for gt in gt_boxes], boxes.cpu(), *rule)
-        return found[0].to(boxes.device), found[1].to(boxes.device)
+    step = max(1, ELEMENTS_AT_ONCE // max(1, gt_boxes.shape[1] * boxes.shape[1]))
+    parts = []
+    for n in range(0, len(gt_boxes), step):
+        some = slice(n, n + step)
+        candidates = boxes[some] if len(boxes) > 1 else boxes
+        # On the host, as detectron2 does it, where a crowd is too large for the GPU's memory.
+        parts.append(retry_if_cuda_oom(_match)(gt_boxes[some], counts[some], candidates, matcher))
+    matches, labels = (_cat(list(x)).to(boxes.device) for x in zip(*parts))
+    return matches, labels
 
 
 def _match(
-    gt_boxes: Sequence[Tensor],
-    boxes: Tensor,
-    thresholds: Sequence[float],
-    labels: Sequence[int],
-    allow_low_quality_matches: bool,
+    gt_boxes: Tensor, counts: Sequence[int], boxes: Tensor, matcher: Matcher
 ) -> tuple[Tensor, Tensor]:
-    counts = [len(gt) for gt in gt_boxes]
-    most = max(*counts, 1)
-    padded = pad_sequence([*gt_boxes, boxes.new_zeros(most, 4)], batch_first=True)[:-1]
-    step = max(1, ELEMENTS_AT_ONCE // max(1, most * boxes.shape[1]))
-    matches, quality, best = [], [], []
-    for n in range(0, len(counts), step):
-        iou = pairwise_iou(padded[n : n + step], boxes[n : n + step] if len(boxes) > 1 else boxes)
-        values, indices = iou.max(dim=1)
-        matches.append(indices)
-        quality.append(values)
-        if allow_low_quality_matches:
-            highest = iou.amax(dim=2, keepdim=True)
-            # No box is best for what is padded.
-            for image, count in enumerate(counts[n : n + step]):
-                if count < most:
-                    highest[image, count:] = torch.inf
-            best.append((iou == highest).any(dim=1))
-    overlaps = _cat(quality)
-    matched_labels = torch.full_like(overlaps, labels[0], dtype=torch.int8)
-    for threshold, label in zip(thresholds, labels[1:], strict=True):
-        matched_labels.masked_fill_(overlaps >= threshold, label)
-    if allow_low_quality_matches:
-        matched_labels.masked_fill_(_cat(best), 1)
-    return _cat(matches), matched_labels
+    iou = pairwise_iou(gt_boxes, boxes)
+    overlaps, matches = iou.max(dim=1)
+    labels = torch.full_like(overlaps, matcher.labels[0], dtype=torch.int8)
+    for threshold, label in zip(matcher.thresholds[1:], matcher.labels[1:]):
+        labels.masked_fill_(overlaps >= threshold, label)
+    if matcher.allow_low_quality_matches:
+        highest = iou.amax(dim=2, keepdim=True)
+        for of_image, count in zip(highest, counts):
+            if count < len(of_image):  # no box is best for what is padded
+                of_image[count:] = torch.inf
+        labels.masked_fill_((iou == highest).any(dim=1), 1)
+    return matches, labels
 
 
 def _cat(tensors: list[Tensor]) -> Tensor:

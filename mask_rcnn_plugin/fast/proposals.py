@@ -12,15 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import batched_nms, nms
 
+from mask_rcnn_plugin.fast.grouping import grouped, owners
 
-def boxes_at_once(boxes: Tensor) -> int:
-    """How many one NMS may get. With more on CUDA torchvision waits at each group of them."""
-    return 25_000 if boxes.is_cuda else len(boxes.view(-1, 4))
-
-
-def owners(counts: Sequence[int], like: Tensor) -> Tensor:
-    """Whose each row is, where the first counts[0] are the first's: int64 (sum,)."""
-    return torch.cat([torch.full((n,), i, device=like.device) for i, n in enumerate(counts)])
+# That one NMS gets. With more on CUDA torchvision waits at each group of them.
+BOXES_AT_ONCE = 25_000
 
 
 def limits(image_sizes: Sequence[tuple[int, int]], like: Tensor) -> Tensor:
@@ -83,9 +78,10 @@ def top_proposals(
     boxes = boxes.where(is_valid[..., None], 0.0)
     scores = logits.where(is_valid, -torch.inf)
 
-    at_once = max(1, boxes_at_once(boxes) // max(1, num_boxes))
+    at_once = max(1, BOXES_AT_ONCE // max(1, num_boxes))
     kept = torch.zeros_like(is_valid)
-    images = torch.arange(num_images, device=boxes.device)[:, None]
+    # Small numbers: torchvision shifts the boxes of a group by its number times the image's size.
+    images = torch.arange(num_images, device=boxes.device)[:, None] % at_once
     groups = images * len(num_of_level) + owners(num_of_level, boxes)
     for n in range(0, num_images, at_once):
         box, score, group = (x[n : n + at_once].flatten(0, 1) for x in (boxes, scores, groups))
@@ -119,9 +115,9 @@ def top_detections(
     Returns:
         For each image, which of the T it keeps, by descending score.
     """
+    if num_images > 1:  # so many groups are shifted so far that float32 would round to pixels
+        boxes, scores = boxes.double(), scores.double()
     keep = nms_in_groups(boxes, scores, images * num_classes + classes, nms_threshold)
-    images = images[keep]
-    each = torch.arange(num_images, device=images.device)
-    counts = (images == each[:, None]).sum(dim=1).tolist()
-    of_images = keep[images.argsort(stable=True)].split(counts)
+    order, counts = grouped(images[keep], num_images)
+    of_images = keep[order].split(counts)
     return [of_image[:most] if most >= 0 else of_image for of_image in of_images]

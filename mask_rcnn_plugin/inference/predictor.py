@@ -229,7 +229,7 @@ def find_config(weights: str) -> str:
     if not config.is_file():
         raise ConfigError(
             f"there is no {config}, which a training writes beside its weights: give the config "
-            "that they were trained with"
+            "that they were trained with. tools/convert_weights.py converts torchvision's weights"
         )
     return str(config)
 
@@ -237,7 +237,7 @@ def find_config(weights: str) -> str:
 def _newest(folder: Path) -> Path:
     tag = folder / "last_checkpoint"
     last = [tag.read_text(errors="replace").strip()] if tag.is_file() else []
-    for name in ("model_best.pth", "model_final.pth", *last):
+    for name in ("model_best.pth", "model_final.pth", *last, "model_final.safetensors"):
         if (folder / name).is_file():
             return folder / name
     raise WeightsError(

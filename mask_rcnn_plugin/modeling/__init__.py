@@ -16,7 +16,16 @@ from mask_rcnn_plugin.modeling.mask_loss import IndependentMasks
 from mask_rcnn_plugin.modeling.meta_arch import MaskRCNN
 from mask_rcnn_plugin.modeling.roi_heads import MaskRCNNC4ROIHeads, MaskRCNNROIHeads
 from mask_rcnn_plugin.modeling.roi_pooling import RoIAlign, RoIPooler, RoIWarp, build_roi_layer
-from mask_rcnn_plugin.modeling.rpn import MaskRCNNAnchorGenerator, MaskRCNNRPN
+from mask_rcnn_plugin.modeling.rpn import (
+    MaskRCNNAnchorGenerator,
+    MaskRCNNRPN,
+    TorchvisionAnchorGenerator,
+)
+from mask_rcnn_plugin.modeling.timm_backbone import (
+    build_mask_rcnn_timm_backbone,
+    timm_backbone,
+    timm_normalization,
+)
 
 __all__ = [
     "MASK_LOSS_REGISTRY",
@@ -35,10 +44,14 @@ __all__ = [
     "RoIAlign",
     "RoIPooler",
     "RoIWarp",
+    "TorchvisionAnchorGenerator",
     "build_mask_rcnn_resnet_backbone",
+    "build_mask_rcnn_timm_backbone",
     "build_roi_layer",
     "encode_masks",
     "res5_head",
     "resnet_backbone",
     "stage_channels",
+    "timm_backbone",
+    "timm_normalization",
 ]

@@ -8,7 +8,8 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
 from mask_rcnn_plugin.fast.box_regression import box_regression_loss
-from mask_rcnn_plugin.fast.proposals import clip, limits, owners, top_detections
+from mask_rcnn_plugin.fast.grouping import owners
+from mask_rcnn_plugin.fast.proposals import BOXES_AT_ONCE, clip, limits, top_detections
 from mask_rcnn_plugin.fast.replacement import renamed
 from mask_rcnn_plugin.modeling.rpn import statistics_are_due
 
@@ -103,14 +104,18 @@ class MaskRCNNBoxPredictor(FastRCNNOutputLayers):
     def _top_detections(
         self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
     ) -> tuple[list[Instances], list[Tensor]]:
+        if type(self).predict_boxes is not FastRCNNOutputLayers.predict_boxes:
+            return self._stock_inference(predictions, proposals)
         counts = [len(p) for p in proposals]
         sizes = [p.image_size for p in proposals]
         boxes = torch.cat([p.proposal_boxes.tensor for p in proposals])
         deltas = predictions[1].unflatten(1, (-1, 4))
         scores = torch.cat(list(self.predict_probs(predictions, proposals)))
-        is_finite = deltas.isfinite().all(dim=2).all(dim=1) & scores.isfinite().all(dim=1)
+        is_finite = torch.cat([predictions[1], scores, boxes], dim=1).isfinite().all(dim=1)
         candidates = (scores[:, :-1] > self.test_score_thresh) & is_finite[:, None]
         rows, classes = candidates.nonzero().unbind(dim=1)
+        if len(counts) > 1 and len(rows) > BOXES_AT_ONCE:  # too many for one NMS
+            return self._stock_inference(predictions, proposals)
         # Decoded after the choice: not the boxes of every class.
         deltas = deltas[rows, classes if deltas.shape[1] > 1 else torch.zeros_like(classes)]
         images = owners(counts, boxes)[rows]

@@ -17,6 +17,7 @@ from detectron2.structures import Instances
 from fvcore.nn import weight_init
 from torch import Tensor, nn
 
+from mask_rcnn_plugin.fast.grouping import grouped
 from mask_rcnn_plugin.modeling.mask_loss import find_masks, mask_targets
 from mask_rcnn_plugin.modeling.yaml_keys import require_mask_rcnn_config, require_pooler
 
@@ -253,10 +254,7 @@ class MaskRCNNMLPHead(MaskBranch, BaseMaskRCNNHead, nn.Sequential):  # type: ign
         num_maps, *side = self.to_maps.unflattened_size
         weights = self.predictor.weight.unflatten(0, (num_maps, -1)).unbind()
         biases = self.predictor.bias.unflatten(0, (num_maps, -1)).unbind()
-        order = classes.argsort()
-        present, counts = classes.unique(return_counts=True)
-        parts = features[order].split(counts.tolist())
-        maps = torch.cat(
-            [F.linear(x, weights[k], biases[k]) for k, x in zip(present.tolist(), parts)]
-        )
+        order, counts = grouped(classes, num_maps)
+        parts = zip(features[order].split(counts), weights, biases)
+        maps = torch.cat([F.linear(*part) for part in parts if len(part[0])])
         return maps[order.argsort()].unflatten(1, side)

@@ -91,7 +91,8 @@ class MaskRCNN(GeneralizedRCNN):
     def _on_device(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """The inputs with their images and, in training, ground truth on the model's device.
 
-        detectron2 copies each image, box, class and keypoint of its own.
+        detectron2 copies each image, box, class and keypoint of its own, and draws those of the
+        host.
         """
         images = [x["image"] for x in batched_inputs]
         targets = [x["instances"] for x in batched_inputs if self.training and "instances" in x]
@@ -100,7 +101,8 @@ class MaskRCNN(GeneralizedRCNN):
             *images,
             *(x if isinstance(x, Tensor) else x.tensor for x in fields if _moves(x)),
         ]
-        if self.device.type == "cpu" or any(x.device.type != "cpu" for x in tensors):
+        draws = self.training and self.vis_period > 0
+        if draws or self.device.type == "cpu" or any(x.device.type != "cpu" for x in tensors):
             return batched_inputs
         moved = iter(move_together(tensors, self.device))
         inputs = [{**x, "image": next(moved)} for x in batched_inputs]

@@ -4,13 +4,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.proposal_generator.proposal_utils import add_ground_truth_to_proposals
 from detectron2.modeling.roi_heads import ROIHeads
 from detectron2.modeling.roi_heads.roi_heads import select_foreground_proposals
 from detectron2.structures import Instances, PolygonMasks
 from detectron2.utils.events import get_event_storage
-from torch.nn.utils.rnn import pad_sequence
 
+from mask_rcnn_plugin.fast.grouping import padded
 from mask_rcnn_plugin.fast.matching import match, sample
 
 
@@ -22,17 +23,20 @@ class SampledProposals(list[Instances]):
         self.num_foreground = num_foreground
 
 
-def foreground(proposals: list[Instances], num_classes: int) -> list[Instances]:
-    """The positives of each image, as detectron2's `select_foreground_proposals` finds them."""
+def foreground(proposals: list[Instances], num_classes: int) -> tuple[list[Instances], list[Any]]:
+    """The positives of each image, as detectron2's `select_foreground_proposals` finds them, and
+    which of its rows they are."""
     if isinstance(proposals, SampledProposals):
-        return [p[:n] for p, n in zip(proposals, proposals.num_foreground)]
-    return select_foreground_proposals(proposals, num_classes)[0]
+        rows = [slice(n) for n in proposals.num_foreground]
+        return [p[of_image] for p, of_image in zip(proposals, rows)], rows
+    return select_foreground_proposals(proposals, num_classes)
 
 
 class ProposalSampling(ROIHeads):
     """detectron2's `label_and_sample_proposals` for all images at once, and one wait for them.
 
-    The proposals are other random ones, of the same distribution, positives first.
+    The proposals are other random ones, of the same distribution, positives first. It is
+    detectron2's where a subclass overrides `_sample_proposals` or has its own matcher.
     """
 
     @torch.no_grad()
@@ -49,29 +53,30 @@ class ProposalSampling(ROIHeads):
             K being background, and, where there is ground truth, the `gt_` fields of the object
             each overlaps most with; those of the background mean nothing.
         """
+        if (
+            type(self)._sample_proposals is not ROIHeads._sample_proposals
+            or type(self.proposal_matcher) is not Matcher
+        ):
+            return super().label_and_sample_proposals(proposals, targets)
         if self.proposal_append_gt:
             proposals = add_ground_truth_to_proposals(targets, proposals)
-        counts = [len(p) for p in proposals]
-        boxes = pad_sequence([p.proposal_boxes.tensor for p in proposals], batch_first=True)
-        matcher = self.proposal_matcher
-        matches, labels = match(
-            [t.gt_boxes.tensor for t in targets],
-            boxes,
-            matcher.thresholds[1:-1],
-            matcher.labels,
-            matcher.allow_low_quality_matches,
+        boxes = padded([p.proposal_boxes.tensor for p in proposals])
+        gt_boxes = padded([t.gt_boxes.tensor for t in targets])
+        matches, labels = match(gt_boxes, [len(t) for t in targets], boxes, self.proposal_matcher)
+        background, ignored = self.num_classes, -1
+        classes = padded([t.gt_classes for t in targets], background).gather(1, matches)
+        classes = classes.masked_fill(labels == 0, background).masked_fill(labels == -1, ignored)
+        for of_image, its_proposals, target in zip(classes, proposals, targets):
+            if not len(target):  # whatever the matcher says
+                of_image.fill_(background)
+            if len(its_proposals) < len(of_image):
+                of_image[len(its_proposals) :] = ignored
+        is_background = classes == background
+        is_object = ~is_background & (classes != ignored)
+        indices, is_positive, is_there = sample(
+            is_object, is_background, self.batch_size_per_image, self.positive_fraction
         )
-        for label, count in zip(labels, counts):
-            if count < len(label):
-                label[count:] = -1
-        sampled = sample(
-            labels == 1, labels == 0, self.batch_size_per_image, self.positive_fraction
-        )
-        indices, is_positive, is_there = sampled
-        matches = matches.gather(1, indices)
-        num_classes = matches.new_full((1,), self.num_classes)  # of an image without objects
-        gt_classes = pad_sequence([*(t.gt_classes for t in targets), num_classes], batch_first=True)
-        classes = gt_classes[:-1].gather(1, matches).where(is_positive, self.num_classes)
+        matches, classes = matches.gather(1, indices), classes.gather(1, indices)
         # One transfer: which objects, and how many proposals, so that all else has known sizes.
         numbers = torch.stack([is_positive, is_there]).sum(dim=2)
         host = torch.cat([numbers.flatten(), matches.flatten()]).tolist()

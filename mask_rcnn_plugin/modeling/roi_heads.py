@@ -117,15 +117,14 @@ class MaskRCNNROIHeads(ProposalSampling, StandardROIHeads):
     def _mask_losses(self, features: Features, instances: list[Instances]) -> dict[str, Tensor]:
         if not self.mask_on:
             return {}
-        instances = foreground(instances, self.num_classes)
+        instances = foreground(instances, self.num_classes)[0]
         x = _pooled(features, self.mask_in_features, self.mask_pooler, instances)
         return self.mask_head(x, instances)
 
     def _keypoint_losses(self, features: Features, instances: list[Instances]) -> dict[str, Tensor]:
         if not self.keypoint_on:
             return {}
-        instances = foreground(instances, self.num_classes)
-        instances = select_visible(instances)
+        instances = select_visible(foreground(instances, self.num_classes)[0])
         x = _pooled(features, self.keypoint_in_features, self.keypoint_pooler, instances)
         return self.keypoint_head(x, instances)
 
@@ -204,9 +203,9 @@ class MaskRCNNC4ROIHeads(ProposalSampling, Res5ROIHeads):
         )
         losses = self.box_predictor.losses(self.box_predictor(x.mean(dim=[2, 3])), proposals)
         if self.mask_on:
-            positives = foreground(proposals, self.num_classes)
-            parts = zip(x.split([len(p) for p in proposals]), positives)
-            x = torch.cat([of_image[: len(p)] for of_image, p in parts])
+            positives, rows = foreground(proposals, self.num_classes)
+            parts = zip(x.split([len(p) for p in proposals]), rows)
+            x = torch.cat([of_image[its_rows] for of_image, its_rows in parts])
             losses.update(self.mask_head(x, positives))
         return [], losses
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align as torchvision_roi_align
 from torchvision.ops import roi_pool
 
-from mask_rcnn_plugin.fast.proposals import owners
+from mask_rcnn_plugin.fast.grouping import grouped, owners
 from mask_rcnn_plugin.fast.roi_align import roi_align
 from mask_rcnn_plugin.modeling.choices import ROI_LAYER_REGISTRY, chosen
 
@@ -303,10 +303,7 @@ class RoIPooler(ROIPooler):
             self.canonical_box_size,
             self.canonical_level,
         ).clamp(0, len(x) - 1)  # a box that is no number has no level
-        # The boxes of each level one after the other: the host waits once, for their numbers.
-        order = levels.argsort(stable=True)
-        each = torch.arange(len(x), device=levels.device)
-        counts = (levels == each[:, None]).sum(dim=1).tolist()
+        order, counts = grouped(levels, len(x))
         of_levels = zip(self.level_poolers, x, rois[order].split(counts))
         parts = (pooler(features, of_level) for pooler, features, of_level in of_levels)
         shape = (len(rois), x[0].shape[1], *self.output_size)

@@ -1,18 +1,19 @@
 """detectron2's RPN, without its waits for the device."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from detectron2.layers import cat
 from detectron2.modeling.anchor_generator import ANCHOR_GENERATOR_REGISTRY, DefaultAnchorGenerator
+from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY, RPN
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from mask_rcnn_plugin.fast.box_regression import box_regression_loss
+from mask_rcnn_plugin.fast.grouping import padded
 from mask_rcnn_plugin.fast.matching import match, sample
 from mask_rcnn_plugin.fast.proposals import top_proposals
 from mask_rcnn_plugin.fast.replacement import as_class, renamed
@@ -20,7 +21,14 @@ from mask_rcnn_plugin.fast.replacement import as_class, renamed
 # Statistics are read from the device when detectron2's PeriodicWriter writes by default.
 STATISTICS_PERIOD = 20
 
-Sample = tuple[Tensor, Tensor, Tensor]
+
+class SampledAnchors(NamedTuple):
+    """S anchors of each image, as `sample` gives them, the P that may be positive first."""
+
+    indices: Tensor  # (N, S)
+    is_positive: Tensor
+    is_there: Tensor
+    boxes: Tensor  # (N, P, 4), of the first P
 
 
 def statistics_are_due() -> bool:
@@ -52,6 +60,7 @@ class MaskRCNNAnchorGenerator(DefaultAnchorGenerator):
 
     def _level(self, height: int, width: int, stride: int, anchors: Tensor) -> Tensor:
         """(H * W * A, 4)."""
+        anchors = anchors.float()  # of a model in half precision, where positions are not
         dtype, device = anchors.dtype, anchors.device
         x = (torch.arange(width, dtype=dtype, device=device) + self.offset) * stride
         y = (torch.arange(height, dtype=dtype, device=device) + self.offset) * stride
@@ -65,56 +74,86 @@ class MaskRCNNAnchorGenerator(DefaultAnchorGenerator):
         return as_class(self, DefaultAnchorGenerator)
 
 
+@ANCHOR_GENERATOR_REGISTRY.register()
+class TorchvisionAnchorGenerator(DefaultAnchorGenerator):
+    """The anchors of torchvision's R-CNNs, for their weights.
+
+    Corners are rounded to whole pixels, and the strides of a level are its share of the image,
+    padded, in whole pixels: 800 rows are 13 of the coarsest level, 61 pixels apart and not 64.
+
+    Arguments are those of `DefaultAnchorGenerator`; `offset` is not read, and of `strides` the
+    first.
+    """
+
+    def generate_cell_anchors(self, *args: Any, **kwargs: Any) -> Tensor:
+        return super().generate_cell_anchors(*args, **kwargs).round()
+
+    def _grid_anchors(self, grid_sizes: list[list[int]]) -> list[Tensor]:
+        image = [n * self.strides[0] for n in grid_sizes[0]]
+        cell_anchors: list[Tensor] = [x[1] for x in self.cell_anchors.named_buffers()]
+        levels = []
+        for size, anchors in zip(grid_sizes, cell_anchors):
+            y = torch.arange(size[0], device=anchors.device) * (image[0] // size[0])
+            x = torch.arange(size[1], device=anchors.device) * (image[1] // size[1])
+            y, x = torch.meshgrid(y, x, indexing="ij")
+            places = torch.stack([x, y, x, y], dim=2).view(-1, 1, 4)
+            levels.append((places + anchors).view(-1, 4))
+        return levels
+
+
 @PROPOSAL_GENERATOR_REGISTRY.register()
 class MaskRCNNRPN(RPN):
     """detectron2's `RPN`, all images of a batch together and without waiting for the device.
 
     Losses and proposals are detectron2's, to rounding; the anchors that are sampled are other
-    random ones. Statistics (`rpn/num_pos_anchors`, ...) are put every 20th iteration.
+    random ones. Statistics (`rpn/num_pos_anchors`, ...) are put every 20th iteration. Where a
+    subclass overrides a step of `RPN`'s that would be skipped, or has its own matcher, that part
+    is detectron2's.
 
     Arguments are those of `RPN`.
     """
 
     @torch.jit.unused
     @torch.no_grad()
-    def label_and_sample_anchors(
+    def label_and_sample_anchors(  # type: ignore[no-untyped-def]
         self, anchors: list[Boxes], gt_instances: list[Instances]
-    ) -> tuple[Sample, Tensor]:
+    ):
         """
         Args:
             anchors: of each level, A of all levels together.
             gt_instances: of N images, with `gt_boxes`.
 
         Returns:
-            The S anchors sampled of each image, as `sample` gives them.
+            `SampledAnchors`.
             Ground truth of those that may be positive, the first P: (N, P, 4).
         """
+        if (
+            type(self).losses is not MaskRCNNRPN.losses
+            or type(self)._subsample_labels is not RPN._subsample_labels
+            or type(self.anchor_matcher) is not Matcher
+        ):
+            return super().label_and_sample_anchors(anchors, gt_instances)
         boxes = Boxes.cat(anchors)
-        gt_boxes = [gt.gt_boxes.tensor for gt in gt_instances]
-        matches, labels = match(
-            gt_boxes,
-            boxes.tensor[None],
-            self.anchor_matcher.thresholds[1:-1],
-            self.anchor_matcher.labels,
-            self.anchor_matcher.allow_low_quality_matches,
-        )
+        gt_boxes = padded([gt.gt_boxes.tensor for gt in gt_instances])
+        counts = [len(gt) for gt in gt_instances]
+        matches, labels = match(gt_boxes, counts, boxes.tensor[None], self.anchor_matcher)
         if self.anchor_boundary_thresh >= 0:
             for label, gt in zip(labels, gt_instances):
                 label[~boxes.inside_box(gt.image_size, self.anchor_boundary_thresh)] = -1
-        sampled = sample(
+        indices, is_positive, is_there = sample(
             labels == 1, labels == 0, self.batch_size_per_image, self.positive_fraction
         )
-        positives = sampled[0][:, : int(self.batch_size_per_image * self.positive_fraction)]
-        padded = pad_sequence([*gt_boxes, boxes.tensor.new_zeros(1, 4)], batch_first=True)
+        positives = indices[:, : int(self.batch_size_per_image * self.positive_fraction)]
         matched = matches.gather(1, positives)[..., None].expand(-1, -1, 4)
-        return sampled, padded[:-1].gather(1, matched)
+        sampled = SampledAnchors(indices, is_positive, is_there, boxes.tensor[positives])
+        return sampled, gt_boxes.gather(1, matched)
 
     @torch.jit.unused
     def losses(
         self,
         anchors: list[Boxes],
         pred_objectness_logits: list[Tensor],
-        sampled: Sample,
+        gt_labels: SampledAnchors,
         pred_anchor_deltas: list[Tensor],
         gt_boxes: Tensor,
     ) -> dict[str, Tensor]:
@@ -122,12 +161,16 @@ class MaskRCNNRPN(RPN):
         Args:
             anchors: of each level.
             pred_objectness_logits, pred_anchor_deltas: of each level, (N, its A) and (N, its A, 4).
-            sampled, gt_boxes: from `label_and_sample_anchors`.
+            gt_labels, gt_boxes: from `label_and_sample_anchors`, this one's or `RPN`'s.
 
         Returns:
             {"loss_rpn_cls": scalar, "loss_rpn_loc": scalar}.
         """
-        indices, is_positive, is_there = sampled
+        if not isinstance(gt_labels, SampledAnchors):
+            return super().losses(
+                anchors, pred_objectness_logits, gt_labels, pred_anchor_deltas, gt_boxes
+            )
+        indices, is_positive, is_there, boxes = gt_labels
         num_images, num_positive = gt_boxes.shape[:2]
         if statistics_are_due():
             num_sampled = torch.stack([is_positive, is_there]).sum(dim=(1, 2)).tolist()
@@ -145,7 +188,7 @@ class MaskRCNNRPN(RPN):
         deltas = cat(pred_anchor_deltas, dim=1)
         localization_loss = box_regression_loss(
             deltas.gather(1, positives[..., None].expand(-1, -1, 4)).flatten(0, 1),
-            Boxes.cat(anchors).tensor[positives].flatten(0, 1),
+            boxes.flatten(0, 1),
             gt_boxes.flatten(0, 1),
             is_positive[:, :num_positive].flatten(),
             self.box2box_transform,
@@ -196,6 +239,10 @@ class MaskRCNNRPN(RPN):
         pred_anchor_deltas: list[Tensor],
         image_sizes: list[tuple[int, int]],
     ) -> list[Instances]:
+        if type(self)._decode_proposals is not RPN._decode_proposals:
+            return self._stock_proposals(
+                anchors, pred_objectness_logits, pred_anchor_deltas, image_sizes
+            )
         top: list[Any] = []
         for level, logits in enumerate(pred_objectness_logits):
             highest, indices = highest_anchors(logits, self.pre_nms_topk[self.training])

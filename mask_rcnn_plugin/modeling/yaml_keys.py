@@ -11,6 +11,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, ROI_HEADS
 from detectron2.modeling.roi_heads import ROI_KEYPOINT_HEAD_REGISTRY, ROI_MASK_HEAD_REGISTRY
 
 _DEFAULTS = {
+    "BACKBONE.TIMM_NAME": "",
     "ROI_MASK_HEAD.LOSS_TYPE": "sigmoid",
     "ROI_MASK_HEAD.FC_DIMS": [1024, 1024],
     "ROI_MASK_HEAD.OUTPUT_FORMAT": "bitmap",
@@ -33,6 +34,7 @@ _CHOICES = {
 
 # The classes that read a key. C4's heads pool once, for the box and the mask.
 _READERS = {
+    "BACKBONE.TIMM_NAME": ("BACKBONE.NAME", ["build_mask_rcnn_timm_backbone"]),
     "ROI_MASK_HEAD.LOSS_TYPE": ("ROI_MASK_HEAD.NAME", ["MaskRCNNFCNHead", "MaskRCNNMLPHead"]),
     "ROI_MASK_HEAD.FC_DIMS": ("ROI_MASK_HEAD.NAME", ["MaskRCNNMLPHead"]),
     "ROI_MASK_HEAD.OUTPUT_FORMAT": ("META_ARCHITECTURE", ["MaskRCNN"]),
@@ -48,6 +50,7 @@ for _key in ("POOLER_TYPE", "POOLER_AGGREGATION"):
 def add_mask_rcnn_config(cfg: CfgNode) -> None:
     """Add the plugin's keys to a detectron2 YAML config; those that are there keep their values.
 
+    MODEL.BACKBONE.TIMM_NAME: the model of `build_mask_rcnn_timm_backbone`.
     MODEL.ROI_MASK_HEAD.LOSS_TYPE: "sigmoid" or "softmax" (Table 2b).
     MODEL.ROI_MASK_HEAD.FC_DIMS: hidden widths of `MaskRCNNMLPHead` (Table 2e).
     MODEL.ROI_MASK_HEAD.OUTPUT_FORMAT: "bitmap" or "rle", what `MaskRCNN` returns.

@@ -92,6 +92,8 @@ def check_initialization(cfg: DictConfig) -> None:
             frozen[f"{key}=FrozenBN"] = f"{key}=BN"
         elif key.endswith(".freeze_at") and value:
             frozen[f"{key}={value}"] = f"{key}=0"
+        elif key.endswith(".pretrained") and value:  # a backbone that comes with weights
+            return
     if frozen:
         raise WeightsError(
             f"train.init_checkpoint is empty, and {', '.join(frozen)} would freeze layers at "

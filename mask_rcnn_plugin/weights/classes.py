@@ -9,6 +9,7 @@ import yaml
 from detectron2.data import MetadataCatalog
 from torch import nn
 
+NO_CLASS = "N/A"  # torchvision's name for ids that COCO has no class for
 # Rows of each class, and of the background after them. Layers that no class has rows of are not
 # of these sizes, and are left as they are.
 _ROWS = {
@@ -18,11 +19,12 @@ _ROWS = {
 }
 
 
-def class_names_of(path: str, weights: dict[str, Any]) -> list[str]:
-    """Names of the classes of a file's weights: those of the config.yaml beside it, else COCO's for
-    80 classes; [] if they are not known."""
+def class_names_of(path: str, weights: dict[str, Any], metadata: Any = None) -> list[str]:
+    """Names of the classes of a file's weights: those of its metadata, if it has any, else of the
+    config.yaml beside it, else COCO's for 80 classes; [] if they are not known."""
     try:
-        names = config_beside(path)["dataset"]["metadata"]["thing_classes"]
+        metadata = metadata or config_beside(path)["dataset"]["metadata"]
+        names = metadata["thing_classes"]
     except (LookupError, TypeError):  # none, or another program's
         names = []
     count = len(weights.get("roi_heads.box_predictor.cls_score.bias", ())) - 1

@@ -1,21 +1,26 @@
 """Weights that a user names: where they are, what is in the file, and how it fits a model."""
 
+import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
+import torch
 from detectron2.utils.file_io import PathManager
-from torch import nn
+from torch import Tensor, nn
 
+from mask_rcnn_plugin.atomic_write import atomic_write
 from mask_rcnn_plugin.errors import UserError
 from mask_rcnn_plugin.weights import safe_pickle
 from mask_rcnn_plugin.weights.classes import config_beside
 
-_SUFFIXES = (".pth", ".pkl", ".pyth")
+_SUFFIXES = (".pth", ".pkl", ".pyth", ".safetensors")
 # ImageNet weights fill all but an FPN's layers; those of another library, next to none.
 _LEAST_OF_BACKBONE = 0.1
+# How torchvision's names of weights start, in ResNets and detectors.
+_TORCHVISION = ("layer1.0.", "backbone.body.")
 # What batch norm takes for granted where a file lacks it.
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -29,7 +34,7 @@ def resolve_weights(weights: str) -> str:
 
     Args:
         weights: a file; an address that detectron2 resolves (detectron2://..., catalog://...,
-            https://...); or a model-zoo name such as
+            https://...) or timm (timm://...); or a model-zoo name such as
             "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x", where detectron2 has its model_zoo.
 
     Raises:
@@ -66,6 +71,8 @@ def download(weights: str) -> str:
     try:
         if "://" in address:
             PathManager.get_local_path(urlparse(address)._replace(query="").geturl())
+    except UserError:  # there is nothing to download
+        raise
     except Exception as error:  # of any of iopath's handlers
         raise WeightsError(
             f"cannot download {address} ({getattr(error, 'reason', error)}). Without internet, "
@@ -90,6 +97,40 @@ def read_pkl(filename: str) -> dict[str, Any]:
         return data
     weights = {k: v for k, v in data.get("blobs", data).items() if not k.endswith("_momentum")}
     return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
+
+
+def read_safetensors(filename: str) -> dict[str, Any]:
+    """Read weights and, as "metadata", names of classes and keypoints, which are not trusted.
+
+    Raises:
+        WeightsError: if safetensors is not installed.
+    """
+    with _safetensors(filename).safe_open(filename, framework="pt") as file:
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata = json.loads((file.metadata() or {}).get("dataset.metadata", "{}"))
+    return {"model": weights, "metadata": metadata, "matching_heuristics": True}
+
+
+def save_safetensors(path: Path, weights: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+    """Write what `read_safetensors` reads.
+
+    Raises:
+        WeightsError: if safetensors is not installed.
+        OSError: if the file cannot be written.
+    """
+    save = _safetensors(str(path)).torch.save
+    # No two may share memory.
+    apart = {k: v.clone(memory_format=torch.contiguous_format) for k, v in weights.items()}
+    with atomic_write(path) as file:
+        file.write(save(apart, {"format": "pt", "dataset.metadata": json.dumps(metadata)}))
+
+
+def _safetensors(path: str) -> Any:
+    try:
+        import safetensors.torch
+    except ImportError as error:
+        raise WeightsError(f"{path} needs safetensors: pip install safetensors") from error
+    return safetensors
 
 
 def check_weights(path: str, content: dict[str, Any]) -> None:
@@ -126,7 +167,8 @@ def check_complete(path: str, incompatible: Any) -> None:
         WeightsError: if a weight of the model is missing from the file, or has another shape there.
     """
     if lost := _some(_lost(incompatible).values()):
-        raise WeightsError(f"weights {path} do not fit the model of this config: {lost}")
+        what = _conversion(path, incompatible) or lost
+        raise WeightsError(f"weights {path} do not fit the model of this config: {what}")
 
 
 def check_backbone(path: str, model: nn.Module, incompatible: Any) -> None:
@@ -138,8 +180,8 @@ def check_backbone(path: str, model: nn.Module, incompatible: Any) -> None:
     found = len(backbone - _lost(incompatible).keys())
     if backbone and found < _LEAST_OF_BACKBONE * len(backbone):
         trained_as = (config_beside(path).get("source") or {}).get("config")
-        hint = f"the file has {_some(incompatible.unexpected_keys)}. "
-        hint += "detectron2's tools/convert-torchvision-to-d2.py converts torchvision's ResNets"
+        hint = f"the file has {_some(incompatible.unexpected_keys)}"
+        hint = _conversion(path, incompatible) or hint
         if trained_as:
             hint = f"they were trained as {trained_as}, and this config's backbone is another: "
             hint += "use that config, or other weights"
@@ -162,6 +204,14 @@ def describe_fit(path: str, model: nn.Module, incompatible: Any) -> str:
     if unused:
         line += f"; in the file, but not in the model: {_some(unused)}"
     return line
+
+
+def _conversion(path: str, incompatible: Any) -> str:
+    """What to say of weights that torchvision names so; "" of others."""
+    if not any(key.startswith(_TORCHVISION) for key in incompatible.unexpected_keys):
+        return ""
+    command = f"python tools/convert_weights.py --from torchvision {path} NEW_FILE"
+    return f"they are torchvision's, which {command} converts"
 
 
 def _weights(model: nn.Module) -> set[str]:

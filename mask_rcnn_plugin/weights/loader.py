@@ -1,16 +1,21 @@
 """Weights read into a model."""
 
+import argparse
 import logging
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
+from torch import Tensor, nn
+from torch.serialization import safe_globals
 
 from mask_rcnn_plugin.errors import counted
 from mask_rcnn_plugin.main_process import on_main_process
-from mask_rcnn_plugin.weights.classes import class_names_of, keep_classes
+from mask_rcnn_plugin.weights.classes import NO_CLASS, class_names_of, keep_classes
 from mask_rcnn_plugin.weights.files import (
     WeightsError,
     check_backbone,
@@ -19,6 +24,7 @@ from mask_rcnn_plugin.weights.files import (
     describe_fit,
     download,
     read_pkl,
+    read_safetensors,
     unreadable,
 )
 
@@ -33,7 +39,8 @@ class WeightsLoader(DetectionCheckpointer):
 
     Attributes:
         class_names: of the model's classes. Where they are given, a start takes the classes that a
-            file knows by the same name, in whatever order.
+            file knows by the same name, in whatever order; `load_strictly` leaves out those that
+            stand for no class.
     """
 
     class_names: Sequence[str] = ()
@@ -70,8 +77,16 @@ class WeightsLoader(DetectionCheckpointer):
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         try:
-            pkl = filename.endswith(".pkl")
-            content = read_pkl(filename) if pkl else super()._load_file(filename)
+            if filename.endswith(".pkl"):
+                content = read_pkl(filename)
+            elif filename.endswith(".safetensors"):
+                content = read_safetensors(filename)
+            else:
+                # torchvision's own trainings keep their arguments beside the weights.
+                with safe_globals([argparse.Namespace]):
+                    content = super()._load_file(filename)
+        except WeightsError:
+            raise
         except Exception as error:  # whatever unpickling comes up with
             raise unreadable(filename, error) from error
         check_weights(filename, content)
@@ -79,8 +94,8 @@ class WeightsLoader(DetectionCheckpointer):
 
     def _load_model(self, checkpoint: Any) -> Any:
         # fvcore calls it before it touches the optimizer.
-        if self.class_names and not self._strict:
-            self._keep_classes(checkpoint["model"])
+        if self.class_names:
+            self._keep_classes(checkpoint)
         details = logging.getLogger("detectron2.checkpoint.c2_model_loading")
         details.disabled = True  # it logs each weight, where one line says it all
         try:
@@ -93,10 +108,13 @@ class WeightsLoader(DetectionCheckpointer):
             check_backbone(self._path, self.model, incompatible)
         return incompatible
 
-    def _keep_classes(self, weights: dict[str, Any]) -> None:
-        theirs, ours = class_names_of(self._path, weights), list(self.class_names)
+    def _keep_classes(self, checkpoint: dict[str, Any]) -> None:
+        weights, ours = checkpoint["model"], list(self.class_names)
+        theirs = class_names_of(self._path, weights, checkpoint.get("metadata"))
         if not theirs or theirs == ours:
             return
+        if self._strict and [name for name in theirs if name != NO_CLASS] != ours:
+            return  # without the others, scores would be other ones
         kept = keep_classes(weights, self.model, theirs, ours)
         self.logger.info(
             f"{self._path}: {len(kept) or 'none'} of your {counted(len(ours), 'class', 'classes')} "
@@ -105,3 +123,17 @@ class WeightsLoader(DetectionCheckpointer):
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
         self.logger.info(describe_fit(self._path, self.model, incompatible))
+
+
+def read_weights(path: str) -> dict[str, Tensor]:
+    """The weights in a file by their names, as a `WeightsLoader` reads it.
+
+    Raises:
+        WeightsError: if it does not exist or cannot be read.
+    """
+    local = PathManager.get_local_path(download(path))
+    weights = WeightsLoader(nn.Module())._load_file(local)["model"]
+    try:
+        return {name: torch.as_tensor(value) for name, value in weights.items()}
+    except Exception as error:  # of what is no array
+        raise unreadable(path, error) from error

@@ -10,6 +10,7 @@ others go on.
 import runpy
 import sys
 import traceback
+from pathlib import Path
 from typing import Any
 
 import detectron2  # noqa: F401  which loads DETECTRON2_ENV_MODULE, as it does in the script
@@ -44,18 +45,26 @@ _NARROW = {  # where they are there
     "model.roi_heads.mask_head.fc_dims": [16],
     "model.roi_heads.keypoint_head.conv_dims": [16],
 }
+_TIMM = {  # smaller models of the same families
+    "convnext_tiny": {"model.backbone.name": "convnext_atto"},
+    "swin_tiny": {"model.backbone.options": "{embed_dim:24,depths:[1,1,1,1]}"},
+    "efficientnet_lite0": {},
+}
 
 
 def toy_overrides(file: str) -> list[str]:
     cfg: Any = LazyConfig.load(file)
-    network, _, features = cfg.model.backbone.name.split("-")
-    depth, width = (10, 8) if network == "ResNet" else (50, 16)
     changes = {
         **_TOY,
         **{k: v for k, v in _NARROW.items() if OmegaConf.select(cfg, k) is not None},
-        "model.backbone.name": f"{network}-{depth}-{features}",
-        "model.backbone.width": width,
     }
+    if "width" in cfg.model.backbone:
+        network, _, features = cfg.model.backbone.name.split("-")
+        depth, width = (10, 8) if network == "ResNet" else (50, 16)
+        changes["model.backbone.name"] = f"{network}-{depth}-{features}"
+        changes["model.backbone.width"] = width
+    else:
+        changes |= _TIMM[Path(file).stem]
     return [f"{key}={value}".replace(" ", "") for key, value in changes.items()]
 
 

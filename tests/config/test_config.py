@@ -4,6 +4,7 @@ import ast
 import functools
 import json
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from mask_rcnn_plugin.config.paper import ROWS, row_of
 from mask_rcnn_plugin.modeling import MaskRCNNMLPHead
 from mask_rcnn_plugin.training import setup_datasets
 
-CONFIGS = list_configs()
+CONFIGS = [name for name in list_configs() if not name.startswith("backbones/")]  # the paper's
+
+NEEDS_TIMM = pytest.mark.skipif(find_spec("timm") is None, reason="timm is not installed")
 
 ADDED, REMOVED = "added", "removed"  # a node, with all that is below it
 
@@ -207,6 +210,24 @@ def test_a_config_for_each_row_of_the_paper_and_no_other() -> None:
     assert "synthetic" in list_overlays()
 
 
+def test_a_config_for_each_family_of_other_backbones() -> None:
+    others = sorted(set(list_configs()) - set(CONFIGS))
+    assert others == [
+        f"backbones/{n}" for n in ("convnext_tiny", "efficientnet_lite0", "swin_tiny")
+    ]
+    base = resolved("table2a_backbone/r50_fpn")
+    for name in others:
+        found = {key.rpartition(".")[0] for key in differences(base, resolved(name))}
+        assert found <= {
+            *("model", "model.backbone", "train", "optimizer"),
+            *("dataloader.train.mapper", "dataloader.test.mapper", "dataloader.evaluator"),
+            "source",
+        }
+        cfg = get_config(name, ["model.backbone.name=resnet18"])
+        assert cfg.train.init_checkpoint == "timm://resnet18"
+        assert cfg.model.pixel_mean.name == cfg.model.pixel_std.name == "resnet18"
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_docstring_names_row_numbers_command_and_state(name: str) -> None:
     docstring = ast.get_docstring(ast.parse((CONFIG_DIR / f"{name}.py").read_text()))
@@ -243,6 +264,7 @@ def test_row_equal_to_another_only_imports_it(name: str) -> None:
         ("table2e_mask_branch/mlp_3fc", "synthetic"),
         ("table5_multitask/keypoint_and_mask", "ablation"),
         ("timing/faster_rcnn_r101_c4", "synthetic"),
+        pytest.param("backbones/efficientnet_lite0", "synthetic", marks=NEEDS_TIMM),
     ],
 )
 def test_config_trains_a_step_and_predicts_at_toy_size(
@@ -545,6 +567,14 @@ def test_the_zoos_settings_are_those_of_its_configs() -> None:
     assert [heads[f"{b}_pooler"].sampling_ratio for b in ("box", "mask", "keypoint")] == [0, 0, 0]
     with pytest.raises(ConfigError, match="zoo_c4"):
         get_config("table2a_backbone/r50_fpn+zoo_c4")
+
+
+def test_torchvisions_settings_outdo_those_of_a_fine_tuning() -> None:
+    model = get_config("table4_keypoints/keypoint_and_mask+finetune+torchvision").model
+    assert model.input_format == "RGB"
+    assert not model.backbone.stride_in_1x1
+    poolers = [model.roi_heads[f"{branch}_pooler"] for branch in ("box", "mask", "keypoint")]
+    assert {(p.pooler_type, p.sampling_ratio) for p in poolers} == {("ROIAlign", 2)}
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,9 @@ def metrics(folder: Path) -> list[dict[str, float]]:
 
 @pytest.mark.parametrize("part", range(PARTS))
 def test_rows_train_and_evaluate(part: int, run: Callable[..., str], tmp_path: Path) -> None:
-    rows = list_configs()[part::PARTS]
+    without_timm = find_spec("timm") is None
+    rows = [r for r in list_configs() if not (without_timm and r.startswith("backbones/"))]
+    rows = rows[part::PARTS]
     run(ROWS, SCRIPT, tmp_path, *rows)
     for row in rows:
         folder = tmp_path / row

@@ -1,15 +1,19 @@
 """COCO's splits and registration of a user's own dataset."""
 
 import json
+import math
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
+from detectron2.data.datasets import load_coco_json
 
-from mask_rcnn_plugin.data import coco
+from mask_rcnn_plugin.data import annotation_file, coco
+from mask_rcnn_plugin.data.check import check_file
 from mask_rcnn_plugin.data.coco import (
     DatasetError,
     left_right_pairs,
@@ -265,3 +269,93 @@ def test_annotations_keep_their_ids(toy_dataset: Path) -> None:
     ids = [a["id"] for image in DatasetCatalog.get(name) for a in image["annotations"]]
     content = json.loads((toy_dataset / "val.json").read_text())
     assert sorted(ids) == sorted(a["id"] for a in content["annotations"])
+
+
+POLYGON = [0, 0, 4, 0, 4, 4.5]
+PLAIN = {
+    "bare": {},
+    "without iscrowd": {"iscrowd": None},
+    "polygons": {"segmentation": [POLYGON, [1.25, 2, 3, 4, 5, 6]]},
+    "a polygon too short": {"segmentation": [[1, 2, 3, 4], POLYGON, [1] * 7]},
+    "no polygon": {"segmentation": []},
+    "run lengths": {"segmentation": {"size": [8, 8], "counts": [3, 61]}, "iscrowd": 1},
+    "compressed": {"segmentation": {"size": [8, 8], "counts": "3m1", "more": 0}, "iscrowd": 1},
+    "keypoints": {"keypoints": [1, 2, 2, 3.5, 4, 0], "num_keypoints": 1},
+    "no keypoints": {"keypoints": []},
+    "other keys": {"ignore": 0, "score": 0.5, "attributes": {"occluded": True}},
+    "a box of floats": {"bbox": [0.5, 1, 2, 3]},
+}
+
+
+@pytest.mark.parametrize("changes", PLAIN.values(), ids=PLAIN)
+def test_plain_annotations_are_loaded_as_detectron2_does(
+    changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = {**SOUND, "id": 5, "image_id": 2, "category_id": 3}
+    changed = {k: v for k, v in {**other, "id": 4, **changes}.items() if v is not None}
+    file = write(
+        tmp_path,
+        [{"id": 3, "name": "b"}, {"id": 1, "name": "a"}],
+        images=[{**IMAGE, "id": 2, "file_name": "b.png", "license": 1}, IMAGE],
+        annotations=[other, changed, SOUND],
+    )
+    name = register_coco_dataset(file, str(tmp_path))
+    expected = load_coco_json(file, str(tmp_path), name, extra_annotation_keys=["id"])
+    monkeypatch.delattr(coco, "load_coco_json")
+    assert DatasetCatalog.get(name) == expected
+    assert len(expected[1]["annotations"]) == 2
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *(
+            {"image_id": 7},
+            {"image_id": 1.0},
+            {"segmentation": [[1, 2]]},
+            {"iscrowd": None},
+            {"area": math.nan},
+        ),
+        *({"segmentation": None}, {"keypoints": None}, {"ignore": False}, {"area": 10**400}),
+    ],
+)
+def test_other_annotations_are_left_to_detectron2(changes: dict[str, Any], tmp_path: Path) -> None:
+    annotations = [{**SOUND, "id": 2}, {**SOUND, **changes}]
+    file = write(tmp_path, [{"id": 1, "name": "a"}], images=[IMAGE], annotations=annotations)
+    name = register_coco_dataset(file, str(tmp_path))
+    assert coco._records(file, str(tmp_path)) is None
+    (record,) = DatasetCatalog.get(name)
+    assert record["annotations"][0]["id"] == 2
+
+
+def test_a_kept_file_is_decoded_once_until_it_changes(
+    toy_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode, decoded = annotation_file.decode_document, list[str]()
+    monkeypatch.setattr(
+        annotation_file, "decode_document", lambda f: decoded.append(f) or decode(f)
+    )
+    monkeypatch.setattr(coco, "decode_document", annotation_file.decode_document)
+    file, images = str(tmp_path / "train.json"), str(toy_dataset / "train")
+    other, other_images = str(toy_dataset / "val.json"), str(toy_dataset / "val")
+    shutil.copy(toy_dataset / "train.json", file)
+    register_coco_dataset(file, images)
+    expected = DatasetCatalog.get(file), check_file(file, images).findings
+    assert decoded == [file]
+    annotation_file.keep_decoded(True)
+    try:
+        register_coco_dataset(file, images)
+        register_coco_dataset(other, other_images)
+        assert check_file(other, other_images).document is not None
+        assert (DatasetCatalog.get(file), check_file(file, images).findings) == expected
+        assert DatasetCatalog.get(file) == expected[0]
+        assert decoded == [file] * 2
+        content = json.loads(Path(file).read_text())
+        content["annotations"] = content["annotations"][1:]
+        Path(file).write_text(json.dumps(content))
+        assert sum(len(r["annotations"]) for r in DatasetCatalog.get(file)) == len(
+            content["annotations"]
+        )
+    finally:
+        annotation_file.keep_decoded(False)
+    assert annotation_file.kept_document(file) is None

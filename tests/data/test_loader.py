@@ -284,3 +284,26 @@ def test_signals_of_a_cluster_do_not_end_a_worker_but_its_parent_does() -> None:
 
     with pytest.raises(RuntimeError, match="exited unexpectedly"):
         terminate()
+
+
+def test_images_of_rare_classes_are_drawn_more_often() -> None:
+    """1 of 12 images has class 1: sqrt(0.75 / (1 / 12)) = 3 times an epoch; class 0 is common."""
+    classes = [[0]] * 10 + [[0, 1], []]
+    dataset = [
+        {**record, "annotations": [{"category_id": c} for c in found]}
+        for record, found in zip(RECORDS, classes)
+    ]
+    loader = build(batch=1, dataset=dataset, repeat_threshold=0.75)
+    epoch = indices(iter(loader), 14)
+    assert Counter(i for (i,) in epoch) == {**dict.fromkeys(range(12), 1), 10: 3}
+
+
+def test_a_resume_goes_on_with_repeated_images() -> None:
+    dataset = [{**r, "annotations": [{"category_id": r["index"] % 5 == 0}]} for r in RECORDS]
+    settings = {"dataset": dataset, "repeat_threshold": 0.9}
+    whole, first = iter(build(**settings)), build(**settings)
+    expected = indices(whole, 20)
+    indices(iter(first), 7)
+    second = build(**settings, seed=8)
+    second.load_state_dict(first.state_dict())
+    assert indices(iter(second), 13) == expected[7:]

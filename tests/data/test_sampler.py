@@ -4,7 +4,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from detectron2.data.samplers import TrainingSampler
+from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
 from detectron2.utils import comm
 
 from mask_rcnn_plugin.data.sampler import Group, GroupSampler
@@ -74,3 +74,76 @@ def test_a_state_of_an_earlier_version_starts_the_epoch_anew(
     sampler.load_state_dict({"seed": 1, "images": 4, "landscapes": 0, "groups": [[2, 5]]})
     assert sampler.state_dict() == before
     assert len(caplog.records) == 1
+
+
+def one_of(monkeypatch: pytest.MonkeyPatch, world_size: int, rank: int) -> None:
+    monkeypatch.setattr(comm, "get_world_size", lambda: world_size)
+    monkeypatch.setattr(comm, "get_rank", lambda: rank)
+
+
+REPEATS = torch.tensor([1.0, 2.5, 1.25, 3.0, 1.0])
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_repeated_images_come_in_the_order_of_detectron2s_sampler(
+    rank: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one_of(monkeypatch, 3, rank)
+    expected = list(islice(RepeatFactorTrainingSampler(REPEATS, seed=5), 40))
+    sampler = GroupSampler([False] * 5, 1, seed=5, repeats=REPEATS)
+    assert [g.images for g in groups(sampler, 40)] == [[image] for image in expected]
+
+
+def test_images_are_drawn_as_often_as_they_repeat() -> None:
+    """Of 8.75 images, the expected length of an epoch, image 1 is 2.5; 4 standard deviations."""
+    sampler = GroupSampler([False] * 5, 1, seed=0, repeats=REPEATS)
+    drawn = torch.tensor([g.images[0] for g in groups(sampler, 8750)])
+    counts = torch.bincount(drawn, minlength=5) / 1000
+    torch.testing.assert_close(counts, REPEATS, rtol=0, atol=4 * 0.5 / 1000**0.5)
+
+
+def test_ranks_share_one_stream_of_repeated_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start() -> GroupSampler:
+        return GroupSampler([False] * 5, 2, seed=2, repeats=REPEATS)
+
+    stream = [g.images for g in groups(start(), 30)]
+    for rank in range(3):
+        one_of(monkeypatch, 3, rank)
+        assert [g.images for g in groups(start(), 10)] == stream[rank::3]
+
+
+@pytest.mark.parametrize("seen", [1, 4, 7, 11])
+def test_repeated_images_are_gone_on_with_by_another_number_of_processes(
+    seen: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    landscape = [False, True, True, False, False]
+    whole = groups(GroupSampler(landscape, 2, seed=4, repeats=REPEATS), 24)
+    before = GroupSampler(landscape, 2, seed=4, repeats=REPEATS)
+    before.advance_past(groups(before, seen)[-1])
+    torch.save(before.state_dict(), tmp_path / "state.pth")
+    ranks = []
+    for rank in range(2):
+        one_of(monkeypatch, 2, rank)
+        after = GroupSampler(landscape, 2, seed=99, repeats=REPEATS)
+        after.load_state_dict(torch.load(tmp_path / "state.pth", weights_only=True))
+        ranks.append([g.images for g in groups(after, 6)])
+    merged = [images for pair in zip(*ranks, strict=True) for images in pair]
+    assert merged == [g.images for g in whole[seen : seen + 12]]
+
+
+@pytest.mark.parametrize("repeats", [None, REPEATS])
+def test_another_repetition_starts_the_epoch_anew(
+    repeats: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A state without one is of a version that had none."""
+    before = GroupSampler([False] * 5, 2, seed=1, repeats=repeats)
+    state: dict[str, Any] = {**before.state_dict(), "position": 3, "waiting": [[0], []]}
+    if repeats is None:
+        del state["repetitions"]
+    same = GroupSampler([False] * 5, 2, seed=9, repeats=repeats)
+    same.load_state_dict(state)
+    assert (same.position, same.seed, len(caplog.records)) == (3, 1, 0)
+    other = GroupSampler([False] * 5, 2, seed=9, repeats=torch.full((5,), 1.5))
+    other.load_state_dict(state)
+    assert (other.position, other.seed) == (0, 9)
+    assert "repetitions" in caplog.text

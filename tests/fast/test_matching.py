@@ -9,6 +9,7 @@ from detectron2.structures import pairwise_iou as their_iou
 from torch import Tensor
 
 from mask_rcnn_plugin.fast import matching
+from mask_rcnn_plugin.fast.grouping import padded
 from mask_rcnn_plugin.fast.matching import match, pairwise_iou, sample
 
 
@@ -52,10 +53,9 @@ def test_matches_are_detectron2s(
     monkeypatch.setattr(matching, "ELEMENTS_AT_ONCE", at_once)
     candidates = boxes(1 if is_shared else len(counts), 200)
     gt_boxes = [boxes(n, seed=i + 1) for i, n in enumerate(counts)]
-    thresholds, labels, low_quality = rule
-    matches, matched_labels = match(gt_boxes, candidates, thresholds, labels, low_quality)
+    theirs = Matcher(*rule)
+    matches, matched_labels = match(padded(gt_boxes), counts, candidates, theirs)
     assert matched_labels.dtype == torch.int8
-    theirs = Matcher(thresholds, labels, allow_low_quality_matches=low_quality)
     for i, gt in enumerate(gt_boxes):
         iou = their_iou(Boxes(gt), Boxes(candidates[0 if is_shared else i]))
         expected_matches, expected_labels = theirs(iou)
@@ -71,28 +71,28 @@ def test_best_anchors_are_positive_however_low() -> None:
         torch.tensor([[0.0, 0, 10, 10]]),
         torch.tensor([[[0.0, 0, 1, 1], [50, 50, 60, 60]]]),
     )
-    assert match([gt], anchors, [0.3, 0.7], [0, -1, 1], True)[1].tolist() == [[1, 0]]
-    assert match([gt], anchors, [0.3, 0.7], [0, -1, 1], False)[1].tolist() == [[0, 0]]
+    for low_quality, expected in ((True, 1), (False, 0)):
+        matcher = Matcher([0.3, 0.7], [0, -1, 1], allow_low_quality_matches=low_quality)
+        assert match(gt[None], [1], anchors, matcher)[1].tolist() == [[expected, 0]]
 
 
 def test_a_crowd_too_large_for_a_gpu_is_matched_on_the_host(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    given = [boxes(3), boxes(2, seed=1)], boxes(1, 50, seed=2), *RPN
+    given = padded([boxes(3), boxes(2, seed=1)]), [3, 2], boxes(1, 50, seed=2), Matcher(*RPN)
     expected = match(*given)
     work, calls = matching._match, []
 
     def full(*args: object) -> tuple[Tensor, Tensor]:
         calls.append(args)
-        if len(calls) == 1:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+        if len(calls) < 3:  # detectron2 tries once more
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
         return work(*args)
 
     monkeypatch.setattr(matching, "_match", full)
     found = match(*given)
-    assert len(calls) == 2
+    assert len(calls) == 3
     assert all(a.equal(b) for a, b in zip(found, expected, strict=True))
-    assert "[3, 2]" in caplog.text
 
 
 def labels_of(positives: int, negatives: int, ignored: int) -> Tensor:

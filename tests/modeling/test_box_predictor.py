@@ -13,7 +13,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import Tensor
 
-from mask_rcnn_plugin.modeling import MaskRCNNBoxPredictor
+from mask_rcnn_plugin.modeling import MaskRCNNBoxPredictor, box_predictor
 
 Check = Callable[..., None]
 K = 4
@@ -157,12 +157,54 @@ def test_detections_agree(changes: dict[str, object], counts: tuple[int, ...]) -
 
 
 def test_rows_that_are_not_finite_are_left_out() -> None:
-    outputs = predictions(36)
+    outputs, given = predictions(36), proposals(20, 1, 15)
     outputs[0].data[3, 1] = math.nan
     outputs[1].data[22, 5] = math.nan
+    given[0].proposal_boxes.tensor[19, 0] = math.inf
     ours, theirs = pair(test_score_thresh=0.0, test_topk_per_image=-1)
-    results, expected = (detections(p, outputs, 20, 1, 15) for p in (ours, theirs))
+    with torch.no_grad():
+        results, expected = (p.inference(outputs, given) for p in (ours, theirs))
     # detectron2 counts the rows that are left.
     same_detections((results[0], expected[1]), expected)
-    assert 3 not in results[1][0].tolist()
+    assert not {3, 19} & set(results[1][0].tolist())
     assert 1 not in results[1][2].tolist()
+
+
+def crowded(num_images: int, num_classes: int) -> tuple[tuple[Tensor, Tensor], list[Instances]]:
+    """Boxes in clusters, each of one of the last two classes."""
+    generator = torch.Generator().manual_seed(3)
+    corners = torch.rand(num_images * 3, 2, generator=generator) * 700
+    boxes = torch.cat([corners, corners + 25], dim=1).repeat_interleave(4, dim=0)
+    boxes += torch.randn(boxes.shape, generator=generator) * 4
+    classes = torch.randint(num_classes - 2, num_classes, (len(boxes),), generator=generator)
+    logits = torch.full((len(boxes), num_classes + 1), -9.0)
+    logits[range(len(boxes)), classes] = 3 + 3 * torch.rand(len(boxes), generator=generator)
+    given = [Instances((800, 1333), proposal_boxes=Boxes(b)) for b in boxes.split(12)]
+    return (logits, torch.zeros(len(boxes), 4 * num_classes)), given
+
+
+@pytest.mark.parametrize(("num_images", "at_once"), [(16, 25_000), (1, 25_000), (3, 20)])
+def test_many_classes_and_images(
+    num_images: int, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One NMS for all of them decides as one for each image, or image by image if they are many."""
+    monkeypatch.setattr(box_predictor, "BOXES_AT_ONCE", at_once)
+    outputs, given = crowded(num_images, 1203)
+    ours, theirs = pair(num_classes=1203, test_score_thresh=0.05)
+    with torch.no_grad():
+        results, expected = (p.inference(outputs, given) for p in (ours, theirs))
+    same_detections(results, expected)
+    assert num_images < sum(map(len, expected[0])) < 12 * num_images
+
+
+def test_boxes_of_ones_own() -> None:
+    class Moved:
+        def predict_boxes(self, *args):  # type: ignore[no-untyped-def]
+            return [boxes + 5 for boxes in super().predict_boxes(*args)]
+
+    ours, theirs = pair()
+    for predictor in (ours, theirs):
+        predictor.__class__ = type("Own", (Moved, type(predictor)), {})
+    outputs = predictions(36)
+    results, expected = (detections(p, outputs, 20, 1, 15) for p in (ours, theirs))
+    same_detections(results, expected)

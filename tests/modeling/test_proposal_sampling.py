@@ -10,6 +10,7 @@ from detectron2.modeling.roi_heads import ROIHeads
 from detectron2.modeling.roi_heads.roi_heads import select_foreground_proposals
 from detectron2.structures import BitMasks, Boxes, Instances, Keypoints, PolygonMasks
 from detectron2.utils.events import EventStorage
+from torch import Tensor
 
 from mask_rcnn_plugin.modeling.proposal_sampling import ProposalSampling, foreground
 
@@ -17,12 +18,18 @@ K = 5
 SIZE = (80, 120)
 
 
-def heads(kind: type[ROIHeads], num: int, fraction: float = 0.25, append: bool = True) -> ROIHeads:
+def heads(
+    kind: type[ROIHeads],
+    num: int,
+    fraction: float = 0.25,
+    append: bool = True,
+    matcher: Matcher | None = None,
+) -> ROIHeads:
     return kind(
         num_classes=K,
         batch_size_per_image=num,
         positive_fraction=fraction,
-        proposal_matcher=Matcher([0.5], [0, 1], allow_low_quality_matches=False),
+        proposal_matcher=matcher or Matcher([0.5], [0, 1], allow_low_quality_matches=False),
         proposal_append_gt=append,
     )
 
@@ -89,10 +96,47 @@ def test_a_sample_of_all_is_detectron2s(counts: tuple[int, int], append: bool, m
         assert i.get_fields().keys() == j.get_fields().keys()
         assert by_box(i) == by_box(j)
         assert len(i) == len(j)
-    positives = select_foreground_proposals(list(ours), K)[0]
-    for i, j in zip(foreground(ours, K), positives, strict=True):
-        assert by_box(i) == by_box(j)
+    (positives, rows), (expected, _) = foreground(ours, K), select_foreground_proposals([*ours], K)
+    for of_image, its_rows, i, j in zip(ours, rows, positives, expected, strict=True):
+        assert by_box(of_image[its_rows]) == by_box(i) == by_box(j)
         assert len(i) == len(j)
+
+
+class OfTheFirst(Matcher):
+    def __call__(self, quality: Tensor) -> tuple[Tensor, Tensor]:
+        matches, labels = super().__call__(quality)
+        return matches.zero_(), labels
+
+
+@pytest.mark.parametrize("kind", [Matcher, OfTheFirst])
+def test_what_is_ignored_is_detectron2s(kind: type[Matcher]) -> None:
+    """As background only what meets an object a little (Fast R-CNN), and an object of no class."""
+    matcher = kind([0.1, 0.5], [-1, 0, 1])
+    targets = [objects(4), objects(0), objects(1)]
+    targets[0].gt_classes[1] = -1
+    ours, theirs = (
+        sampled(heads(k, 500, 1.0, False, matcher), 4, 9, *targets)
+        for k in (ProposalSampling, ROIHeads)
+    )
+    assert ours[1] == theirs[1]
+    assert [by_box(i) for i in ours[0]] == [by_box(j) for j in theirs[0]]
+    assert 0 < len(theirs[0][0]) < 25
+    assert len(theirs[0][1]) == 9
+
+
+def test_a_sampling_of_ones_own() -> None:
+    class Last:
+        def _sample_proposals(self, matches, labels, gt_classes):  # type: ignore[no-untyped-def]
+            last = torch.tensor([len(matches) - 1, len(matches) - 2])
+            return last, torch.tensor([K, 0])
+
+    ours, theirs = (
+        sampled(heads(type("Own", (Last, kind), {}), 9), 2, 9, objects(2))
+        for kind in (ProposalSampling, ROIHeads)
+    )
+    assert ours[1] == theirs[1]
+    assert by_box(ours[0][0]) == by_box(theirs[0][0])
+    assert len(ours[0][0]) == 2
 
 
 @pytest.mark.parametrize(("near", "far"), [(8, 40), (20, 2), (1, 3)])
@@ -112,4 +156,4 @@ def test_numbers_are_detectron2s(near: int, far: int) -> None:
 def test_foreground_of_any_list_is_detectron2s() -> None:
     theirs, _ = sampled(heads(ROIHeads, 32), 8, 9, objects(4), objects(2))
     numbers = [int((p.gt_classes < K).sum()) for p in theirs]
-    assert [len(p) for p in foreground(theirs, K)] == numbers
+    assert [len(p) for p in foreground(theirs, K)[0]] == numbers

@@ -233,6 +233,29 @@ def test_images_without_objects(
                 assert p.grad.eq(0).all(), name
 
 
+@VARIANTS
+def test_a_sampling_of_ones_own(
+    make_config: Callable[[], CfgNode],
+    shapes: dict[str, ShapeSpec],
+    redraw: Check,
+    ground_truth: Make,
+    assert_near: Check,
+) -> None:
+    """Whose positives come last."""
+
+    class Reversed:
+        def _sample_proposals(self, *args):  # type: ignore[no-untyped-def]
+            return [x.flip(0) for x in super()._sample_proposals(*args)]
+
+    results = []
+    for heads in pair(make_config(), shapes, redraw):
+        heads.__class__ = type("Own", (Reversed, type(heads)), {})
+        results.append(train(heads, features_of(shapes), [ground_truth(3), ground_truth(2)]))
+    assert results[0].keys() == results[1].keys()
+    for name, loss in results[1].items():
+        assert_near(results[0][name], loss, name)
+
+
 def test_objects_without_visible_keypoints(redraw: Check, ground_truth: Make) -> None:
     heads = build_roi_heads(fpn_config(), FPN)
     redraw(heads)

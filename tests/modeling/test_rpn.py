@@ -13,9 +13,14 @@ from detectron2.modeling.proposal_generator import RPN, StandardRPNHead
 from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import EventStorage
 from torch import Tensor
+from torchvision.models.detection import anchor_utils, image_list
 
 from mask_rcnn_plugin.fast import proposals as fast_proposals
-from mask_rcnn_plugin.modeling import MaskRCNNAnchorGenerator, MaskRCNNRPN
+from mask_rcnn_plugin.modeling import (
+    MaskRCNNAnchorGenerator,
+    MaskRCNNRPN,
+    TorchvisionAnchorGenerator,
+)
 
 Check = Callable[..., None]
 
@@ -28,7 +33,7 @@ ANCHORS = {
 }
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
 def test_anchors_are_detectron2s(dtype: torch.dtype) -> None:
     features = [torch.zeros(1, 1, 13, 17), torch.zeros(1, 1, 7, 9)]
     ours = MaskRCNNAnchorGenerator(**ANCHORS).to(dtype)(features)
@@ -37,6 +42,35 @@ def test_anchors_are_detectron2s(dtype: torch.dtype) -> None:
     for level, expected in zip(ours, theirs, strict=True):
         assert level.tensor.dtype == expected.tensor.dtype
         assert torch.allclose(level.tensor, expected.tensor, rtol=1e-7, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("how", ["eager", "script", "trace"])
+def test_torchvisions_anchors_are_its_own(how: str) -> None:
+    """At 5 x 7 cells of the level before, the coarsest has its own strides: 53 and 56 pixels."""
+    sizes, ratios = [[32], [64], [128]], [0.5, 1.0, 2.0]
+    theirs = anchor_utils.AnchorGenerator(tuple(map(tuple, sizes)), (tuple(ratios),) * 3)
+    ours = TorchvisionAnchorGenerator(sizes=sizes, aspect_ratios=ratios, strides=[16, 32, 64])
+
+    class AsTensors(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.generator = ours
+
+        def forward(self, x: list[Tensor]) -> list[Tensor]:
+            return self.generator._grid_anchors([[f.shape[2], f.shape[3]] for f in x])
+
+    run = AsTensors()
+    if how == "script":
+        run = torch.jit.script(run)
+    elif how == "trace":
+        other = [torch.zeros(1, 1, n, n) for n in (8, 4, 2)]
+        run = torch.jit.trace(run, (other,), check_trace=False)
+    features = [torch.zeros(1, 1, *size) for size in ((10, 14), (5, 7), (3, 4))]
+    (expected,) = theirs(image_list.ImageList(torch.zeros(1, 3, 160, 224), [(160, 224)]), features)
+    got = torch.cat(list(run(features)))
+    assert torch.equal(got, expected)
+    assert set(got[-12 * 3 :: 3][:, 0].diff().tolist()) == {56.0, -168.0}
 
 
 def build(kind: type[RPN], redraw: Check, **changes: object) -> RPN:
@@ -153,7 +187,7 @@ def test_images_in_parts(redraw: Check, monkeypatch: pytest.MonkeyPatch) -> None
 
     nms = fast_proposals.batched_nms
     monkeypatch.setattr(fast_proposals, "batched_nms", on_cuda)
-    monkeypatch.setattr(fast_proposals, "boxes_at_once", lambda boxes: 110)
+    monkeypatch.setattr(fast_proposals, "BOXES_AT_ONCE", 110)
     same_proposals(run(rpn, features())[0], expected)
     assert calls == [100, 100]
 
@@ -168,6 +202,61 @@ def test_a_diverged_model(redraw: Check) -> None:
     results, expected = (run(rpn.eval(), x)[0] for rpn in (ours, theirs))
     same_proposals(results, expected)
     assert all(p.proposal_boxes.tensor.isfinite().all() for p in results)
+
+
+class FewAnchors:
+    """Trains on the first positive and the first negative."""
+
+    def _subsample_labels(self, label: Tensor) -> Tensor:
+        first = [int((label == kind).nonzero()[0]) for kind in (0, 1)]
+        label.fill_(-1)
+        label[first] = torch.tensor([0, 1], dtype=label.dtype)
+        return label
+
+
+class NegativesAlone:
+    """Its labels are detectron2's lists."""
+
+    def label_and_sample_anchors(self, *args):  # type: ignore[no-untyped-def]
+        labels, gt_boxes = RPN.label_and_sample_anchors(self, *args)
+        return [label.clamp(max=0) for label in labels], gt_boxes
+
+
+class PositivesCounted:
+    """Its losses are of detectron2's lists."""
+
+    def losses(self, anchors, logits, gt_labels, *args):  # type: ignore[no-untyped-def]
+        number = sum((label == 1).sum() for label in gt_labels)
+        return super().losses(anchors, logits, gt_labels, *args) | {"positives": number}
+
+
+class MovedProposals:
+    def _decode_proposals(self, *args):  # type: ignore[no-untyped-def]
+        return [boxes + 7 for boxes in super()._decode_proposals(*args)]
+
+
+class OfTheFirst(Matcher):
+    def __call__(self, quality: Tensor) -> tuple[Tensor, Tensor]:
+        matches, labels = super().__call__(quality)
+        return matches.zero_(), labels
+
+
+@pytest.mark.parametrize(
+    "override", [FewAnchors, NegativesAlone, PositivesCounted, MovedProposals, OfTheFirst]
+)
+def test_what_is_overridden_counts(override: type, redraw: Check, assert_near: Check) -> None:
+    results = []
+    for kind in (MaskRCNNRPN, RPN):
+        if override is OfTheFirst:
+            rpn = build(kind, redraw, anchor_matcher=OfTheFirst([0.3, 0.6], [0, -1, 1]))
+        else:
+            rpn = build(type("Overriding", (override, kind), {}), redraw)
+        results.append(run(rpn, features(), objects(3, 5)))
+    (proposals, losses, _), (expected_proposals, expected, _) = results
+    assert losses.keys() == expected.keys()
+    for name, loss in expected.items():
+        assert_near(losses[name], loss, name)
+    same_proposals(proposals, expected_proposals)
 
 
 def test_a_sample_of_many(redraw: Check) -> None:

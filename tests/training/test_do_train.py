@@ -19,11 +19,13 @@ from omegaconf import DictConfig
 from torch import nn
 
 import train
+from mask_rcnn_plugin.data import annotation_file, coco
 from mask_rcnn_plugin.data.coco import DatasetError
 from mask_rcnn_plugin.fast.folding import fold_frozen_batch_norm
 from mask_rcnn_plugin.training import checkpoint
 from mask_rcnn_plugin.training.checkpoint import SaveError
 from mask_rcnn_plugin.training.preemption import EXIT_CODE
+from mask_rcnn_plugin.training.preflight import check_datasets
 from train import do_train
 
 
@@ -52,6 +54,24 @@ class Stop(HookBase):
     def after_step(self) -> None:
         if self.trainer.iter == self.iteration and not self.number:
             raise KeyboardInterrupt
+
+
+def test_the_training_set_is_decoded_once(
+    build: Any, monkeypatch: pytest.MonkeyPatch, toy_dataset: Path
+) -> None:
+    """By registration, count of epochs, check and loader, and is gone before the first step."""
+    decode, decoded = annotation_file.decode_document, list[str]()
+    for module in (annotation_file, coco):
+        counted = lambda file: decoded.append(file) or decode(file)  # noqa: E731
+        monkeypatch.setattr(module, "decode_document", counted)
+    cfg = build("out", f"dataset={toy_dataset}", "train.epochs=1")
+    file = cfg.dataset.train.json
+    train.complete(cfg)
+    check_datasets(cfg, "a config")
+    assert annotation_file.kept_document(file)
+    with pytest.raises(KeyboardInterrupt):
+        train.do_train(cfg, extra_hooks=[Stop(0)])
+    assert (decoded.count(file), annotation_file.kept_document(file)) == (1, None)
 
 
 def test_losses_are_those_of_detectron2s_own_trainer(build: Any, score: Any) -> None:

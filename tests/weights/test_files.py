@@ -30,14 +30,21 @@ def start(model: nn.Module, weights: dict[str, torch.Tensor], folder: Path) -> N
     SafeCheckpointer(model, str(folder)).resume_or_load(str(folder / "weights.pth"), resume=False)
 
 
-@pytest.mark.parametrize("names", ["res{}.conv1.weight", "layer{}.0.conv1.weight"])
+@pytest.mark.parametrize(
+    ("names", "hint"),
+    [
+        ("res{}.conv1.weight", "the file has res0.conv1.weight"),
+        ("layer{}.0.conv1.weight", "python tools/convert_weights.py --from torchvision "),
+        ("backbone.body.layer{}.0.conv1.weight", "tools/convert_weights.py"),
+    ],
+)
 def test_a_file_without_the_backbone_is_refused_and_the_conversion_named(
-    names: str, tmp_path: Path
+    names: str, hint: str, tmp_path: Path
 ) -> None:
     weights = {names.format(i): torch.zeros(2, 2) for i in range(5)}
     with pytest.raises(WeightsError) as error:
         start(Detector(), weights, tmp_path)
-    for part in ("weights.pth", "0 of the 6", names.format(0), "convert-torchvision-to-d2.py"):
+    for part in ("weights.pth", "0 of the 6", hint):
         assert part in str(error.value)
 
 
@@ -54,7 +61,7 @@ def test_torchvisions_resnet_is_refused_as_it_is(row: str, norm: str, tmp_path: 
     cfg = get_config(row, [f"model.backbone.norm={norm}"])
     torch.save(torchvision.models.resnet50().state_dict(), tmp_path / "resnet50.pth")
     checkpointer = SafeCheckpointer(instantiate(cfg.model), str(tmp_path))
-    with pytest.raises(WeightsError, match=r"resnet50\.pth.*convert-torchvision-to-d2\.py"):
+    with pytest.raises(WeightsError, match=r"resnet50\.pth.*convert_weights\.py"):
         checkpointer.resume_or_load(str(tmp_path / "resnet50.pth"), resume=False)
 
 

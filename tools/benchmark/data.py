@@ -25,6 +25,7 @@ from PIL import Image
 from benchmark.made_up_detections import made_up_ground_truth
 from benchmark.stages import picture
 from benchmark.timing import PeakMemory
+from mask_rcnn_plugin.data.annotation_file import keep_decoded
 from mask_rcnn_plugin.data.check import check_file
 from mask_rcnn_plugin.data.coco import register_coco_dataset
 from mask_rcnn_plugin.data.garbage import collection_paused
@@ -123,13 +124,15 @@ def startup(images: int = COCO[0], annotations: int = COCO[1]) -> dict[str, Any]
 
         name = register_coco_dataset(file, folder)
         with PeakMemory("cpu") as peak:
+            keep_decoded(True)  # as train.py does
             timed("plugin", "registration", lambda: register_coco_dataset(file, folder))
             timed("plugin", "check", check)
-            with collection_paused():  # as train.py does
+            with collection_paused():
                 load = lambda: get_detection_dataset_dicts([name])  # noqa: E731
                 records = timed("plugin", "load", load)
                 build = lambda: build_train_loader(records, **options)  # noqa: E731
                 timed("plugin", "first batch", lambda: next(iter(build())))
+            keep_decoded(False)
         peaks["plugin"] = peak.mib
         del records
         register_coco_instances("stock", {}, file, folder)

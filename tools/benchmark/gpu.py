@@ -12,6 +12,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -46,6 +47,27 @@ MODELS = {
 }
 # Urgencies of variants; those of keypoints have 2 more.
 BASIC, PART, COMPILED = 0, 1, 4
+# Variants: name, urgency, options of `training_step` or `inference`.
+_LAST, _COMPILED = {"channels_last": True}, {"is_compiled": True}
+_STOCK = {"is_guarded": False}
+VARIANTS: dict[str, list[tuple[str, int, dict[str, Any]]]] = {
+    "training": [
+        ("detectron2", BASIC, _STOCK | {"is_fused": None}),
+        ("detectron2 tuned", COMPILED, _STOCK | _LAST | _COMPILED),
+        ("plugin", BASIC, {}),
+        ("plugin, channels-last", BASIC, _LAST),
+        ("plugin, compiled backbone", COMPILED, _COMPILED),
+        ("plugin without fused SGD", PART, {"is_fused": None}),
+    ],
+    "inference": [
+        ("detectron2", BASIC, {}),
+        ("detectron2 tuned", COMPILED, _LAST | _COMPILED),
+        ("plugin", BASIC, {}),
+        ("plugin, optimized", BASIC, {"optimized": {}}),
+        ("plugin, optimized, channels-last", BASIC, {"optimized": _LAST}),
+        ("plugin, optimized, compiled", COMPILED, {"optimized": {"compile": True}}),
+    ],
+}
 # Of the plugin's classes, in whose place detectron2's are put.
 PARTS: dict[str, tuple[type, ...]] = {
     "RPN": (MaskRCNNRPN, MaskRCNNAnchorGenerator),
@@ -91,107 +113,53 @@ def lineups(device: str, size: tuple[int, int]) -> Iterator[Lineup]:
         images = batch("keypoint" in name, size, OBJECTS)
         models = peers(narrow_config(config, overrides), images)
         parts = PARTS if name == "masks" else KEYPOINT_PARTS
-        for precision, dtype in PRECISIONS.items():
-            for what, variants in (("training", _trainings), ("inference", _inferences)):
-                found = variants(models, images, parts, device, dtype)
-                if name != "masks":  # later; compiling takes minutes, once is enough
-                    later = [v for v in found if v.urgency < COMPILED]
-                    found = [v._replace(urgency=v.urgency + 2) for v in later]
+        for what, variants in VARIANTS.items():
+            every = [(*variant, ()) for variant in variants]
+            every += [(f"plugin without {part}", PART, {}, kinds) for part, kinds in parts.items()]
+            if name != "masks":  # later; compiling takes minutes, once is enough
+                every = [(n, u + 2, *more) for n, u, *more in every if u < COMPILED]
+            for precision, dtype in PRECISIONS.items():
+                found = [
+                    Variant(n, partial(_build, what, models, images, device, dtype, n, *more), u)
+                    for n, u, *more in every
+                ]
                 yield Lineup(name, what, precision, found)
 
 
-def _trainings(
+def _build(
+    what: str,
     models: dict[str, nn.Module],
-    images: list[Any],
-    parts: dict[str, tuple[type, ...]],
+    images: list[dict[str, Any]],
     device: str,
     dtype: torch.dtype | None,
-) -> list[Variant]:
-    stock, ours = models["detectron2"], models["plugin"]
-    guarded = {"device": device, "dtype": dtype, "is_guarded": True, "is_fused": True}
-    theirs = {"device": device, "dtype": dtype, "is_guarded": dtype is not None}
-
-    def step(name: str, urgency: int, model: nn.Module, *kinds: type, **options: Any) -> Variant:
-        def build() -> Run:
-            return training_step(with_stock(model, *kinds), images, **options)
-
-        return Variant(name, build, urgency)
-
-    tuned = theirs | {"is_fused": True, "channels_last": True, "is_compiled": True}
-    return [
-        step("detectron2", BASIC, stock, **theirs),
-        step("detectron2 tuned", COMPILED, stock, **tuned),
-        step("plugin", BASIC, ours, **guarded),
-        step("plugin, channels-last", BASIC, ours, **guarded, channels_last=True),
-        step("plugin, compiled backbone", COMPILED, ours, **guarded, is_compiled=True),
-        *(step(f"plugin without {p}", PART, ours, *k, **guarded) for p, k in parts.items()),
-        step("plugin without fused SGD", PART, ours, **guarded | {"is_fused": None}),
-    ]
-
-
-def _inferences(
-    models: dict[str, nn.Module],
-    images: list[Any],
-    parts: dict[str, tuple[type, ...]],
-    device: str,
-    dtype: torch.dtype | None,
-) -> list[Variant]:
-    stock, ours = models["detectron2"], models["plugin"]
-
-    def detect(
-        name: str,
-        urgency: int,
-        model: nn.Module,
-        *kinds: type,
-        optimized: dict[str, Any] | None = None,
-        tuned: bool = False,
-    ) -> Variant:
-        def build() -> Run:
-            changed = with_stock(model, *kinds)
-            if optimized is not None:
-                changed = optimize_for_inference(changed.to(device), dtype=dtype, **optimized)
-            layout = torch.channels_last if tuned else torch.preserve_format
-            changed.to(device, memory_format=layout)
-            if tuned:
-                changed.backbone.compile(dynamic=True)
-            return inference(changed, images, device, None if optimized is not None else dtype)
-
-        return Variant(name, build, urgency)
-
-    channels_last: dict[str, Any] = {"channels_last": True}
-    return [
-        detect("detectron2", BASIC, stock),
-        detect("detectron2 tuned", COMPILED, stock, tuned=True),
-        detect("plugin", BASIC, ours),
-        detect("plugin, optimized", BASIC, ours, optimized={}),
-        detect("plugin, optimized, channels-last", BASIC, ours, optimized=channels_last),
-        detect("plugin, optimized, compiled", COMPILED, ours, optimized={"compile": True}),
-        *(detect(f"plugin without {part}", PART, ours, *kinds) for part, kinds in parts.items()),
-    ]
+    name: str,
+    options: dict[str, Any],
+    kinds: tuple[type, ...],
+) -> Run:
+    model = with_stock(models["plugin" if name.startswith("plugin") else "detectron2"], *kinds)
+    make = training_step if what == "training" else inference
+    return make(model, images, device, dtype, **options)
 
 
 def training_step(
     model: nn.Module,
     images: list[dict[str, Any]],
-    *,
     device: str,
-    dtype: torch.dtype | None = None,
-    is_guarded: bool,
-    is_fused: bool | None = None,
+    dtype: torch.dtype | None,
+    *,
+    is_guarded: bool = True,
+    is_fused: bool | None = True,
     channels_last: bool = False,
     is_compiled: bool = False,
 ) -> Run:
-    """A step of a trainer: detectron2's, or the plugin's, which computes in half precision too."""
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    model.to(device, memory_format=layout).train()
-    if is_compiled:
-        model.get_submodule("backbone").compile(dynamic=True)
+    """A step of a trainer: detectron2's, or the plugin's, guarded, in half precision always."""
+    _place(model, device, channels_last, is_compiled).train()
     # A learning rate of 0 does the same work, and losses stay as they are.
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(parameters, lr=0.0, momentum=0.9, fused=is_fused)
     data = itertools.repeat(images)
     trainer: Any = SimpleTrainer(model, data, optimizer)
-    if is_guarded:
+    if is_guarded or dtype is not None:
         trainer = GuardedTrainer(model, data, optimizer, device=device, dtype=dtype)
     trainer.iter, trainer.storage = 0, EventStorage()
 
@@ -204,10 +172,19 @@ def training_step(
 
 
 def inference(
-    model: nn.Module, images: list[dict[str, Any]], device: str, dtype: torch.dtype | None
+    model: nn.Module,
+    images: list[dict[str, Any]],
+    device: str,
+    dtype: torch.dtype | None,
+    *,
+    optimized: dict[str, Any] | None = None,
+    channels_last: bool = False,
+    is_compiled: bool = False,
 ) -> Run:
-    """Detections of all images together."""
-    model.eval()
+    """Detections of all images together; `optimized` is of `optimize_for_inference`."""
+    _place(model, device, channels_last, is_compiled).eval()
+    if optimized is not None:
+        model, dtype = optimize_for_inference(model, dtype=dtype, **optimized), None
     images = [{k: v for k, v in image.items() if k != "instances"} for image in images]
 
     @torch.no_grad()
@@ -216,6 +193,14 @@ def inference(
             return model(images)
 
     return run
+
+
+def _place(model: nn.Module, device: str, channels_last: bool, is_compiled: bool) -> nn.Module:
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    model.to(device, memory_format=layout)
+    if is_compiled:
+        model.get_submodule("backbone").compile(dynamic=True)
+    return model
 
 
 def measure(build: Callable[[], Run], device: str) -> dict[str, Any]:

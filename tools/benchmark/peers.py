@@ -1,11 +1,8 @@
 """The same model out of detectron2's own parts and out of torchvision's."""
 
 import copy
-import re
-from collections.abc import Callable
 from typing import Any
 
-import torch
 from detectron2.config import instantiate
 from detectron2.layers import Conv2d
 from detectron2.modeling import GeneralizedRCNN
@@ -38,6 +35,7 @@ from mask_rcnn_plugin.modeling import (
     MaskRCNNRPN,
     RoIPooler,
 )
+from mask_rcnn_plugin.weights.torchvision import to_torchvision
 
 # The plugin's class, detectron2's, and the arguments that detectron2's doesn't have.
 _STOCK: dict[type, tuple[type, tuple[str, ...]]] = {
@@ -98,26 +96,6 @@ def _use_stock_classes(node: DictConfig) -> None:
             _use_stock_classes(child)
 
 
-# detectron2's parameter names, as regular expressions, and what stands for them in torchvision's.
-_TORCHVISION_NAMES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
-    (r"^backbone\.fpn_lateral(\d)", lambda m: f"backbone.fpn.inner_blocks.{int(m[1]) - 2}.0"),
-    (r"^backbone\.fpn_output(\d)", lambda m: f"backbone.fpn.layer_blocks.{int(m[1]) - 2}.0"),
-    (r"^backbone\.bottom_up\.stem\.conv1\.norm", "backbone.body.bn1"),
-    (r"^backbone\.bottom_up\.stem", "backbone.body"),
-    (r"^backbone\.bottom_up\.res(\d)", lambda m: f"backbone.body.layer{int(m[1]) - 1}"),
-    (r"\.conv(\d)\.norm\.", r".bn\1."),
-    (r"\.shortcut\.norm\.", ".downsample.1."),
-    (r"\.shortcut\.", ".downsample.0."),
-    (r"^proposal_generator\.rpn_head\.conv\.", "rpn.head.conv.0.0."),
-    (r"^proposal_generator\.rpn_head\.objectness_logits", "rpn.head.cls_logits"),
-    (r"^proposal_generator\.rpn_head\.anchor_deltas", "rpn.head.bbox_pred"),
-    (r"box_head\.fc(\d)", lambda m: f"box_head.fc{int(m[1]) + 5}"),
-    (r"mask_head\.mask_fcn(\d)", lambda m: f"mask_head.{int(m[1]) - 1}.0"),
-    (r"mask_head\.deconv", "mask_predictor.conv5_mask"),
-    (r"mask_head\.predictor", "mask_predictor.mask_fcn_logits"),
-]
-
-
 def torchvision_twin(stock: Any, num_detections: int, shorter_side: int) -> Any:
     """torchvision's Mask R-CNN, ResNet-50-FPN, with the weights of detectron2's.
 
@@ -146,17 +124,5 @@ def torchvision_twin(stock: Any, num_detections: int, shorter_side: int) -> Any:
         box_score_thresh=predictor.test_score_thresh,
         box_detections_per_img=num_detections,
     )
-    state = twin.state_dict()
-    for name, value in stock.state_dict().items():
-        for pattern, replacement in _TORCHVISION_NAMES:
-            name = re.sub(pattern, replacement, name)
-        # Background comes first, not last.
-        if "cls_score" in name:
-            value = value.roll(1, dims=0)
-        elif "roi_heads.box_predictor.bbox_pred" in name:
-            value = torch.cat([torch.zeros_like(value[:4]), value])
-        elif "mask_fcn_logits" in name:
-            value = torch.cat([torch.zeros_like(value[:1]), value])
-        state[name] = value
-    twin.load_state_dict(state)
+    twin.load_state_dict(to_torchvision(stock.state_dict()))
     return twin

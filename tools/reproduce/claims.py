@@ -52,6 +52,18 @@ class Effect(NamedTuple):
         ours, theirs = (measured[c][self.task][self.metric] for c in (self.config, self.against))
         return [a - b for a, b in zip(ours, theirs)]
 
+    def relative_in_paper(self) -> float | None:
+        """The paper's value as a share of what `against` has; None if it does not give that."""
+        ours = row_of(self.config).scores.get(self.task, {}).get(self.metric)
+        effect = self.in_paper()
+        return None if ours is None else effect / (ours - effect)
+
+    def relative(self, measured: Measured) -> float | None:
+        """The mean effect as a share of what `against` has; None if there is nothing to divide."""
+        effect = self.measured(measured)
+        theirs = sum(measured[self.against][self.task][self.metric]) if effect else 0.0
+        return sum(effect) / theirs if theirs > 0 else None
+
 
 class Claim(NamedTuple):
     """What the paper says of an effect.

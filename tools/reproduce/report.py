@@ -1,11 +1,13 @@
 """What a reproduction measured, beside the paper: pages in Markdown, plots, pictures.
 
-A table's `content` is what its JSON file holds: {"table", "scale", "seeds", "rows": [{"name",
-"config", "split", "paper", "results": of each seed as results.json has it, or null, "iterations",
-"minutes": of each seed}]}. Pages are made of it alone, so they can be made again.
+A table's `content` is what its JSON file holds: {"table", "scale", "seeds", "command", "jobs",
+"environment", "rows": [{"name", "config", "split", "paper", "results": of each seed as results.json
+has it, or null, "iterations", "minutes": of each seed}]}. Pages are made of it alone, and can be
+made again.
 """
 
 import contextlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,13 +31,27 @@ _VERDICTS = (
 Content = Mapping[str, Any]
 
 
-def index_page(run: Content, contents: Sequence[Content]) -> str:
-    """The page of a whole reproduction, of what index.json holds and of its tables."""
+def read_tables(folder: Path) -> list[dict[str, Any]]:
+    """The contents of the tables in a folder, in the paper's order."""
+    files = [folder / f"{table}.json" for table in TABLES]
+    return [json.loads(file.read_text()) for file in files if file.exists()]
+
+
+def index_page(contents: Sequence[Content]) -> str:
+    """The page of all tables that were run."""
+    # Rows that are equal were run once, and have the same results.
+    rows = [row for content in contents for row in content["rows"] if row["results"]]
+    minutes = {json.dumps(row["results"]): row["minutes"] for row in rows}
+    commands, seeds, jobs, environments = (
+        " and ".join(dict.fromkeys(str(c[key]) for c in contents))
+        for key in ("command", "seeds", "jobs", "environment")
+    )
     parts = [
-        f"# The paper's tables, reproduced at the {run['scale']} scale",
-        f"Written by `{run['command']}`: {run['trainings']} trainings with {run['seeds']} seeds a "
-        f"row, {run['minutes']:.0f} minutes together, {run['jobs']} at a time, on "
-        f"{run['environment']}. AP in points; mean ± standard deviation over the seeds.",
+        f"# The paper's tables, reproduced at the {contents[0]['scale']} scale",
+        f"Written by `{commands}`: {sum(map(len, minutes.values()))} trainings (seeds a row: "
+        f"{seeds}), {sum(map(sum, minutes.values())):.0f} minutes together, {jobs} at a time, on "
+        f"{environments}. AP in points; mean ± standard deviation over the seeds. Relative: what "
+        "is gained as a share of what the other row has, the paper's and ours.",
         "## The paper's claims",
         _VERDICTS,
         claims_table(CLAIMS, measured_in(*contents)),
@@ -118,7 +134,7 @@ def results_table(content: Content) -> str:
             state = "ours" if measured[row.config] else "ours: see its submission/"
             ours += [str(result["iterations"]), spread(result["minutes"])]
         lines.append(["", state, *ours])
-    return _markdown(["row", "", *names, *timed, "iterations", "minutes"], lines)
+    return markdown(["row", "", *names, *timed, "iterations", "minutes"], lines)
 
 
 def claims_table(claims: Sequence[Claim], measured: Measured) -> str:
@@ -128,9 +144,13 @@ def claims_table(claims: Sequence[Claim], measured: Measured) -> str:
         effect, than = claim.effect, claim.than
         metric = f"{TASKS[effect.task]} {effect.metric}"
         paper, ours = f"{effect.in_paper():+.1f}", spread(effect.measured(measured), "+")
+        shares = [effect.relative_in_paper(), effect.relative(measured)]
+        relative = ", ".join("n/a" if s is None else f"{s:+.0%}" for s in shares)
         beside = f"{than.in_paper():+.1f}, {spread(than.measured(measured), '+')}" if than else ""
-        lines.append([claim.text, metric, paper, ours, beside, claim.verdict(measured)])
-    return _markdown(["the paper's claim", "metric", "paper", "ours", "than", "verdict"], lines)
+        verdict = claim.verdict(measured)
+        lines.append([claim.text, metric, paper, ours, relative, beside, verdict])
+    headers = ["the paper's claim", "metric", "paper", "ours", "relative", "than", "verdict"]
+    return markdown(headers, lines)
 
 
 def _panels(table: str, measured: Measured) -> list[tuple[str, str, Any, list[Any]]]:
@@ -199,7 +219,7 @@ def plot_predictions(pictures: Mapping[str, np.ndarray], file: Path, columns: in
     figure.savefig(file, dpi=80, pil_kwargs={"quality": 85})
 
 
-def _markdown(headers: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+def markdown(headers: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return tabulate(lines, headers, tablefmt="pipe", disable_numparse=True)
 
 

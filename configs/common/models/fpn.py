@@ -67,7 +67,7 @@ model = L(MaskRCNN)(
     input_format="BGR",
     mask_format="rle",
 )
-model.roi_heads.box_predictor.input_shape = L(ShapeSpec)(channels="${...box_head.fc_dims[1]}")
+model.roi_heads.box_predictor.input_shape = L(ShapeSpec)(channels="${...box_head.fc_dims[-1]}")
 
 # One scale a level, five levels.
 model.proposal_generator.in_features = [*_levels, "p6"]

@@ -5,13 +5,15 @@ import os
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import count, islice
+from itertools import compress, count, islice
 from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec.structs import asdict
 from tqdm import tqdm
 
+from mask_rcnn_plugin.data.annotation_file import Annotation, kept_document
 from mask_rcnn_plugin.data.annotation_rules import category_error, image_error, shown
 from mask_rcnn_plugin.data.check import annotations, images, plain
 from mask_rcnn_plugin.data.check.annotations import NOT_TRAINED, UNFIT_KEYPOINTS, Context
@@ -22,6 +24,7 @@ from mask_rcnn_plugin.errors import counted
 
 _LISTS = {"images": "image", "annotations": "annotation", "categories": "category"}
 _CHUNK = 2048  # annotations looked at together
+_decode = msgspec.json.Decoder(Annotation).decode
 _NOT_SCORED = ("area-missing", "polygon-dropped")  # warnings in training, refused by an evaluation
 
 
@@ -122,12 +125,13 @@ def _read(json_file: str, findings: Findings, *, sparingly: bool = True) -> dict
         return float(name)
 
     try:
-        content = Path(json_file).read_bytes()
+        kept = kept_document(json_file) if sparingly else None
+        content = b"" if kept else Path(json_file).read_bytes()
     except (OSError, ValueError) as error:
         findings.add("not-readable", text=str(error))
         return None
     try:
-        document = _read_sparingly(content) if sparingly else None
+        document = asdict(kept) if kept else _read_sparingly(content) if sparingly else None
         if document is None:
             document = json.loads(content.decode("utf-8"), parse_constant=constant)
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, too deep
@@ -169,6 +173,8 @@ def decoded(annotation: Any) -> Any:
     Raises:
         ValueError, RecursionError: for what msgspec does not take; not after a check of its file.
     """
+    if isinstance(annotation, Annotation):
+        return msgspec.to_builtins(annotation)
     return msgspec.json.decode(annotation) if isinstance(annotation, msgspec.Raw) else annotation
 
 
@@ -263,24 +269,21 @@ def _sift(entries: list[Any], context: Context) -> tuple[_Tally, dict[int, Any]]
         plains = {}
         for index, entry in chunk.items():
             try:
-                plains[index] = plain.decode(entry)
+                plains[index] = entry if isinstance(entry, Annotation) else _decode(entry)
             except (ValueError, TypeError):  # the latter for what is an object already
                 decoded(entry)
                 rest[index] = entry
-        sound = plain.nothing_to_find(list(plains.values()), context)
-        for (index, annotation), is_sound in zip(plains.items(), sound.tolist()):
-            if not is_sound:
-                rest[index] = chunk[index]
-                continue
-            tally.used = True
-            tally.ids[index] = annotation.id
-            tally.objects[annotation.image_id] += 1
-            tally.categories.add(annotation.category_id)
-            if annotation.segmentation:
-                tally.masked += 1
-            else:
-                tally.without_mask[index] = annotation.id
-            tally.labelled = tally.labelled or any(annotation.keypoints[2::3])
+        is_sound = plain.nothing_to_find(list(plains.values()), context)
+        rest |= {i: chunk[i] for i in compress(plains, ~is_sound)}
+        sound = dict(compress(plains.items(), is_sound))
+        unmasked = {i: a.id for i, a in sound.items() if not a.segmentation}
+        tally.used |= bool(sound)
+        tally.ids |= {i: a.id for i, a in sound.items()}
+        tally.objects.update(a.image_id for a in sound.values())
+        tally.categories.update(a.category_id for a in sound.values())
+        tally.masked += len(sound) - len(unmasked)
+        tally.without_mask |= unmasked
+        tally.labelled |= any(any(a.keypoints[2::3]) for a in sound.values() if a.keypoints)
     return tally, dict(sorted(rest.items()))
 
 
@@ -357,7 +360,10 @@ def _check_ids(checked: Checked, ids: dict[int, int | None]) -> None:
     """Annotation ids that COCO's tools cannot do with, and others in their place."""
     # detectron2 makes the same exception, for COCO's own 2014 files.
     severity = "warning" if "minival" in checked.json_file else ""
-    seen: set[int | None] = set()
+    seen = set(ids.values())
+    if len(seen) == len(ids) and seen.isdisjoint((None, 0)):
+        return
+    seen.clear()
     wrong = []
     for index, key in sorted(ids.items()):
         if key in seen and key is not None:

@@ -5,88 +5,79 @@ thousands in the time that `annotations.inspect` takes for hundreds. What is not
 inspected.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
-from typing import Annotated, Literal
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
+from msgspec import UNSET
 
+from mask_rcnn_plugin.data.annotation_file import Annotation
 from mask_rcnn_plugin.data.check.annotations import Context
 
-_Id = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 _Bools = npt.NDArray[np.bool_]
+_Floats = npt.NDArray[np.float64]
 _NO_POLYGON = [0.0] * 6
 
 
-class Plain(msgspec.Struct):
-    """What an annotation must be in JSON; other keys count for nothing."""
-
-    id: _Id
-    image_id: _Id
-    category_id: _Id
-    bbox: tuple[float, float, float, float]
-    area: float
-    segmentation: list[list[float]] = []
-    keypoints: list[float] = []
-    num_keypoints: int | msgspec.UnsetType = msgspec.UNSET
-    iscrowd: Literal[0] = 0
-    ignore: Literal[0] = 0
-
-
-decode = msgspec.json.Decoder(Plain).decode
-
-
-def nothing_to_find(annotations: Sequence[Plain], context: Context) -> _Bools:
+def nothing_to_find(annotations: Sequence[Annotation], context: Context) -> _Bools:
     """For each, True only if `inspect` would find nothing in it."""
-    sizes = [context.images.get(a.image_id, (0, 0)) for a in annotations]
-    width, height = np.array(sizes, float).reshape(-1, 2).T
-    x0, y0, w, h = np.array([a.bbox for a in annotations], float).reshape(-1, 4).T
+    width, height = _rows((context.images.get(a.image_id, (0, 0)) for a in annotations), 2).T
+    x0, y0, w, h = _rows((a.bbox for a in annotations), 4).T
     box = np.stack([x0, y0, x0 + w, y0 + h])
     sound = (width > 0) & (w >= 1) & (h >= 1) & _inside(box, width, height)
-    sound &= np.array([_category_fits(a, context) for a in annotations], bool)
+    # Those with keypoints where the annotation has them.
+    with_keypoints = {key for key, has in context.categories.items() if has is not None}
+    without = {key for key, has in context.categories.items() if not has}
+    sound &= _bools(
+        a.category_id in (with_keypoints if a.keypoints else without) for a in annotations
+    )
+    sound &= _bools(not (a.iscrowd or isinstance(a.segmentation, dict)) for a in annotations)
     sound &= _masks_agree(annotations, box, width, height, context.needs_mask)
     return sound & _keypoints_fit(annotations, width, height, context.num_keypoints)
 
 
-def _inside(box: npt.NDArray[np.float64], width: npt.NDArray, height: npt.NDArray) -> _Bools:
+def _rows(values: Iterable[Iterable[float]], length: int) -> _Floats:
+    return np.fromiter(chain.from_iterable(values), float).reshape(-1, length)
+
+
+def _bools(values: Iterable[bool]) -> _Bools:
+    return np.fromiter(values, bool)
+
+
+def _inside(box: _Floats, width: _Floats, height: _Floats) -> _Bools:
     """Whether boxes x0, y0, x1, y1 lie in the image, but for a pixel, and not beside it."""
     x0, y0, x1, y1 = box
     within = (x0 >= -1) & (y0 >= -1) & (x1 <= width + 1) & (y1 <= height + 1)
     return within & (x0 < width) & (y0 < height) & (x1 > 0) & (y1 > 0)
 
 
-def _category_fits(annotation: Plain, context: Context) -> bool:
-    """Whether it is one of the dataset's, with keypoints where the annotation has them."""
-    has_keypoints = context.categories.get(annotation.category_id)
-    if has_keypoints is None:
-        return annotation.category_id in context.categories and not annotation.keypoints
-    return bool(annotation.keypoints) or not has_keypoints
-
-
 def _masks_agree(
-    annotations: Sequence[Plain],
-    box: npt.NDArray[np.float64],
-    width: npt.NDArray[np.float64],
-    height: npt.NDArray[np.float64],
+    annotations: Sequence[Annotation],
+    box: _Floats,
+    width: _Floats,
+    height: _Floats,
     needed: bool,
 ) -> _Bools:
     """Whether all polygons are sound, and their box and area those of the annotation."""
-    counts = np.array([len(a.segmentation) for a in annotations], int)
+    masks = [a.segmentation if isinstance(a.segmentation, list) else [] for a in annotations]
+    counts = np.fromiter(map(len, masks), int)
     agree = np.full(len(annotations), not needed)
     if not counts.any():
         return agree
-    polygons = list(chain.from_iterable(a.segmentation for a in annotations))
-    usable = np.array([len(p) >= 6 and len(p) % 2 == 0 for p in polygons])
-    polygons = [p if good else _NO_POLYGON for p, good in zip(polygons, usable)]
-    ends = np.cumsum([len(p) // 2 for p in polygons])
-    starts = np.concatenate([[0], ends[:-1]])
-    points = np.fromiter(chain.from_iterable(polygons), float, 2 * ends[-1]).reshape(-1, 2)
-    xs, ys = np.ascontiguousarray(points.T)
-    following = np.arange(1, len(points) + 1)
-    following[ends - 1] = starts
-    areas = np.abs(np.add.reduceat(xs * ys[following] - ys * xs[following], starts)) / 2
+    polygons = list(chain.from_iterable(masks))
+    lengths = np.fromiter(map(len, polygons), int)
+    usable = (lengths >= 6) & (lengths % 2 == 0)
+    for index in np.flatnonzero(~usable):
+        polygons[index], lengths[index] = _NO_POLYGON, 6
+    ends = np.cumsum(lengths // 2)
+    starts = ends - lengths // 2
+    points = np.fromiter(chain.from_iterable(polygons), float, lengths.sum())
+    xs, ys = points[::2].copy(), points[1::2].copy()
+    cross = np.append(xs[:-1] * ys[1:] - ys[:-1] * xs[1:], 0)
+    last = ends - 1
+    cross[last] = xs[last] * ys[starts] - ys[last] * xs[starts]
+    areas = np.abs(np.add.reduceat(cross, starts)) / 2
     low = [np.minimum.reduceat(x, starts) for x in (xs, ys)]
     high = [np.maximum.reduceat(x, starts) for x in (xs, ys)]
     owner = np.repeat(np.arange(len(annotations)), counts)
@@ -102,27 +93,28 @@ def _masks_agree(
     off = np.abs(mask - stated)
     near = np.maximum(off[:2], off[2:]) <= 2 + 0.05 * (mask[2:] - mask[:2])
     # Nearer than `inspect` asks for, which computes areas in other ways.
-    alike = np.abs(np.array([a.area for a in annotations])[has] - area) <= 5 + 0.05 * area
+    stated_area = np.fromiter((a.area for a in annotations), float)[has]
+    alike = np.abs(stated_area - area) <= 5 + 0.05 * area
     agree[has] = np.logical_and.reduceat(usable, first) & near.all(0) & alike & (area > 0)
     return agree
 
 
 def _keypoints_fit(
-    annotations: Sequence[Plain],
-    width: npt.NDArray[np.float64],
-    height: npt.NDArray[np.float64],
+    annotations: Sequence[Annotation],
+    width: _Floats,
+    height: _Floats,
     number: int | None,
 ) -> _Bools:
     """Whether there are none, or all that there should be, in the image, and counted right."""
-    fit = np.array([not a.keypoints for a in annotations], bool)
-    has = [i for i, a in enumerate(annotations) if len(a.keypoints) == 3 * (number or 0) > 0]
-    if has:
-        keypoints = [annotations[i].keypoints for i in has]
-        x, y, v = np.moveaxis(np.array(keypoints, float).reshape(len(has), -1, 3), 2, 0)
+    lengths = np.fromiter((len(a.keypoints or ()) for a in annotations), int)
+    fit, has = lengths == 0, np.flatnonzero((lengths == 3 * (number or 0)) & (lengths > 0))
+    if len(has):
+        keypoints = _rows((annotations[i].keypoints or () for i in has.tolist()), lengths[has[0]])
+        x, y, v = np.moveaxis(keypoints.reshape(len(has), -1, 3), 2, 0)
         inside = (x >= -1) & (y >= -1) & (x <= width[has, None]) & (y <= height[has, None])
         labelled = (v > 0).sum(1).tolist()
         counted = [
-            annotations[i].num_keypoints in (n, msgspec.UNSET) for i, n in zip(has, labelled)
+            annotations[i].num_keypoints in (n, UNSET) for i, n in zip(has.tolist(), labelled)
         ]
         fit[has] = np.isin(v, (0, 1, 2)).all(1) & (inside | (v == 0)).all(1) & counted
     return fit

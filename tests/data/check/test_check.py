@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as mask_util
 
+from mask_rcnn_plugin.data.annotation_file import keep_decoded, kept_document
 from mask_rcnn_plugin.data.check import KINDS, Checked, check_file, clean, compare
 from mask_rcnn_plugin.data.coco import DatasetError
 
@@ -470,6 +471,20 @@ def test_an_area_that_only_python_reads(tmp_path: Path, number: str) -> None:
     file.write_text(file.read_text().replace('"AREA"', number))
     kind = "not-json" if number.startswith("11") else "area-format"
     assert check(file).findings.keys() == {kind}
+
+
+@pytest.mark.parametrize(("_", "breaking"), CASES)
+def test_a_file_that_is_kept_is_checked_alike(tmp_path: Path, _: str, breaking: Break) -> None:
+    file = str(broken(tmp_path, breaking))
+    checked = check(Path(file))
+    keep_decoded(True)
+    try:
+        kept_document(file, decode=True)
+        again = check(Path(file))
+    finally:
+        keep_decoded(False)
+    assert again.findings == checked.findings
+    assert (again.objects, again.flagged) == (checked.objects, checked.flagged)
 
 
 def test_annotations_do_not_stand_decoded_in_memory(tmp_path: Path) -> None:

@@ -35,7 +35,8 @@ def content(table: str, results: dict[str, list[dict[str, Any]]]) -> dict[str, A
         }
         for row in rows_of(table)
     ]
-    return {"table": table, "scale": "synthetic", "seeds": 2, "rows": rows}
+    how = {"scale": "synthetic", "seeds": 2, "command": f"python x {table}", "jobs": 2}
+    return {"table": table, **how, "environment": "a machine", "rows": rows}
 
 
 def cells(table: str) -> list[list[str]]:
@@ -121,7 +122,7 @@ def test_an_ap_that_coco_does_not_define_is_said_so(tmp_path: Path) -> None:
     assert lines[3][headers.index("keypoint AP")] == "2.0 ± 0.0"
     assert lines[3][headers.index("keypoint APl")] == "n/a"
     _, claim = cells(claims_table(claims_of("6"), report.measured_in(made)))
-    assert claim[3:] == ["n/a", "", "no AP"]
+    assert claim[3:] == ["n/a", "+7%, n/a", "", "no AP"]
     plot_effects(made, tmp_path / "plot.png")
 
 
@@ -143,8 +144,8 @@ def test_claims_of_a_table_need_no_other_row() -> None:
 
 def test_claims_are_set_beside_the_paper() -> None:
     _, masks, boxes = cells(claims_table(claims_of("2d"), report.measured_in(TABLE_2D)))
-    assert masks[1:] == ["mask AP", "+7.3", "+8.5 ± 0.7", "", "agrees"]
-    assert boxes[1:] == ["box AP", "+5.8", "+7.0 ± 0.0", "", "agrees"]
+    assert masks[1:] == ["mask AP", "+7.3", "+8.5 ± 0.7", "+31%, +77%", "", "agrees"]
+    assert boxes[1:] == ["box AP", "+5.8", "+7.0 ± 0.0", "+21%, +33%", "", "agrees"]
     _, *lines = cells(claims_table(CLAIMS, {}))
     assert {line[-1] for line in lines} == {"not run"}
 
@@ -155,12 +156,8 @@ def test_pages() -> None:
     assert "](2d.png)" in page
     assert "](2d_pictures.jpg)" in page
     assert "](4.png)" not in table_page(content("4", {}))
-    run = {
-        **{"command": "python x", "scale": "synthetic", "seeds": 2, "trainings": 4},
-        **{"minutes": 9.6, "jobs": 2, "environment": "a machine"},
-    }
-    index = index_page(run, [TABLE_2D, content("4", {})])
-    assert "`python x`: 4 trainings" in index
+    index = index_page([TABLE_2D, content("4", {})])
+    assert "`python x 2d and python x 4`: 4 trainings (seeds a row: 2), 10 minutes" in index
     assert page.split("\n\n", 1)[1].strip() in index
     assert claims_table(CLAIMS, report.measured_in(TABLE_2D)) in index
 

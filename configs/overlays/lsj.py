@@ -1,0 +1,28 @@
+"""Large-scale jitter: images scaled by 0.1 to 2 and cut or padded to a square.
+
+    python train.py --config-file table2a_backbone/r50_fpn+lsj_100ep --num-gpus 8
+    python train.py --config-file table2a_backbone/r50_fpn+finetune+lsj dataset=my/data lsj.size=640
+
+The augmentations of detectron2's new baselines, and nothing else of them; `lsj_100ep` has the rest.
+It is meant for long trainings. Test images keep the row's size. Images of `lsj.size` pixels a side
+are 1024 as there, or as large as drawn ones.
+"""
+
+import detectron2.data.transforms as T
+from detectron2.config import LazyCall as L
+from omegaconf import DictConfig
+
+
+def overlay(cfg: DictConfig) -> None:
+    """Change a config in place."""
+    drawn = cfg.dataset.synthetic
+    cfg.lsj = dict(size=drawn.size if drawn else 1024)
+    side = "${lsj.size}"
+    mapper = cfg.dataloader.train.mapper
+    mapper.augmentations = [
+        L(T.ResizeScale)(min_scale=0.1, max_scale=2.0, target_height=side, target_width=side),
+        L(T.FixedSizeCrop)(crop_size=[side, side]),
+        L(T.RandomFlip)(horizontal=True),
+    ]
+    # Around what a crop leaves of a mask; a row without masks has its boxes cut.
+    mapper.recompute_boxes = "${.use_instance_mask}"

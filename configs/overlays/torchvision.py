@@ -1,0 +1,29 @@
+"""The model of torchvision's Faster, Mask and Keypoint R-CNN, for its weights in an FPN row's.
+
+    python train.py --config-file table2a_backbone/r50_fpn+finetune+torchvision dataset=my/data \\
+        train.init_checkpoint=CONVERTED
+
+Of the weights that tools/convert_weights.py converts. Images are RGB, RoIAlign is its first
+version, half a cell off, and anchors are rounded.
+"""
+
+from omegaconf import DictConfig
+
+from mask_rcnn_plugin.modeling import TorchvisionAnchorGenerator
+
+
+def overlay(cfg: DictConfig) -> None:
+    """Change a config in place."""
+    model = cfg.model
+    model.input_format = "RGB"
+    model.pixel_mean = [123.675, 116.28, 103.53]
+    model.pixel_std = [58.395, 57.12, 57.375]
+    model.backbone.stride_in_1x1 = False
+    model.proposal_generator.anchor_generator._target_ = TorchvisionAnchorGenerator
+    model.proposal_generator.min_box_size = 1e-3
+    for branch in ("box", "mask", "keypoint"):
+        if f"{branch}_pooler" in model.roi_heads:
+            pooler = model.roi_heads[f"{branch}_pooler"]
+            pooler.update(pooler_type="ROIAlign", aggregation="ave", sampling_ratio=2)
+    if "mask_head" in model.roi_heads:
+        model.roi_heads.mask_head.loss_type = "sigmoid"

@@ -1,0 +1,188 @@
+#!/usr/bin/env python
+"""Convert weights from and to torchvision, and to safetensors.
+
+    python tools/convert_weights.py --from torchvision maskrcnn.pth output/converted/model_final.pth
+    python tools/convert_weights.py --from torchvision resnet50.pth output/resnet50.pth
+    python tools/convert_weights.py --to torchvision output/converted/model_final.pth back.pth
+    python tools/convert_weights.py output/mine/model_best.pth output/shared/model_final.safetensors
+
+torchvision's are ResNets, and Faster, Mask and Keypoint R-CNNs on a ResNet with an FPN; which, the
+weights tell. Beside a detector's a config.yaml is written, and the folder is a model to load. A
+file that ends with .safetensors is one. Nothing is written over.
+"""
+
+import argparse
+import re
+from pathlib import Path
+from typing import Any
+
+# First: the plugin makes detectron2 importable on current Pillow and NumPy.
+from mask_rcnn_plugin import get_config  # isort: split
+
+import torch
+from detectron2.config import LazyConfig, instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+from torchvision.models import detection
+
+from mask_rcnn_plugin.atomic_write import atomic_write
+from mask_rcnn_plugin.config import CONFIG_DIR, flatten
+from mask_rcnn_plugin.data.metadata import keep_metadata
+from mask_rcnn_plugin.errors import UserError, mistakes_in_one_line
+from mask_rcnn_plugin.inference.predictor import find_config
+from mask_rcnn_plugin.weights.classes import NO_CLASS
+from mask_rcnn_plugin.weights.files import save_safetensors
+from mask_rcnn_plugin.weights.loader import read_weights
+from mask_rcnn_plugin.weights.torchvision import from_torchvision, to_torchvision
+
+# Rows whose models have masks, keypoints.
+ROWS = {
+    (False, False): "table3_box/faster_rcnn_r101_fpn",
+    (True, False): "table2a_backbone/r50_fpn",
+    (False, True): "table5_multitask/keypoint_only",
+    (True, True): "table5_multitask/keypoint_and_mask",
+}
+# Files whose models torchvision runs with an eps of 0.
+PUBLISHED = [
+    Path(getattr(detection, f"{kind}RCNN_ResNet50_FPN_Weights").COCO_V1.url).name
+    for kind in ("Faster", "Mask", "Keypoint")
+]
+SETTINGS = (
+    "model.input_format=RGB model.pixel_mean=[123.675,116.28,103.53] "
+    "model.pixel_std=[58.395,57.12,57.375] model.backbone.stride_in_1x1=False"
+)
+
+
+def config_of(weights: dict[str, Tensor], names: list[str] | None) -> DictConfig:
+    """The config of a detector.
+
+    Args:
+        weights: torchvision's, converted.
+        names: of its classes. Where there are none, those of 90 classes are COCO's by their ids.
+
+    Raises:
+        UserError: if no config has such a model, or there is not a name for each class.
+    """
+    count = max(1, len(weights.get("roi_heads.box_predictor.cls_score.bias", ())) - 1)
+    keypoints = len(weights.get("roi_heads.keypoint_head.score_lowres.bias", ()))
+    data = "keypoints_coco_2017" if keypoints else "coco_2017"
+    row = ROWS["roi_heads.mask_head.predictor.bias" in weights, keypoints > 0]
+    overrides = [
+        *(f"dataset.train.names=[{data}_train]", f"dataset.test.names=[{data}_val]"),
+        *(f"model.backbone.name={backbone(weights)}", f"model.roi_heads.num_classes={count}"),
+        *([f"model.roi_heads.keypoint_head.num_keypoints={keypoints}"] if keypoints else ()),
+    ]
+    cfg = get_config(f"{row}+torchvision", overrides)
+    if names and len(names) != count:
+        raise UserError(f"--names are {len(names)}, must be {count}, one for each class")
+    keep_metadata(cfg, f"{data}_val")
+    of_id = dict(zip(cfg.dataset.metadata.category_ids, cfg.dataset.metadata.thing_classes))
+    if names or count != max(of_id) or keypoints not in (0, 17):
+        cfg.dataset.metadata = {"thing_classes": names} if names else None
+    else:
+        ids = [*range(1, count + 1)]
+        names = [of_id.get(i, NO_CLASS) for i in ids]
+        cfg.dataset.metadata.update(thing_classes=names, category_ids=ids)
+    try:
+        with torch.device("meta"):
+            model = instantiate(cfg.model).state_dict()
+    except ValueError as error:  # of a backbone's depth
+        raise UserError(f"no config has the model of these weights: {error}") from error
+    for name in model:
+        here, there = list(model[name].shape), list(getattr(weights.get(name), "shape", ()))
+        if here != there:
+            raise UserError(f"{name} is {there or 'missing'}, must be {here} as in {row}")
+    return cfg
+
+
+def backbone(weights: dict[str, Tensor]) -> str:
+    """What configs name it: "ResNet-50-FPN"."""
+    depth = 2 + sum(bool(re.search(r"\.res\d\.\d+\.conv\d\.weight$", name)) for name in weights)
+    conv = weights.get("backbone.bottom_up.res2.0.conv2.weight", torch.empty(64, 64))
+    network = "ResNeXt" if conv.shape[1] < 64 else "ResNet"
+    return f"{network}-{depth}-FPN"
+
+
+def check_is_torchvisions(config: str) -> None:
+    """
+    Raises:
+        UserError: if a config's model is not torchvision's.
+    """
+    cfg = get_config(config)
+    before = flatten(cfg, resolve=True)
+    LazyConfig.load(str(CONFIG_DIR / "overlays" / "torchvision.py"), "overlay")(cfg)
+    after = flatten(cfg, resolve=True)
+    keys = sorted(
+        key for key in after if before.get(key) != after[key] and key.startswith("model.")
+    )
+    if others := [f"{key}={before.get(key)}" for key in keys[:3]]:
+        raise UserError(
+            f"{config} is no model of torchvision, as it has {', '.join(others)}: +torchvision "
+            "makes one of a row, to train"
+        )
+
+
+def convert(args: argparse.Namespace) -> str:
+    """Write the files, and return a line that says what they are for."""
+    weights, cfg, output = read_weights(args.input), None, args.output
+    config, done = Path(args.input).with_name("config.yaml"), f"{output} is written"
+    if args.source:
+        eps = {"eps": 0.0} if Path(args.input).name in PUBLISHED else {}
+        weights = from_torchvision(weights, **eps)
+        if "stem.conv1.weight" in weights:
+            done += f", a backbone to start from: train.init_checkpoint={output} {SETTINGS}"
+        else:
+            cfg = config_of(weights, args.names)
+            done += ", and config.yaml beside it: --weights takes the file"
+    elif args.target:
+        if "roi_heads.box_predictor.cls_score.bias" in weights:
+            check_is_torchvisions(find_config(args.input))
+        weights = to_torchvision(weights)
+    elif config.is_file():
+        cfg = get_config(str(config))
+    write(output, weights, cfg, config)
+    return done
+
+
+def write(output: Path, weights: dict[str, Tensor], cfg: DictConfig | None, known: Path) -> None:
+    """Write weights and, but for one that is `known`, the config beside them."""
+    config = output.with_name("config.yaml")
+    files = [output, config] if cfg and config != known else [output]
+    for file in files:
+        if file.exists():
+            raise UserError(f"{file} is there already, and is not written over")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        if output.suffix == ".safetensors":
+            metadata: Any = OmegaConf.to_container(cfg.dataset) if cfg else {}
+            save_safetensors(output, weights, metadata.get("metadata") or {})
+        else:
+            with atomic_write(output) as part:
+                torch.save(weights, part)
+        if cfg and config in files:
+            cfg.train.update(output_dir=str(output.parent), init_checkpoint=str(output))
+            LazyConfig.save(cfg, str(config))
+    except OSError as error:
+        raise UserError(f"{output} cannot be written: {error}") from error
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    library = parser.add_mutually_exclusive_group()
+    library.add_argument("--from", dest="source", choices=["torchvision"], help="what IN is of")
+    library.add_argument("--to", dest="target", choices=["torchvision"], help="what OUT is for")
+    parser.add_argument(
+        "--names",
+        type=lambda text: text.split(","),
+        help="of a detector's classes, in order: ring,disk (default: COCO's, if they are as many)",
+    )
+    parser.add_argument("input", metavar="IN", help="file, address or model-zoo name")
+    parser.add_argument("output", metavar="OUT", type=Path, help="a file that is not there yet")
+    with mistakes_in_one_line():
+        print(convert(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    main()
