@@ -7,7 +7,7 @@ import io
 import json
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stderr
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
@@ -129,14 +129,15 @@ def write_exported(predictor: Predictor, format: str, file: IO[bytes], image: Te
     text = json.dumps(metadata_of_export(predictor))
     write = {"torchscript": _write_torchscript, "onnx": _write_onnx}.get(format, _write_program)
     try:
-        with torch.no_grad(), warnings.catch_warnings():
+        # Where torch.export fails, it prints its whole graph.
+        with redirect_stderr(io.StringIO()), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of numbers that a trace fixes; they are verified
             write(model, file, image, text)
     except OSError:
         raise
     except Exception as error:  # torch raises many kinds
         reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
-        raise UserError(f"--format {format} cannot express this model: {reason}") from error
+        raise UserError(f"--format {format} cannot express this model: {reason[:300]}") from error
 
 
 def _write_torchscript(model: nn.Module, file: IO[bytes], image: Tensor, text: str) -> None:
