@@ -61,7 +61,7 @@ def errors(coco: COCO, mistakes: Sequence[Mapping[str, str]]) -> dict[str, list[
 
 def plot_curves(content: report.Content, file: Path) -> None:
     """Draw each model's AP over the iterations: a line a seed, and their mean."""
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(7, 5), layout="constrained")
     axis = figure.subplots()
     for name, model in content["models"].items():
         iterations, aps = np.moveaxis(np.array(model["curves"], dtype=float), 2, 0)
@@ -71,7 +71,7 @@ def plot_curves(content: report.Content, file: Path) -> None:
         xlabel="iterations", ylabel="mask AP, validation images", xlim=(0, None), ylim=(0, None)
     )
     axis.grid(alpha=0.3)
-    axis.legend()
+    figure.legend(loc="outside lower center", ncols=2)
     figure.savefig(file, dpi=110)
 
 
