@@ -151,16 +151,18 @@ def _write_onnx(model: nn.Module, file: IO[bytes], image: Tensor, text: str) -> 
     outputs = model(image)
     free = {name: {0: "detections"} for name in outputs}
     written = io.BytesIO()
-    torch.onnx.export(
-        model,
-        (image,),
-        written,  # type: ignore[arg-type]
-        dynamo=False,  # which follows numbers of boxes where the other exporter can't
-        opset_version=17,  # RoiAlign with half_pixel is of 16
-        input_names=["image"],
-        output_names=list(outputs),
-        dynamic_axes={"image": {1: "height", 2: "width"}, **free},
-    )
+    # Where it fails, it prints its whole graph.
+    with patch.object(torch._C, "_jit_set_onnx_log_enabled", create=True):
+        torch.onnx.export(
+            model,
+            (image,),
+            written,  # type: ignore[arg-type]
+            dynamo=False,  # which follows numbers of boxes where the other exporter can't
+            opset_version=17,  # RoiAlign with half_pixel is of 16
+            input_names=["image"],
+            output_names=list(outputs),
+            dynamic_axes={"image": {1: "height", 2: "width"}, **free},
+        )
     graph = onnx.load_model_from_string(written.getvalue())
     for output, value in zip(graph.graph.output, outputs.values()):
         for dim, size in zip(output.type.tensor_type.shape.dim[1:], value.shape[1:]):
