@@ -104,6 +104,7 @@ class MaskRCNNDatasetMapper(DatasetMapper):
         """
         dataset_dict = copy.deepcopy(dataset_dict)
         image = read_image(dataset_dict["file_name"], self.image_format)
+        image = np.require(image, requirements="W")  # torch warns of others, as RGB's is
         _check_size(dataset_dict, image)
         augmented = self._input(image)
         transforms = self.augmentations(augmented)

@@ -83,12 +83,12 @@ def verify(predictor: Predictor, run: Run, images: dict[str, Tensor]) -> str:
     ap = _average_precision(list(expected.values()), found)
     if not ap >= 100 - AP_LIMIT:
         raise ExportMismatchError(f"AP against the model's own detections is {ap:.2f}, must be 100")
-    without = f"{empty} of them" if empty else "none of them, blank ones included,"
+    without = f"{empty} without detections" if empty else "all with detections, a blank one too"
     sizes = len({image.shape for image in images.values()})
     differences = ", ".join(f"{what} {value:.1g}" for what, value in largest.items())
     return (
-        f"verified on {len(expected)} images of {sizes} sizes, {without} without detections: "
-        f"largest differences: {differences}; AP {ap:.1f}"
+        f"verified on {len(expected)} images of {sizes} sizes, {without}; largest differences: "
+        f"{differences}; AP {ap:.1f}"
     )
 
 

@@ -81,6 +81,21 @@ def test_flip_swaps_left_and_right(tmp_path: Path) -> None:
     assert instances.gt_boxes.tensor[0].tolist() == [30, 10, 50, 30]
 
 
+@pytest.mark.parametrize("image_format", ["BGR", "RGB"])
+def test_augmentations_may_write_to_the_image(tmp_path: Path, image_format: str) -> None:
+    class Blacken(T.Augmentation):
+        def get_transform(self, image: np.ndarray) -> T.Transform:
+            image[:] = 0
+            return T.NoOpTransform()
+
+    cv2.imwrite(str(tmp_path / "image.png"), np.full((5, 6, 3), 255, dtype=np.uint8))
+    mapper = MaskRCNNDatasetMapper(
+        is_train=True, augmentations=[Blacken()], image_format=image_format
+    )
+    image = {"file_name": str(tmp_path / "image.png"), "height": 5, "width": 6, "annotations": []}
+    assert mapper(image)["image"].max() == 0
+
+
 def test_integers_keep_their_fractions_when_resized(tmp_path: Path) -> None:
     """Half the size: detectron2 alone gives [2, 5, 12, 15]."""
     file = tmp_path / "image.png"

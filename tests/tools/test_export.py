@@ -91,7 +91,7 @@ def test_a_file_answers_as_its_model(
     code = export("--weights", models[kind], "--format", format, "--output", file, *images)
     said = capsys.readouterr()
     assert code == 0, said.err
-    assert re.search(r"4 images of 3 sizes, 1 of them without detections.*AP 100.0", said.out)
+    assert re.search(r"4 images of 3 sizes, 1 without detections.*AP 100.0", said.out)
     assert [file] == [*file.parent.iterdir()]
 
     if format == "onnx":
