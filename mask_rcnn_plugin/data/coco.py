@@ -166,7 +166,7 @@ def _records(json_file: str, image_root: str) -> list[dict[str, Any]] | None:
     contiguous = {category["id"]: i for i, category in enumerate(categories)}
     of_file = contiguous, [category["name"] for category in categories]
     known = MetadataCatalog.get(json_file)
-    if of_file != (known.thing_dataset_id_to_contiguous_id, known.thing_classes):
+    if of_file != (known.get("thing_dataset_id_to_contiguous_id"), known.get("thing_classes")):
         return None
     records, of_image = [], dict[int, list[dict[str, Any]]]()
     for image in sorted(document.images, key=lambda image: image["id"]):

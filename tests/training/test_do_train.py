@@ -272,7 +272,7 @@ def test_a_loader_of_another_kind_trains_but_its_place_is_not_known(
 ) -> None:
     cfg = build("out")
     cfg.dataloader.train._target_ = build_detection_train_loader
-    for argument in ("max_unreadable", "seed"):
+    for argument in ("max_unreadable", "seed", "repeat_threshold"):
         cfg.dataloader.train.pop(argument, None)
     score(1.0)
     do_train(cfg)
