@@ -19,7 +19,7 @@ from pathlib import Path
 # First: the plugin makes detectron2 importable on current Pillow and NumPy.
 from mask_rcnn_plugin import Predictor, get_config  # isort: split
 
-from predict import photos
+from predict import add_model_arguments, photos
 
 from mask_rcnn_plugin.atomic_write import atomic_write
 from mask_rcnn_plugin.errors import UserError, mistakes_in_one_line, print_mistake
@@ -37,14 +37,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--weights",
-        required=True,
-        help="a training's output folder, a file, a detectron2:// address or a model-zoo name",
-    )
-    parser.add_argument(
-        "--config-file", dest="config", help="default: the config.yaml beside the weights"
-    )
+    add_model_arguments(parser)
     parser.add_argument("--format", choices=FORMATS, required=True)
     parser.add_argument("--output", type=Path, metavar="FILE", required=True)
     parser.add_argument(

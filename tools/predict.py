@@ -145,10 +145,8 @@ def predict_video(
             writer.release()
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which model it is."""
     parser.add_argument(
         "--weights",
         required=True,
@@ -157,6 +155,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--config-file", dest="config", help="default: the config.yaml beside the weights"
     )
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_model_arguments(parser)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "--input", nargs="+", metavar="FILE", help="images, folders of them, or patterns: '*.jpg'"

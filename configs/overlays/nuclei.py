@@ -7,14 +7,11 @@ installs, and narrow heads. docs/real_images.md says why the values are what the
 """
 
 import detectron2.data.transforms as T
-import torch
 from detectron2.config import LazyCall as L
-from detectron2.solver import WarmupParamScheduler, get_default_optimizer_params
-from fvcore.common.param_scheduler import CosineParamScheduler
 from omegaconf import DictConfig
 
 from ..backbones.efficientnet_lite0 import model as _lite0
-from .synthetic import set_widths
+from .synthetic import set_short_schedule, set_widths
 
 _SIZE = 384  # shorter edge; most images have 256 pixels
 
@@ -60,17 +57,7 @@ def overlay(cfg: DictConfig) -> None:
     cfg.model.roi_heads.batch_size_per_image = 64
     cfg.dataset.test.max_detections = 300
 
-    cfg.optimizer = L(torch.optim.AdamW)(
-        params=L(get_default_optimizer_params)(weight_decay_norm=0.0),
-        lr=1e-3,
-        weight_decay=0.01,
-        fused=True,
-    )
-    cfg.lr_multiplier = L(WarmupParamScheduler)(
-        scheduler=L(CosineParamScheduler)(start_value=1.0, end_value=0.01),
-        warmup_factor=0.001,
-        warmup_length=0.05,
-    )
+    set_short_schedule(cfg)
     cfg.train.max_iter = 400
     cfg.train.eval_period = 100
     cfg.train.checkpointer.period = 100

@@ -67,17 +67,7 @@ def overlay(cfg: DictConfig, size: int = 128) -> None:
         # A cross-entropy over 3136 cells starts at 8: on a short schedule it drowns the others.
         heads.keypoint_head.loss_weight = 0.25
 
-    cfg.optimizer = L(torch.optim.AdamW)(
-        params=L(get_default_optimizer_params)(weight_decay_norm=0.0),
-        lr=1e-3,
-        weight_decay=0.01,
-        fused=True,
-    )
-    cfg.lr_multiplier = L(WarmupParamScheduler)(
-        scheduler=L(CosineParamScheduler)(start_value=1.0, end_value=0.01),
-        warmup_factor=0.001,
-        warmup_length=0.05,
-    )
+    set_short_schedule(cfg)
     cfg.train.init_checkpoint = ""
     cfg.train.max_iter = 1050
     cfg.train.eval_period = 0  # at the end
@@ -97,6 +87,21 @@ def _shrink(backbone: DictConfig) -> None:
     if backbone.name.endswith("C4"):
         backbone.width = 32  # its res5 runs on every RoI
     backbone.stride_in_1x1 = False
+
+
+def set_short_schedule(cfg: DictConfig) -> None:
+    """AdamW, and a cosine after a short warm-up: for trainings of minutes."""
+    cfg.optimizer = L(torch.optim.AdamW)(
+        params=L(get_default_optimizer_params)(weight_decay_norm=0.0),
+        lr=1e-3,
+        weight_decay=0.01,
+        fused=True,
+    )
+    cfg.lr_multiplier = L(WarmupParamScheduler)(
+        scheduler=L(CosineParamScheduler)(start_value=1.0, end_value=0.01),
+        warmup_factor=0.001,
+        warmup_length=0.05,
+    )
 
 
 def set_widths(model: DictConfig, convolutions: int, fully_connected: int) -> None:

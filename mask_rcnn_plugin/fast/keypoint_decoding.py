@@ -43,11 +43,11 @@ def decode_keypoints(logits: Tensor, boxes: Tensor) -> Tensor:
         but for the overshoot of the resizing.
     """
     logits, boxes = logits.detach().float(), boxes.detach().float()
-    if torch.jit.is_scripting():  # which would fix what it searched
+    if torch.jit.is_scripting():
         return heatmaps_to_keypoints(logits, boxes)[:, :, [0, 1, 3]]
     if torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export():
         return decode_whole(logits, boxes)
-    if torch.jit.is_tracing():
+    if torch.jit.is_tracing():  # which would fix what is searched
         return heatmaps_to_keypoints(logits, boxes)[:, :, [0, 1, 3]]
     return (decode_at_once if logits.is_cuda else decode_by_need)(logits, boxes)
 
