@@ -176,6 +176,12 @@ class MaskRCNNFCNHead(MaskBranch, MaskRCNNConvUpsampleHead):
         return logits.view(-1, *features.shape[2:])
 
 
+class _Unflatten(nn.Unflatten):
+    def forward(self, x: Tensor) -> Tensor:
+        # As `nn.Unflatten`, of which ONNX's exporter takes the number of rows for a constant.
+        return x.view(-1, *self.unflattened_size)
+
+
 @ROI_MASK_HEAD_REGISTRY.register()
 class MaskRCNNMLPHead(MaskBranch, BaseMaskRCNNHead, nn.Sequential):  # type: ignore[misc]
     """The MLP mask branch of Table 2e: fully connected layers that forget the spatial layout.
@@ -225,7 +231,7 @@ class MaskRCNNMLPHead(MaskBranch, BaseMaskRCNNHead, nn.Sequential):  # type: ign
         self.predictor = nn.Linear(width, num_maps * mask_side**2)
         nn.init.normal_(self.predictor.weight, std=0.001)
         nn.init.zeros_(self.predictor.bias)
-        self.to_maps = nn.Unflatten(1, (num_maps, mask_side, mask_side))
+        self.to_maps = _Unflatten(1, (num_maps, mask_side, mask_side))
         self.masks = masks
 
     @classmethod
