@@ -92,7 +92,7 @@ def test_a_trace_answers_on_other_images(model: nn.Module, assert_near: Check) -
     model.roi_heads.box_predictor.test_score_thresh = 0.0
     best = [(infer(model, image).scores.max().item(), image) for image in images()]
     best.sort(key=lambda pair: -pair[0])
-    model.roi_heads.box_predictor.test_score_thresh = best[-1][0]
+    model.roi_heads.box_predictor.test_score_thresh = (best[-2][0] + best[-1][0]) / 2
     several = [image for _, image in best]
     run = trace(model, [{"image": several[0]}], lambda m, x: infer(m, x[0]["image"]))
     counts = []
