@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 from mask_rcnn_plugin.evaluation.error_analysis import (
     KINDS,
+    MATCHING_IOU,
     Mistake,
     Row,
     class_names,
@@ -104,6 +105,7 @@ def write_report(
         num_images=len(coco.imgs),
         num_classes=len(names),
         num_curves=_CURVES,
+        matching_iou=MATCHING_IOU,
         main=main,
         threshold=threshold,
         reached=reached,
@@ -189,14 +191,15 @@ def _draw_gallery(
 
 def _mark(picture: np.ndarray, mistakes: list[Mistake], image_width: int) -> None:
     """Draw a numbered box for each mistake, in both halves; RGB."""
-    width = picture.shape[1] // 2
+    height, width = picture.shape[0], picture.shape[1] // 2
     scale = width / image_width
     for number, mistake in enumerate(mistakes, 1):
         x, y, w, h = (round(scale * side) for side in mistake.box)
         for left in (x, x + width):
             cv2.rectangle(picture, (left, y), (left + w, y + h), _RED, 3)
-            # detectron2's labels are at the other corners.
-            tag = left + w - 18 * len(str(number)) - 4, y + h - 22
-            cv2.rectangle(picture, tag, (left + w, y + h), _RED, cv2.FILLED)
-            place = tag[0] + 3, y + h - 4
+            # Below the box, which may be small; detectron2's labels are at the other corners.
+            end = max(left + w, left - x + 18 * len(str(number)) + 4)
+            tag = end - 18 * len(str(number)) - 4, min(y + h, height - 22)
+            cv2.rectangle(picture, tag, (end, tag[1] + 22), _RED, cv2.FILLED)
+            place = tag[0] + 3, tag[1] + 18
             cv2.putText(picture, str(number), place, cv2.FONT_HERSHEY_SIMPLEX, 0.7, _WHITE, 2)

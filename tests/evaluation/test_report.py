@@ -345,6 +345,47 @@ def test_ground_truth_is_left_predictions_are_right_and_the_place_is_marked(
         assert red > blue + 80
 
 
+def test_a_small_object_is_seen_beside_its_number(
+    content: dict[str, Any], tmp_path: Path
+) -> None:
+    """Also one in the corner, and one at the lower border."""
+    found = perfect(content)
+    boxes = [[1, 1, 6, 6], [100, 100, 6, 6], [150, SIZE - 7, 6, 6]]
+    found[9] = [(3, box, 0.99) for box in boxes]
+    annotations = [a for a in content["annotations"] if a["image_id"] != 9]
+    evaluator, _ = evaluated(
+        register({**content, "annotations": annotations}, tmp_path), found, ("bbox",)
+    )
+    write_report(evaluator, tmp_path / "report")
+    (file,) = (tmp_path / "report" / "pictures").iterdir()
+    left = cv2.imread(str(file)).astype(int)[:, :-1]
+    left = left[:, : left.shape[1] // 2]
+    scale = len(left) / SIZE
+    for x, y, *_ in boxes:
+        inside = left[int((y + 3) * scale), int((x + 3) * scale)]
+        is_seen = np.abs(inside - GREY).max() < 10
+        assert is_seen or y > SIZE - 10, (x, y)
+    red = (left[:, :, 2] > 180) & (left[:, :, 0] < 60)
+    assert red[int(109 * scale), int(103 * scale)]  # below the box
+
+
+def test_a_caption_says_what_is_false_of_a_prediction(
+    content: dict[str, Any], tmp_path: Path
+) -> None:
+    found = perfect(content)
+    image, (category, box, _) = next((i, f[0]) for i, f in found.items() if f)
+    x, y, w, h = box
+    found[image].append((category, [x + 1, y, w, h], 0.8))
+    found[image].append((category, [x, y, w / 3, h], 0.7))
+    found[image].append((9, [x, y, w / 3, h], 0.6))
+    evaluator, _ = evaluated(register(content, tmp_path), found, ("bbox",))
+    text = Page(write_report(evaluator, tmp_path / "report", threshold=0.5)).text
+    name = NAMES[(category - 3) // 2]
+    assert f"false {name}, score 0.800, a second one of the same object, IoU 0.9" in text
+    assert f"false {name}, score 0.700, imprecise, IoU 0.3" in text
+    assert f"score 0.600, overlaps {name}, IoU 0.3" in text
+
+
 def test_an_object_goes_to_a_prediction_of_its_class_first(
     content: dict[str, Any], tmp_path: Path
 ) -> None:
