@@ -345,9 +345,7 @@ def test_ground_truth_is_left_predictions_are_right_and_the_place_is_marked(
         assert red > blue + 80
 
 
-def test_a_small_object_is_seen_beside_its_number(
-    content: dict[str, Any], tmp_path: Path
-) -> None:
+def test_a_small_object_is_seen_beside_its_number(content: dict[str, Any], tmp_path: Path) -> None:
     """Also one in the corner, and one at the lower border."""
     found = perfect(content)
     boxes = [[1, 1, 6, 6], [100, 100, 6, 6], [150, SIZE - 7, 6, 6]]
