@@ -4,8 +4,8 @@
     python tools/browse_dataset.py --config-file table2a_backbone/r50_fpn dataset=my/data
     python tools/browse_dataset.py --config-file CFG dataset=my/data --count 100
 
-Draws random images, augmented as in a training, on pages of 16 in --output. What looks wrong here,
-such as a flipped label, is learned wrong there.
+Draws random images, augmented as in a training, on pages of 16 in --output, and prints the files on
+each page, row by row. What looks wrong here, such as a flipped label, is learned wrong there.
 """
 
 import argparse
@@ -48,6 +48,7 @@ def browse(cfg: DictConfig, count: int, output: Path) -> list[Path]:
         if len(batch) == PAGE or (batch and i == len(chosen)):
             pages.append(output / f"{len(pages):03d}.jpg")
             Image.fromarray(draw_inputs(batch, metadata, cfg.model.input_format)).save(pages[-1])
+            tqdm.write(f"{pages[-1]}: {', '.join(Path(b['file_name']).name for b in batch)}")
             batch = []
     return pages
 

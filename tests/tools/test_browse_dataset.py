@@ -27,11 +27,15 @@ def browse(run_python: Run, toy_dataset: Path, tmp_path: Path) -> Run:
     return run
 
 
-def test_pages_of_what_is_trained_on(browse: Run, tmp_path: Path) -> None:
+def test_pages_of_what_is_trained_on(browse: Run, toy_dataset: Path, tmp_path: Path) -> None:
+    images = [file.name for file in (toy_dataset / "train").iterdir()]
     done = browse("--count", 3, "--output", "a")
     assert done.returncode == 0, done.stderr
     (page,) = (tmp_path / "a").iterdir()
     assert Image.open(page).size == (3 * 480, 480)
+    line = done.stdout.splitlines()[0]
+    assert line.startswith(f"a/{page.name}: ")
+    assert len({*line.split(": ")[1].split(", ")} & {*images}) == 3
     assert browse("--count", 3, "--output", "b").returncode == 0
     assert (tmp_path / "b" / page.name).read_bytes() == page.read_bytes()
     assert browse("--count", 3, "--seed", 1, "--output", "c").returncode == 0
