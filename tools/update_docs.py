@@ -4,7 +4,7 @@
     python tools/update_docs.py            # after a benchmark, a reproduction, a change of a row
     python tools/update_docs.py --check    # writes nothing; exit code 1 if something is out of date
 
-The data are the paper's numbers, docs/benchmarks/*.json, docs/reproduction/*.json and
+The data are the paper's numbers, docs/benchmarks/*.json, the JSON files of docs/reproduction and
 docs/real_images/results.json. In docs/paper.md, docs/real_images.md, docs/scaling.md and
 docs/speed.md the text between `<!-- begin NAME -->` and `<!-- end NAME -->` is replaced.
 """
@@ -35,10 +35,12 @@ def generate(root: Path = REPOSITORY) -> dict[Path, str]:
         BENCHMARKS / f"{file.stem}.md": benchmark.to_markdown(_read(file))
         for file in (root / BENCHMARKS).glob("*.json")
     }
+    for index in (root / REPRODUCTION).rglob("index.md"):
+        tables = reproduction.read_tables(index.parent)
+        folder = index.parent.relative_to(root)
+        pages[folder / "index.md"] = reproduction.index_page(tables)
+        pages |= {folder / f"{t['table']}.md": reproduction.table_page(t) for t in tables}
     contents = {c["table"]: c for c in reproduction.read_tables(root / REPRODUCTION)}
-    for name, content in contents.items():
-        pages[REPRODUCTION / f"{name}.md"] = reproduction.table_page(content)
-    pages[REPRODUCTION / "index.md"] = reproduction.index_page(list(contents.values()))
     counts = _read(root / BENCHMARKS / "counts.json")["counts"]
     blocks = {
         Path("docs/paper.md"): {

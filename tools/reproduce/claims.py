@@ -5,7 +5,7 @@ everywhere.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from math import isnan, sqrt
+from math import isnan, nan, sqrt
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
@@ -45,11 +45,16 @@ class Effect(NamedTuple):
         ours, theirs = (row_of(c).scores[self.task] for c in (self.config, self.against))
         return ours[self.metric] - theirs[self.metric]
 
-    def measured(self, measured: Measured) -> list[float]:
-        """The effect for each seed, in points of AP; [] if one of the two rows was not run."""
+    def measured(self, measured: Measured, relative: bool = False) -> list[float]:
+        """The effect for each seed, in points of AP or as a share of what `against` has.
+
+        [] if one of the two rows was not run; a share of 0 is nan.
+        """
         if not {self.config, self.against} <= measured.keys():
             return []
         ours, theirs = (measured[c][self.task][self.metric] for c in (self.config, self.against))
+        if relative:
+            return [a / b - 1 if b else nan for a, b in zip(ours, theirs)]
         return [a - b for a, b in zip(ours, theirs)]
 
     def relative_in_paper(self) -> float | None:
@@ -83,13 +88,13 @@ class Claim(NamedTuple):
         effects = [e for e in (self.effect, self.than) if e]
         return {config for e in effects for config in (e.config, e.against)}
 
-    def support(self, measured: Measured) -> list[float]:
+    def support(self, measured: Measured, relative: bool = False) -> list[float]:
         """For each seed, what is positive where the paper is right, in points of AP.
 
-        [] if a row was not run.
+        [] if a row was not run. `relative` is for "more": shares are compared, not points.
         """
-        effect = self.effect.measured(measured)
-        than = self.than.measured(measured) if self.than else [0.0] * len(effect)
+        effect = self.effect.measured(measured, relative)
+        than = self.than.measured(measured, relative) if self.than else [0.0] * len(effect)
         if not effect or not than:
             return []
         if self.kind == "as good":
@@ -100,14 +105,14 @@ class Claim(NamedTuple):
         sign = -1 if self.kind == "loss" else 1
         return [sign * (e - t) for e, t in zip(effect, than)]
 
-    def verdict(self, measured: Measured) -> str:
-        """Whether a measurement agrees with the paper.
+    def verdict(self, measured: Measured, relative: bool = False) -> str:
+        """Whether a measurement agrees with the paper; `relative` as in `support`.
 
         Returns:
             "agrees" or "disagrees", if the seeds are sure of it to 95%, else "undecided"; "one
             seed", "not run", or "no AP" where one could not be computed (nan).
         """
-        support = self.support(measured)
+        support = self.support(measured, relative)
         if not support:
             return "not run"
         if any(isnan(x) for x in support):

@@ -24,7 +24,8 @@ _VERDICTS = (
     f'"Agrees" and "disagrees": the seeds are sure of it to 95%, by a one-sided Student\'s t test; '
     f'"undecided": they are not. "As good": not worse by more than {AS_GOOD_WITHIN:.0%} of the '
     'other\'s AP. "No better": less than half of what is gained in the column "than". "More": '
-    "more than in that column. The spread is that of the training alone: all rows are trained and "
+    'more than in that column, in points; "relative": if that differs, as a share of what the '
+    "other row has. The spread is that of the training alone: all rows are trained and "
     "tested on the same images."
 )
 
@@ -139,16 +140,24 @@ def results_table(content: Content) -> str:
 
 def claims_table(claims: Sequence[Claim], measured: Measured) -> str:
     """The paper's claims against a measurement."""
+
+    def share(effect: Effect) -> str:
+        shares = [effect.relative_in_paper(), effect.relative(measured)]
+        return ", ".join("n/a" if s is None else f"{s:+.0%}" for s in shares)
+
+    def points(effect: Effect) -> list[str]:
+        return [f"{effect.in_paper():+.1f}", spread(effect.measured(measured), "+")]
+
     lines = []
     for claim in claims:
         effect, than = claim.effect, claim.than
         metric = f"{TASKS[effect.task]} {effect.metric}"
-        paper, ours = f"{effect.in_paper():+.1f}", spread(effect.measured(measured), "+")
-        shares = [effect.relative_in_paper(), effect.relative(measured)]
-        relative = ", ".join("n/a" if s is None else f"{s:+.0%}" for s in shares)
-        beside = f"{than.in_paper():+.1f}, {spread(than.measured(measured), '+')}" if than else ""
+        beside = f"{', '.join(points(than))}; {share(than)}" if than else ""
         verdict = claim.verdict(measured)
-        lines.append([claim.text, metric, paper, ours, relative, beside, verdict])
+        in_shares = claim.verdict(measured, relative=claim.kind == "more")
+        if in_shares != verdict:
+            verdict += f"; relative: {in_shares}"
+        lines.append([claim.text, metric, *points(effect), share(effect), beside, verdict])
     headers = ["the paper's claim", "metric", "paper", "ours", "relative", "than", "verdict"]
     return markdown(headers, lines)
 

@@ -56,6 +56,26 @@ def test_verdict_against_another_effect(
     assert claim.verdict(measured(a=a, b=[10, 10, 10], c=c)) == verdict
 
 
+@pytest.mark.parametrize(
+    ("c", "verdict"),
+    [  # a gains 100%
+        ([52, 53, 54], "agrees"),
+        ([84, 85, 86.1], "disagrees"),
+        ([80, 81, 79], "undecided"),
+    ],
+)
+def test_more_in_proportion(c: list[float], verdict: str) -> None:
+    claim = Claim("", "more", A_OVER_B, than=Effect("c", "d", "segm"))
+    rows = measured(a=[20, 20, 20], b=[10, 10, 10], c=c, d=[40, 40, 40])
+    assert claim.verdict(rows) == "disagrees"
+    assert claim.verdict(rows, relative=True) == verdict
+
+
+def test_a_share_of_nothing_decides_nothing() -> None:
+    rows = measured(a=[20, 20], b=[0, 10], c=[30, 30])
+    assert Claim("", "more", A_OVER_B, than=C_OVER_B).verdict(rows, relative=True) == "no AP"
+
+
 @pytest.mark.parametrize(("seeds", "t"), [(2, 6.31), (3, 2.92), (4, 2.35), (10, 1.83), (30, 1.83)])
 def test_the_more_seeds_the_less_it_takes(seeds: int, t: float) -> None:
     spread = [(-1.0) ** i for i in range(seeds)]
@@ -88,6 +108,10 @@ def test_effects_are_paired_by_seed() -> None:
 
 @pytest.mark.parametrize("claim", CLAIMS, ids=lambda c: c.text)
 def test_the_paper_agrees_with_itself(claim: Claim) -> None:
+    if claim.kind == "more":
+        assert claim.than
+        shares = [e.relative_in_paper() for e in (claim.effect, claim.than)]
+        assert shares[0] > shares[1]
     # Effects as the paper has them, upon an AP of 30.
     measured = {
         config: {t: {m: [30.0] * 2 for m in ("AP", "AP75")} for t in ("segm", "bbox", "keypoints")}
