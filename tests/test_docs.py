@@ -30,13 +30,14 @@ def test_generated_pages_are_up_to_date(path: Path) -> None:
 
 def test_a_changed_number_is_noticed(tmp_path: Path) -> None:
     shutil.copytree(REPOSITORY / "docs", tmp_path / "docs")
+    shutil.copy(REPOSITORY / "README.md", tmp_path)
     file = tmp_path / "docs" / "reproduction" / "2c.json"
     content = json.loads(file.read_text())
     content["rows"][0]["results"][0]["segm"]["AP"] += 30
     file.write_text(json.dumps(content))
     before, after = update_docs.generate(), update_docs.generate(tmp_path)
     differing = {path.name for path in before if before[path] != after[path]}
-    assert differing == {"paper.md", "2c.md", "index.md"}
+    assert differing == {"README.md", "paper.md", "2c.md", "index.md"}
 
 
 def test_a_block_without_its_place_is_an_error() -> None:

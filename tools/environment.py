@@ -2,18 +2,34 @@
 
 import os
 import platform
+import shutil
+import subprocess
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
 
 def environment() -> str:
-    """Hardware and versions in one line, e.g. "2 cores of AMD EPYC, torch 2.14.1, Python 3.11"."""
+    """Hardware and versions in one line.
+
+    E.g. "2 cores of AMD EPYC, torch 2.14.1, Python 3.11.7, mask_rcnn_plugin 0.1.0 (1a2b3c4)".
+    """
     if torch.cuda.is_available():
         device = torch.cuda.get_device_name()
     else:
         device = f"{len(os.sched_getaffinity(0))} cores of {_processor()}"
-    return f"{device}, torch {torch.__version__}, Python {platform.python_version()}"
+    python = f"torch {torch.__version__}, Python {platform.python_version()}"
+    return f"{device}, {python}, mask_rcnn_plugin {version('mask_rcnn_plugin')}{_commit()}"
+
+
+def _commit() -> str:
+    """Of the checkout, with a "+" if something was changed since; "" if this is none."""
+    if not shutil.which("git"):
+        return ""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+"]
+    done = subprocess.run([*command, "--exclude=*"], capture_output=True, text=True, check=False)
+    return f" ({done.stdout.strip()})" if done.returncode == 0 else ""
 
 
 def _processor() -> str:

@@ -103,6 +103,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("output/real_images"), metavar="DIR")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to every config")
     args = parser.parse_intermixed_args()
+    for name in ("seeds", "jobs"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} is {getattr(args, name)}, must be 1 or more")
     if not os.environ.get(SAMPLE):
         parser.error(f"{SAMPLE} is not set, must be a folder of train.json, val.json and images/")
     sample, output = Path(os.environ[SAMPLE]).resolve(), args.output
@@ -125,6 +128,12 @@ def main() -> None:
     montages = output / "montages"
     write_montages(sets["val"], sample / "images", montages)
     sets["montages"] = COCO(montages / "val.json")
+    if not sets["montages"].imgs:
+        parser.error(
+            f"{sample / 'val.json'} has {len(sets['val'].imgs)} images, must have {SIDE**2} of one "
+            "size: of these a montage is made"
+        )
+    described = {name: nuclei.describe(coco) for name, coco in sets.items()}
     resize = get_config(first[0].config, first[0].overrides).dataloader.test.mapper.augmentations[0]
     large = [
         f"dataloader.test.mapper.augmentations.0.{key}={SIDE * resize[key]}"
@@ -153,7 +162,7 @@ def main() -> None:
         "jobs": args.jobs,
         "minutes": round(sum(run.seconds() for run in wanted) / 60),
         "environment": " and on ".join(sorted({run.environment() for run in wanted})),
-        "data": {name: nuclei.describe(coco) for name, coco in sets.items()},
+        "data": described,
         "models": {
             name: {
                 "results": numbers(of_model),

@@ -22,7 +22,6 @@ import argparse
 import json
 import os
 import shlex
-import signal
 import sys
 from pathlib import Path
 
@@ -33,7 +32,7 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from mask_rcnn_plugin.config.paper import TABLES, rows_of
-from mask_rcnn_plugin.errors import mistakes_in_one_line
+from mask_rcnn_plugin.errors import UserError, mistakes_in_one_line
 from mask_rcnn_plugin.evaluation import PREDICTIONS_FILE
 from mask_rcnn_plugin.evaluation.pictures import draw_prediction, draw_truth
 from mask_rcnn_plugin.evaluation.predictions import read_predictions
@@ -151,10 +150,15 @@ def draw_rows(table: str, runs: dict[str, Run], file: Path) -> None:
 
 def main() -> None:
     args = parse_args()
-    # As Ctrl-C: no training goes on alone.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     configs = list(dict.fromkeys(r.config for t in args.tables for r in rows_of(t) if r.config))
     with mistakes_in_one_line():
+        for other in report.read_tables(args.output):
+            if other["table"] not in args.tables and other["seeds"] != args.seeds:
+                raise UserError(
+                    f"--seeds is {args.seeds}, but {args.output} has table {other['table']} of "
+                    f"{other['seeds']}, and one page is made of all: give --seeds "
+                    f"{other['seeds']}, or another --output"
+                )
         runs = plan(configs, args.scale, args.seeds, args.output / "runs", args.overrides)
         wanted = list(dict.fromkeys(runs.values()))
         for run in wanted:  # is every dataset there? Draws what is to be drawn

@@ -5,7 +5,7 @@
     python tools/update_docs.py --check    # writes nothing; exit code 1 if something is out of date
 
 The data are the paper's numbers, docs/benchmarks/*.json, the JSON files of docs/reproduction and
-docs/real_images/results.json. In docs/paper.md, docs/real_images.md, docs/scaling.md and
+docs/real_images/results.json. In README.md, docs/paper.md, docs/real_images.md, docs/scaling.md and
 docs/speed.md the text between `<!-- begin NAME -->` and `<!-- end NAME -->` is replaced.
 """
 
@@ -35,14 +35,16 @@ def generate(root: Path = REPOSITORY) -> dict[Path, str]:
         BENCHMARKS / f"{file.stem}.md": benchmark.to_markdown(_read(file))
         for file in (root / BENCHMARKS).glob("*.json")
     }
-    for index in (root / REPRODUCTION).rglob("index.md"):
-        tables = reproduction.read_tables(index.parent)
-        folder = index.parent.relative_to(root)
-        pages[folder / "index.md"] = reproduction.index_page(tables)
-        pages |= {folder / f"{t['table']}.md": reproduction.table_page(t) for t in tables}
+    for folder in {file.parent for file in (root / REPRODUCTION).rglob("*.json")}:
+        tables, place = reproduction.read_tables(folder), folder.relative_to(root)
+        pages[place / "index.md"] = reproduction.index_page(tables)
+        pages |= {place / f"{t['table']}.md": reproduction.table_page(t) for t in tables}
     contents = {c["table"]: c for c in reproduction.read_tables(root / REPRODUCTION)}
     counts = _read(root / BENCHMARKS / "counts.json")["counts"]
     blocks = {
+        Path("README.md"): {
+            "claims": f"{claims_line(contents)} [All of them](docs/reproduction/index.md)."
+        },
         Path("docs/paper.md"): {
             "paper": paper_table(),
             "reproduction": reproduction_block(contents),
@@ -110,19 +112,30 @@ def dataset_check_line(report: dict[str, Any]) -> str:
 
 
 def reproduction_block(contents: dict[str, Any]) -> str:
-    """Table 2c's mask AP, and how many claims are seen."""
+    """What was run, Table 2c's mask AP, and how many claims are seen."""
     rows = contents["2c"]["rows"]
     ours = [reproduction.spread(reproduction.collect(r["results"])["segm"]["AP"]) for r in rows]
     lines = [
         ["paper", *(f"{row['paper']['segm']['AP']:.1f}" for row in rows)],
         ["drawn images", *ours],
     ]
+    table = benchmark.table(["Table 2c", *(row["name"] for row in rows)], lines)
+    minutes, seeds = reproduction.minutes_of([*contents.values()]), contents["2c"]["seeds"]
+    return (
+        f"Mask AP [over {seeds} seeds](reproduction/index.md), mean ± deviation, beside the "
+        f"paper's on COCO:\n\n{table}\n\n{claims_line(contents)} All {len(minutes)} trainings "
+        f"took {sum(minutes) / 60:.0f} hours of one core."
+    )
+
+
+def claims_line(contents: dict[str, Any]) -> str:
+    """How many claims of the paper are seen."""
     measured = reproduction.measured_in(*contents.values())
     verdicts = Counter(claim.verdict(measured) for claim in CLAIMS)
-    table = benchmark.table(["Table 2c", *(row["name"] for row in rows)], lines)
     return (
-        f"{table}\n\nOf the paper's {len(CLAIMS)} claims {verdicts['agrees']} are seen on drawn "
-        f"images too, {verdicts['disagrees']} are not, and {verdicts['undecided']} are undecided."
+        f"Of {len(CLAIMS)} claims of the paper, trainings on drawn images show "
+        f"{verdicts['agrees']}, contradict {verdicts['disagrees']} and leave "
+        f"{verdicts['undecided']} undecided."
     )
 
 

@@ -117,6 +117,53 @@ def test_without_the_sample_the_variable_is_named(
     assert "MASK_RCNN_NUCLEI_SAMPLE" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--seeds", "0"], "--seeds is 0, must be 1 or more"),
+        (["--jobs", "0"], "--jobs is 0, must be 1 or more"),
+        ([], "val.json has 8 images, must have 9 of one size"),
+    ],
+)
+def test_a_mistake_is_said_before_anything_is_trained(
+    tool: ModuleType,
+    discs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    args: list[str],
+    message: str,
+) -> None:
+    val = json.loads((discs / "val.json").read_text())
+    val["images"] = val["images"][:8]
+    val["annotations"] = [a for a in val["annotations"] if a["image_id"] <= 8]
+    (discs / "val.json").write_text(json.dumps(val))
+    monkeypatch.setenv("MASK_RCNN_NUCLEI_SAMPLE", str(discs))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["real_images.py", *args, *TINY])
+    with pytest.raises(SystemExit) as stopped:
+        tool.main()
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_an_evaluation_that_a_resume_repeats_is_one_point(tmp_path: Path) -> None:
+    lines = [{"iteration": i, "segm/AP": ap} for i, ap in ((99, 1.0), (99, 2.0), (200, 3.0))]
+    (tmp_path / "metrics.json").write_text("\n".join(map(json.dumps, lines)))
+    assert nuclei.curve(tmp_path / "metrics.json", 200) == [[100, 2.0], [200, 3.0]]
+
+
+def test_objects_of_another_class_are_counted_apart() -> None:
+    coco = COCO()
+    coco.anns = {1: {"bbox": [0, 0, 30, 30]}}
+    mistake = {"kind": "confused", "box": "[0, 0, 30, 30]", "truth": "a", "iou": "0.9"}
+    counts = nuclei.errors(coco, [mistake])
+    assert counts["confused"] == counts["nuclei"] == [0, 0, 1, 0]
+    header, _, *lines = nuclei._errors_table([counts, nuclei.errors(coco, [])]).splitlines()
+    assert "confused" in header
+    assert lines[2].split("|")[-2].strip() == "0"  # a half
+
+
 def test_a_montage_holds_its_images(tool: ModuleType, discs: Path, tmp_path: Path) -> None:
     truth = COCO(discs / "val.json")
     tool.write_montages(truth, discs / "images", tmp_path / "montages")

@@ -3,11 +3,12 @@
 import importlib.util
 import json
 import os
+import re
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -21,15 +22,13 @@ OUTPUT = Path("output/reproduce/synthetic")
 
 
 @pytest.fixture
-def tool(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+def tool() -> ModuleType:
     spec = importlib.util.spec_from_file_location("reproduce_tool", TOOL)
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    handler = signal.getsignal(signal.SIGTERM)  # main() sets its own
-    yield module
-    signal.signal(signal.SIGTERM, handler)
+    return module
 
 
 @pytest.fixture
@@ -90,7 +89,7 @@ def test_a_table_and_the_page_of_all(
         assert cv2.imread(str(OUTPUT / name)).std() > 10
 
     assert "--table fpn_roi_layer" in content["command"]
-    assert "torch" in content["environment"]
+    assert re.search(r"torch 2.*, mask_rcnn_plugin .*, (float32|bfloat16)$", content["environment"])
 
     # What is done is not done again.
     monkeypatch.setitem(tool.ALL, "synthetic", ["fpn_roi_layer"])
@@ -125,6 +124,22 @@ def test_mistakes_end_with_2_one_line_and_nothing_written(
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
     assert not list(tmp_path.iterdir())
+
+
+def test_tables_of_one_page_have_the_same_number_of_seeds(
+    run: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there = tmp_path / OUTPUT / "2d.json"
+    there.parent.mkdir(parents=True)
+    there.write_text(json.dumps({"table": "2d", "seeds": 3}))
+    with pytest.raises(SystemExit) as stopped:
+        run("--table", "2c", "--seeds", "2")
+    assert stopped.value.code == 2
+    assert (
+        "--seeds is 2, but output/reproduce/synthetic has table 2d of 3"
+        in (capsys.readouterr().err.splitlines()[-1])
+    )
+    assert [*there.parent.iterdir()] == [there]
 
 
 def test_a_failed_training_is_an_exit_code_and_leaves_the_others(

@@ -139,7 +139,7 @@ def _check_cells(m: Mapping[str, Any]) -> list[str]:
 
 
 def summary(report: Mapping[str, Any]) -> str:
-    """The README's table."""
+    """The table of docs/speed.md."""
     headers = ["ms", "detectron2", "tuned", "torchvision", "plugin", "detectron2 / plugin"]
     lines = [[row["name"], *_times(row), f"{row['ratio']:.2f}"] for row in report["stages"]]
     return table(headers, lines)

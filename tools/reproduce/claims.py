@@ -54,8 +54,8 @@ class Effect(NamedTuple):
             return []
         ours, theirs = (measured[c][self.task][self.metric] for c in (self.config, self.against))
         if relative:
-            return [a / b - 1 if b else nan for a, b in zip(ours, theirs)]
-        return [a - b for a, b in zip(ours, theirs)]
+            return [a / b - 1 if b else nan for a, b in zip(ours, theirs, strict=True)]
+        return [a - b for a, b in zip(ours, theirs, strict=True)]
 
     def relative_in_paper(self) -> float | None:
         """The paper's value as a share of what `against` has; None if it does not give that."""
@@ -64,10 +64,9 @@ class Effect(NamedTuple):
         return None if ours is None else effect / (ours - effect)
 
     def relative(self, measured: Measured) -> float | None:
-        """The mean effect as a share of what `against` has; None if there is nothing to divide."""
-        effect = self.measured(measured)
-        theirs = sum(measured[self.against][self.task][self.metric]) if effect else 0.0
-        return sum(effect) / theirs if theirs > 0 else None
+        """The mean of the shares of what `against` has; None if there is nothing to divide."""
+        shares = self.measured(measured, relative=True)
+        return None if not shares or isnan(mean(shares)) else mean(shares)
 
 
 class Claim(NamedTuple):
@@ -99,11 +98,11 @@ class Claim(NamedTuple):
             return []
         if self.kind == "as good":
             against = measured[self.effect.against][self.effect.task][self.effect.metric]
-            return [e + AS_GOOD_WITHIN * a for e, a in zip(effect, against)]
+            return [e + AS_GOOD_WITHIN * a for e, a in zip(effect, against, strict=True)]
         if self.kind == "no better":
-            return [max(t, 0) / 2 - e for e, t in zip(effect, than)]
+            return [max(t, 0) / 2 - e for e, t in zip(effect, than, strict=True)]
         sign = -1 if self.kind == "loss" else 1
-        return [sign * (e - t) for e, t in zip(effect, than)]
+        return [sign * (e - t) for e, t in zip(effect, than, strict=True)]
 
     def verdict(self, measured: Measured, relative: bool = False) -> str:
         """Whether a measurement agrees with the paper; `relative` as in `support`.

@@ -42,8 +42,10 @@ def describe(coco: COCO) -> list[float]:
 def curve(metrics: Path, max_iter: int) -> list[list[float]]:
     """[iterations done, mask AP] of each evaluation of a training, of its metrics.json."""
     lines = [line for line in map(json.loads, metrics.open()) if "segm/AP" in line]
-    # The evaluation after the training is logged at one iteration more.
-    return [[min(line["iteration"] + 1, max_iter), line["segm/AP"]] for line in lines]
+    # The evaluation after the training is logged at one iteration more, one repeated by a resume
+    # a second time.
+    points = {min(line["iteration"] + 1, max_iter): line["segm/AP"] for line in lines}
+    return [[iteration, ap] for iteration, ap in points.items()]
 
 
 def errors(coco: COCO, mistakes: Sequence[Mapping[str, str]]) -> dict[str, list[int]]:
@@ -55,7 +57,7 @@ def errors(coco: COCO, mistakes: Sequence[Mapping[str, str]]) -> dict[str, list[
         if kind == "false":
             fits = mistake["truth"] and float(mistake["iou"]) >= 0.5
             kind = _FALSE[1 if fits else 2 if mistake["truth"] else 0]
-        boxes[kind].append(json.loads(mistake["box"]))
+        boxes.setdefault(kind, []).append(json.loads(mistake["box"]))  # "confused" has classes
     return {k: np.histogram(_sides(b), _EDGES)[0].tolist() for k, b in boxes.items()}
 
 
@@ -113,10 +115,12 @@ def _scores(results: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _errors_table(seeds: Sequence[Mapping[str, Sequence[int]]]) -> str:
-    mean = {key: np.mean([seed[key] for seed in seeds], axis=0) for key in seeds[0]}
-    headers = ["side", "nuclei", "missed", *(f"false: {kind}" for kind in _FALSE)]
+    nothing = [0] * (len(_EDGES) - 1)
+    kinds = dict.fromkeys(kind for seed in seeds for kind in seed)
+    mean = {kind: np.mean([seed.get(kind, nothing) for seed in seeds], axis=0) for kind in kinds}
+    headers = ["side", *(f"false: {kind}" if kind in _FALSE else kind for kind in kinds)]
     lines = [
-        [f"{low} to {high}", *(f"{mean[k][size]:.0f}" for k in ("nuclei", "missed", *_FALSE))]
+        [f"{low} to {high}", *(f"{of_kind[size]:.0f}" for of_kind in mean.values())]
         for size, (low, high) in enumerate(pairwise(_EDGES))
     ]
     return report.markdown(headers, lines)

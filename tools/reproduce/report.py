@@ -9,6 +9,7 @@ made again.
 import contextlib
 import json
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -40,17 +41,15 @@ def read_tables(folder: Path) -> list[dict[str, Any]]:
 
 def index_page(contents: Sequence[Content]) -> str:
     """The page of all tables that were run."""
-    # Rows that are equal were run once, and have the same results.
-    rows = [row for content in contents for row in content["rows"] if row["results"]]
-    minutes = {json.dumps(row["results"]): row["minutes"] for row in rows}
+    minutes = minutes_of(contents)
     commands, seeds, jobs, environments = (
         " and ".join(dict.fromkeys(str(c[key]) for c in contents))
         for key in ("command", "seeds", "jobs", "environment")
     )
     parts = [
         f"# The paper's tables, reproduced at the {contents[0]['scale']} scale",
-        f"Written by `{commands}`: {sum(map(len, minutes.values()))} trainings (seeds a row: "
-        f"{seeds}), {sum(map(sum, minutes.values())):.0f} minutes together, {jobs} at a time, on "
+        f"Written by `{commands}`: {len(minutes)} trainings (seeds a row: "
+        f"{seeds}), {sum(minutes):.0f} minutes together, {jobs} at a time, on "
         f"{environments}. AP in points; mean ± standard deviation over the seeds. Relative: what "
         "is gained as a share of what the other row has, the paper's and ours.",
         "## The paper's claims",
@@ -58,6 +57,13 @@ def index_page(contents: Sequence[Content]) -> str:
         claims_table(CLAIMS, measured_in(*contents)),
     ]
     return "\n\n".join(parts) + "\n\n" + "\n".join(map(table_page, contents))
+
+
+def minutes_of(contents: Sequence[Content]) -> list[float]:
+    """What each training took. Rows that are equal were run once, and have the same results."""
+    rows = [row for content in contents for row in content["rows"] if row["results"]]
+    of_results = {json.dumps(row["results"]): row["minutes"] for row in rows}
+    return [*chain(*of_results.values())]
 
 
 def table_page(content: Content) -> str:

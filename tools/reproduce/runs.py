@@ -9,6 +9,7 @@ trained once, and tested by eval.py.
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -25,6 +26,7 @@ from mask_rcnn_plugin.atomic_write import atomic_write
 from mask_rcnn_plugin.config import deciding, get_config
 from mask_rcnn_plugin.config.paper import TASKS
 from mask_rcnn_plugin.data import synthetic
+from mask_rcnn_plugin.training.machine import precision
 
 # What each scale lays over a row.
 SCALES = {"coco": "", "synthetic": "+ablation"}
@@ -40,6 +42,7 @@ class Run:
 
     config: name with overlays.
     overrides: "key=value", without `train.output_dir`, which is `folder`.
+    dtype: what the model computes in.
     trained: the run whose weights it tests, None if it trains its own.
     """
 
@@ -47,6 +50,7 @@ class Run:
     overrides: tuple[str, ...]
     seed: int
     max_iter: int
+    dtype: str
     folder: Path
     trained: "Run | None" = None
 
@@ -64,7 +68,7 @@ class Run:
         return sum(map(float, file.read_text().split())) if file.exists() else 0.0
 
     def environment(self) -> str:
-        """Hardware and versions that a finished run ran on."""
+        """Hardware, versions and precision that a finished run ran with."""
         return json.loads((self.folder / _DONE).read_text())["environment"]
 
 
@@ -104,7 +108,8 @@ def plan(
                     root / f"{config.replace('/', '.')}-seed{seed}-{whole}",
                 )
                 trained = by_training.get(training)
-                run = Run(name, changes, seed, cfg.train.max_iter, folder, trained)
+                dtype = str(precision(cfg) or torch.float32).removeprefix("torch.")
+                run = Run(name, changes, seed, cfg.train.max_iter, dtype, folder, trained)
                 by_fingerprint[whole] = run
                 by_training.setdefault(training, run)
             runs[config, seed] = by_fingerprint[whole]
@@ -125,6 +130,8 @@ def execute(runs: Iterable[Run], scripts: Path, *, jobs: int, num_gpus: int) -> 
     Returns:
         Runs that failed, and those that needed one of these; console.txt in their folder says why.
     """
+    # As Ctrl-C: no training goes on alone.
+    handler = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     pending = list(dict.fromkeys(run for run in runs if not run.done))
     running: dict[Run, tuple[subprocess.Popen[bytes], float]] = {}
     failed: list[Run] = []
@@ -156,6 +163,7 @@ def execute(runs: Iterable[Run], scripts: Path, *, jobs: int, num_gpus: int) -> 
             for run, (process, started) in running.items():
                 process.wait()
                 _spend(run, started)
+            signal.signal(signal.SIGTERM, handler)
     return failed
 
 
@@ -189,7 +197,8 @@ def _finish(run: Run, code: int) -> str:
     """Mark a run that has succeeded as done; what came out, in one line."""
     if code or not (run.folder / "results.json").exists():
         return f"failed with exit code {code}, see {run.folder / 'console.txt'}"
-    content = {"config": run.config, "seed": run.seed, "environment": environment()}
+    measured_on = f"{environment()}, {run.dtype}"
+    content = {"config": run.config, "seed": run.seed, "environment": measured_on}
     with atomic_write(run.folder / _DONE) as file:
         file.write(json.dumps(content).encode() + b"\n")
     results = run.results()

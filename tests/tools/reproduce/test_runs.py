@@ -48,7 +48,7 @@ def starts(scripts: Path) -> list[str]:
 
 
 def a_run(folder: Path, seed: int = 0, trained: Run | None = None) -> Run:
-    return Run("a", (f"train.seed={seed}",), seed, 3, folder, trained)
+    return Run("a", (f"train.seed={seed}",), seed, 3, "float32", folder, trained)
 
 
 def test_equal_rows_share_a_run_and_seeds_do_not(tmp_path: Path) -> None:
