@@ -4,6 +4,7 @@ The maps are called by their strides: "res2" has stride 4, "res5" 32. Weights co
 as everywhere; `mask_rcnn_plugin.weights.timm_weights` knows timm's.
 """
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, Literal, cast
@@ -61,6 +62,7 @@ class TimmBackbone(Backbone):
         indices = tuple(info.index(stages[stage]) for stage in self._shapes)
         features = _create(name, pretrained=pretrained, out_indices=indices, **options)
         self._is_nhwc = getattr(features, "output_fmt", "NCHW") == "NHWC"
+        self._check_any_size(name, features)
         frozen = _first_stages(features, stages, freeze_at) if freeze_at else []
         for module in frozen:
             for parameter in module.parameters(recurse=False):
@@ -69,9 +71,39 @@ class TimmBackbone(Backbone):
         if norm == "SyncBN":
             self.features = import_timm().layers.convert_sync_batchnorm(self.features)
 
+    def _check_any_size(self, name: str, features: nn.Module) -> None:
+        """
+        Raises:
+            UserError: if images must have the size of those that a model was trained on, or if
+                padding is missing somewhere, so that maps are not as large as their strides say.
+        """
+        if next(features.parameters()).is_meta:
+            return  # which not all models know
+        height, width = (sides * self.size_divisibility for sides in (4, 5))
+        try:
+            with torch.no_grad():
+                maps = self._maps(features.eval(), torch.zeros(1, 3, height, width))
+        except (AssertionError, RuntimeError, ValueError) as error:
+            reason = str(error).strip().partition("\n")[0]
+        else:
+            sizes = [tuple(m.shape[1:]) for m in maps.values()]
+            wanted = [
+                (s.channels, height // s.stride, width // s.stride) for s in self._shapes.values()
+            ]
+            reason = "" if sizes == wanted else f"its maps are {sizes}, not {wanted}"
+        features.train()
+        if reason:
+            raise UserError(
+                f"timm's {name} takes no images of any size ({height} x {width}: {reason}), as a "
+                "detector's backbone must"
+            )
+
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """(N, 3, H, W) -> for each stage (N, C, H / stride, W / stride)."""
-        maps = self.features(x)
+        return self._maps(self.features, x)
+
+    def _maps(self, features: nn.Module, x: Tensor) -> dict[str, Tensor]:
+        maps = features(x)
         if self._is_nhwc:
             maps = [m.permute(0, 3, 1, 2) for m in maps]
         return dict(zip(self._shapes, maps, strict=True))
@@ -114,13 +146,18 @@ def timm_backbone(
         feature maps are the stages, or an FPN's: {"p2" ... "p6": strides 4 ... 64}.
 
     Raises:
-        UserError: without timm, and on an unknown name, stage or norm.
+        UserError: without timm, on an unknown name, stage, norm or option, and for a model that
+            takes images of its own size alone.
     """
     bottom_up = TimmBackbone(name, out_features, freeze_at, norm, pretrained, options)
-    if fpn_channels is None:
-        return bottom_up
+    return bottom_up if fpn_channels is None else _fpn(bottom_up, fpn_channels, fpn_norm)
+
+
+def _fpn(bottom_up: Backbone, channels: int, norm: Norm, fuse_type: str = "sum") -> FPN:
     stages = list(bottom_up.output_shape())
-    return FPN(bottom_up, stages, fpn_channels, norm=fpn_norm, top_block=LastLevelMaxPool())
+    top = LastLevelMaxPool()  # of p5, unless it is told
+    top.in_feature = stages[-1].replace("res", "p")
+    return FPN(bottom_up, stages, channels, norm, top, fuse_type)
 
 
 def timm_normalization(name: str, key: Literal["mean", "std"]) -> list[float]:
@@ -156,27 +193,32 @@ def build_mask_rcnn_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backb
     bottom_up = TimmBackbone(name, stages, model.BACKBONE.FREEZE_AT, model.RESNETS.NORM)
     if not fpn.IN_FEATURES:
         return bottom_up
-    return FPN(bottom_up, stages, fpn.OUT_CHANNELS, fpn.NORM, LastLevelMaxPool(), fpn.FUSE_TYPE)
+    return _fpn(bottom_up, fpn.OUT_CHANNELS, fpn.NORM, fpn.FUSE_TYPE)
 
 
 def _find(name: str) -> Any:
     """timm, if it has a model of that name."""
     timm = import_timm()
-    if not timm.is_model(name.partition(".")[0]):
-        close = get_close_matches(name, timm.list_models(), cutoff=0.3)
-        raise UserError(f"timm {timm.__version__} has no model {name!r}, but {close}")
-    return timm
+    with contextlib.suppress(RuntimeError):  # of a tag that the model does not have
+        # An old name of a model has no config.
+        if timm.is_model(name.partition(".")[0]) and timm.models.get_pretrained_cfg(name):
+            return timm
+    names = [*timm.list_models(), *timm.list_pretrained()]
+    close = get_close_matches(name, names, cutoff=0.3)
+    raise UserError(f"timm {timm.__version__} has no model {name!r}, but {close}")
 
 
 def _create(name: str, **options: Any) -> Any:
     timm = _find(name)
-    for flags in _ANY_SIZE:
+    for flags in (*_ANY_SIZE, {}):
         try:
             return timm.create_model(name, features_only=True, **{**flags, **options})
         except TypeError as error:
-            if not any(f"'{flag}'" in str(error) for flag in flags):
-                raise
-    return timm.create_model(name, features_only=True, **options)
+            if any(f"'{flag}'" in str(error) for flag in flags):
+                continue
+            if unknown := [option for option in options if f"'{option}'" in str(error)]:
+                raise UserError(f"timm's {name} has no option {unknown[0]!r}: remove it") from error
+            raise
 
 
 def _first_stages(features: nn.Module, stages: dict[str, Any], count: int) -> list[nn.Module]:

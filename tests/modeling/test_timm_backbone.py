@@ -315,6 +315,12 @@ def test_yaml_with_another_models_images_is_refused(key: str, value: Any) -> Non
         ("vit_tiny_patch16_224", {}, ["'res4'"]),
         ("hrnet_w18_small", {"freeze_at": 2}, ["freeze_at is 2", "res2", "must be 0"]),
         ("resnet10t", {"freeze_at": 6}, ["freeze_at is 6"]),
+        ("tv_resnet50", {}, ["'tv_resnet50'", "resnet50"]),  # an old name
+        ("resnet10t.nonsense", {}, ["'resnet10t.nonsense'", "'resnet10t',"]),
+        ("resnet10t", {"options": {"dropout_path": 0.2}}, ["no option 'dropout_path'"]),
+        ("vgg11_bn", {"options": {"drop_path_rate": 0.2}}, ["no option 'drop_path_rate'"]),
+        ("maxvit_nano_rw_256", {"freeze_at": 0}, ["images of any size (128 x 160: width (20)"]),
+        ("inception_v3", {"freeze_at": 0}, ["any size", "(192, 28, 36)", "(192, 32, 40)"]),
     ],
 )
 def test_what_there_is_not_is_told(name: str, kwargs: dict[str, Any], parts: list[str]) -> None:
@@ -333,9 +339,24 @@ def test_options_reach_the_model_from_code_and_from_a_config() -> None:
         assert not any(isinstance(m, nn.ReLU) for m in backbone.modules())
 
 
-def test_an_option_that_the_model_lacks_is_timms_error() -> None:
-    with pytest.raises(TypeError, match="dropout_path"):
-        alone("resnet10t", options={"dropout_path": 1})
+@pytest.mark.parametrize(
+    ("name", "stages", "strides"),
+    [
+        ("resnet10t", ["res2", "res3", "res4"], [4, 8, 16, 32]),
+        ("vit_tiny_patch16_224", ["res4"], [16, 32]),
+        ("efficientvit_m0", ["res4", "res5", "res6"], [16, 32, 64, 128]),
+    ],
+)
+def test_the_fpns_last_level_is_half_of_the_last_stage(
+    name: str, stages: list[str], strides: list[int]
+) -> None:
+    backbone = timm_backbone(name, out_features=stages, freeze_at=0, fpn_channels=8).eval()
+    assert [shape.stride for shape in backbone.output_shape().values()] == strides
+    with torch.no_grad():
+        maps = backbone(torch.zeros(1, 3, 128, 256))
+    assert {k: tuple(m.shape[2:]) for k, m in maps.items()} == {
+        k: (128 // s.stride, 256 // s.stride) for k, s in backbone.output_shape().items()
+    }
 
 
 def test_without_timm_configs_are_read_and_a_model_says_what_is_missing(
