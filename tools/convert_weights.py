@@ -47,6 +47,8 @@ PUBLISHED = [
     Path(getattr(detection, f"{kind}RCNN_ResNet50_FPN_Weights").COCO_V1.url).name
     for kind in ("Faster", "Mask", "Keypoint")
 ]
+# Where models with the same weights differ.
+FIXED = re.compile("anchor_generator|box2box_transform|_pooler|in_features")
 SETTINGS = (
     "model.input_format=RGB model.pixel_mean=[123.675,116.28,103.53] "
     "model.pixel_std=[58.395,57.12,57.375] model.backbone.stride_in_1x1=False"
@@ -65,8 +67,7 @@ def config_of(weights: dict[str, Tensor], names: list[str] | None) -> DictConfig
     """
     count = max(1, len(weights.get("roi_heads.box_predictor.cls_score.bias", ())) - 1)
     keypoints = len(weights.get("roi_heads.keypoint_head.score_lowres.bias", ()))
-    data = "keypoints_coco_2017" if keypoints else "coco_2017"
-    row = ROWS["roi_heads.mask_head.predictor.bias" in weights, keypoints > 0]
+    data, row = "keypoints_coco_2017" if keypoints else "coco_2017", row_of(weights)
     overrides = [
         *(f"dataset.train.names=[{data}_train]", f"dataset.test.names=[{data}_val]"),
         *(f"model.backbone.name={backbone(weights)}", f"model.roi_heads.num_classes={count}"),
@@ -77,7 +78,9 @@ def config_of(weights: dict[str, Tensor], names: list[str] | None) -> DictConfig
         raise UserError(f"--names are {len(names)}, must be {count}, one for each class")
     keep_metadata(cfg, f"{data}_val")
     of_id = dict(zip(cfg.dataset.metadata.category_ids, cfg.dataset.metadata.thing_classes))
-    if names or count != max(of_id) or keypoints not in (0, 17):
+    if names and keypoints == 17:
+        cfg.dataset.metadata.update(thing_classes=names, category_ids=[*range(1, count + 1)])
+    elif names or count != max(of_id) or keypoints not in (0, 17):
         cfg.dataset.metadata = {"thing_classes": names} if names else None
     else:
         ids = [*range(1, count + 1)]
@@ -95,15 +98,44 @@ def config_of(weights: dict[str, Tensor], names: list[str] | None) -> DictConfig
     return cfg
 
 
+def row_of(weights: dict[str, Tensor]) -> str:
+    """One that has a detector's branches."""
+    branches = ("mask_head.predictor.bias", "keypoint_head.score_lowres.bias")
+    masks, keypoints = (f"roi_heads.{bias}" in weights for bias in branches)
+    return ROWS[masks, keypoints]
+
+
 def backbone(weights: dict[str, Tensor]) -> str:
     """What configs name it: "ResNet-50-FPN"."""
-    depth = 2 + sum(bool(re.search(r"\.res\d\.\d+\.conv\d\.weight$", name)) for name in weights)
-    conv = weights.get("backbone.bottom_up.res2.0.conv2.weight", torch.empty(64, 64))
-    network = "ResNeXt" if conv.shape[1] < 64 else "ResNet"
-    return f"{network}-{depth}-FPN"
+    convolutions = [w for n, w in weights.items() if re.search(r"res\d\.\d+\.conv\d\.weight$", n)]
+    is_grouped = any(w.shape[2] == 3 and w.shape[0] > 2 * w.shape[1] for w in convolutions)
+    return f"{'ResNeXt' if is_grouped else 'ResNet'}-{2 + len(convolutions)}-FPN"
 
 
-def check_is_torchvisions(config: str) -> None:
+def settings_of(weights: dict[str, Tensor]) -> str:
+    """What to add to a row with an FPN so that it starts from a backbone's weights.
+
+    Raises:
+        UserError: if no row has such a backbone.
+    """
+    name = f"model.backbone.name={backbone(weights)}"
+    cfg = get_config(ROWS[True, False], [name])
+    try:
+        with torch.device("meta"):
+            model = instantiate(cfg.model.backbone).bottom_up.state_dict()
+    except ValueError as error:  # of a depth
+        raise UserError(f"no config has the backbone of these weights: {error}") from error
+    for key, value in model.items():
+        there = list(getattr(weights.get(key), "shape", ()))
+        if there != list(value.shape):
+            raise UserError(
+                f"no config has the backbone of these weights: {key} is {there or 'missing'}, must "
+                f"be {list(value.shape)} in a {backbone(weights)}"
+            )
+    return f"{SETTINGS} {name}"
+
+
+def check_is_torchvisions(config: str, weights: dict[str, Tensor]) -> None:
     """
     Raises:
         UserError: if a config's model is not torchvision's.
@@ -112,9 +144,10 @@ def check_is_torchvisions(config: str) -> None:
     before = flatten(cfg, resolve=True)
     LazyConfig.load(str(CONFIG_DIR / "overlays" / "torchvision.py"), "overlay")(cfg)
     after = flatten(cfg, resolve=True)
-    keys = sorted(
-        key for key in after if before.get(key) != after[key] and key.startswith("model.")
-    )
+    # What its constructors have, and no overlay changes.
+    plain = flatten(get_config(f"{row_of(weights)}+torchvision"), resolve=True)
+    after |= {k: v for k, v in plain.items() if k in after and FIXED.search(k)}
+    keys = sorted(k for k in after if before.get(k) != after[k] and k.startswith("model."))
     if others := [f"{key}={before.get(key)}" for key in keys[:3]]:
         raise UserError(
             f"{config} is no model of torchvision, as it has {', '.join(others)}: +torchvision "
@@ -124,19 +157,24 @@ def check_is_torchvisions(config: str) -> None:
 
 def convert(args: argparse.Namespace) -> str:
     """Write the files, and return a line that says what they are for."""
+    if args.output.suffix not in (".pth", ".pyth", ".safetensors"):
+        raise UserError(f"OUT is {args.output}, must end with .pth or .safetensors")
     weights, cfg, output = read_weights(args.input), None, args.output
     config, done = Path(args.input).with_name("config.yaml"), f"{output} is written"
     if args.source:
-        eps = {"eps": 0.0} if Path(args.input).name in PUBLISHED else {}
-        weights = from_torchvision(weights, **eps)
+        eps = args.eps
+        if eps is None:
+            eps = 0.0 if Path(args.input).name in PUBLISHED else 1e-5
+        weights = from_torchvision(weights, eps=eps)
         if "stem.conv1.weight" in weights:
-            done += f", a backbone to start from: train.init_checkpoint={output} {SETTINGS}"
+            settings = settings_of(weights)
+            done += f", a backbone to start from: train.init_checkpoint={output} {settings}"
         else:
             cfg = config_of(weights, args.names)
-            done += ", and config.yaml beside it: --weights takes the file"
+            done += f" for an eps of {eps:g}, and config.yaml beside it: --weights takes the file"
     elif args.target:
         if "roi_heads.box_predictor.cls_score.bias" in weights:
-            check_is_torchvisions(find_config(args.input))
+            check_is_torchvisions(find_config(args.input), weights)
         weights = to_torchvision(weights)
     elif config.is_file():
         cfg = get_config(str(config))
@@ -177,6 +215,12 @@ def main() -> None:
         "--names",
         type=lambda text: text.split(","),
         help="of a detector's classes, in order: ring,disk (default: COCO's, if they are as many)",
+    )
+    parser.add_argument(
+        "--eps",
+        type=float,
+        help="of batch norm in a detector of torchvision; 0 for one that was made with weights="
+        "COCO_V1, also if it was trained on (default: 0 for the published files, else 1e-5)",
     )
     parser.add_argument("input", metavar="IN", help="file, address or model-zoo name")
     parser.add_argument("output", metavar="OUT", type=Path, help="a file that is not there yet")

@@ -9,12 +9,23 @@ version, half a cell off, and anchors are rounded.
 
 from omegaconf import DictConfig
 
+from mask_rcnn_plugin.errors import ConfigError
 from mask_rcnn_plugin.modeling import TorchvisionAnchorGenerator
 
 
 def overlay(cfg: DictConfig) -> None:
-    """Change a config in place."""
+    """Change a config in place.
+
+    Raises:
+        ConfigError: for a backbone that torchvision's R-CNNs do not have.
+    """
     model = cfg.model
+    backbone = model.backbone.get("name", "")
+    if not backbone.endswith("-FPN"):
+        raise ConfigError(
+            f"model.backbone.name is {backbone!r}, must be a ResNet's with an FPN for +torchvision"
+        )
+    cfg.train.init_checkpoint = ""  # the row's weights are for BGR and another stride
     model.input_format = "RGB"
     model.pixel_mean = [123.675, 116.28, 103.53]
     model.pixel_std = [58.395, 57.12, 57.375]

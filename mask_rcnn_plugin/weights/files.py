@@ -17,8 +17,9 @@ from mask_rcnn_plugin.weights import safe_pickle
 from mask_rcnn_plugin.weights.classes import config_beside
 
 _SUFFIXES = (".pth", ".pkl", ".pyth", ".safetensors")
-# ImageNet weights fill all but an FPN's layers; those of another library, next to none.
-_LEAST_OF_BACKBONE = 0.1
+# ImageNet weights fill all but an FPN's layers, and what a user has added; those of another network
+# or library much less.
+_LEAST_OF_BACKBONE = 0.6
 # How torchvision's names of weights start, in ResNets and detectors.
 _TORCHVISION = ("layer1.0.", "backbone.body.")
 # What batch norm takes for granted where a file lacks it.
@@ -47,7 +48,7 @@ def resolve_weights(weights: str) -> str:
         raise WeightsError(
             f"weights {weights!r} is a folder, must be a file; it has {contents(path)}"
         )
-    if weights.startswith(("COCO-", "LVIS")):
+    if weights.startswith(("COCO-", "LVIS", "Cityscapes/", "PascalVOC-", "Misc/")):
         try:
             from detectron2 import model_zoo
 
@@ -174,9 +175,9 @@ def check_complete(path: str, incompatible: Any) -> None:
 def check_backbone(path: str, model: nn.Module, incompatible: Any) -> None:
     """
     Raises:
-        WeightsError: if the model has a backbone, and the file next to none of its weights.
+        WeightsError: if the model has a backbone, and the file too little of its weights.
     """
-    backbone = {key for key in _weights(model) if key.startswith("backbone.")}
+    backbone = {k for k in _weights(model) if re.match(r"backbone\.(?!fpn_|top_block)", k)}
     found = len(backbone - _lost(incompatible).keys())
     if backbone and found < _LEAST_OF_BACKBONE * len(backbone):
         trained_as = (config_beside(path).get("source") or {}).get("config")
@@ -186,8 +187,8 @@ def check_backbone(path: str, model: nn.Module, incompatible: Any) -> None:
             hint = f"they were trained as {trained_as}, and this config's backbone is another: "
             hint += "use that config, or other weights"
         raise WeightsError(
-            f"weights {path} have {found} of the {len(backbone)} weights of the backbone, which "
-            f"would start at random; {hint}"
+            f"weights {path} have {found} of the {len(backbone)} weights of the backbone, and the "
+            f"others would start at random; {hint}"
         )
 
 

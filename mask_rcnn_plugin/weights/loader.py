@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.checkpoint.c2_model_loading import convert_c2_detectron_names
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
@@ -132,8 +133,11 @@ def read_weights(path: str) -> dict[str, Tensor]:
         WeightsError: if it does not exist or cannot be read.
     """
     local = PathManager.get_local_path(download(path))
-    weights = WeightsLoader(nn.Module())._load_file(local)["model"]
+    content = WeightsLoader(nn.Module())._load_file(local)
     try:
-        return {name: torch.as_tensor(value) for name, value in weights.items()}
+        weights = {name: torch.as_tensor(value) for name, value in content["model"].items()}
     except Exception as error:  # of what is no array
         raise unreadable(path, error) from error
+    if content.get("__author__") == "Caffe2":  # Detectron's names, which no other format keeps
+        weights, _ = convert_c2_detectron_names(weights)
+    return weights

@@ -570,11 +570,16 @@ def test_the_zoos_settings_are_those_of_its_configs() -> None:
 
 
 def test_torchvisions_settings_outdo_those_of_a_fine_tuning() -> None:
-    model = get_config("table4_keypoints/keypoint_and_mask+finetune+torchvision").model
+    cfg = get_config("table4_keypoints/keypoint_and_mask+finetune+torchvision")
+    model = cfg.model
+    assert cfg.train.init_checkpoint == ""  # no BGR weights
     assert model.input_format == "RGB"
     assert not model.backbone.stride_in_1x1
     poolers = [model.roi_heads[f"{branch}_pooler"] for branch in ("box", "mask", "keypoint")]
     assert {(p.pooler_type, p.sampling_ratio) for p in poolers} == {("ROIAlign", 2)}
+    for name in ("table2a_backbone/r50_c4", "backbones/efficientnet_lite0"):
+        with pytest.raises(ConfigError, match=r"a ResNet's with an FPN for \+torchvision"):
+            get_config(f"{name}+torchvision")
 
 
 @pytest.mark.parametrize(

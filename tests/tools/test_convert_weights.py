@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import pickle
 import re
 import shlex
 import subprocess
@@ -231,6 +232,76 @@ def test_a_model_that_torchvision_does_not_have_is_not_converted(
     assert "there is no" in line
     assert "config.yaml" in line
     assert not (tmp_path / "a.pth").exists()
+
+
+def test_anchors_of_its_own_are_no_model_of_torchvision(
+    five_classes: tuple[Path, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    file, names = five_classes
+    out = tmp_path / "out"
+    source = ("--from", "torchvision", file, out / "model_final.pth", "--names", names)
+    command(monkeypatch, *source)
+    target = ("--to", "torchvision", out / "model_final.pth")
+    command(monkeypatch, *target, tmp_path / "a.pth")
+    text = (out / "config.yaml").read_text()
+    (out / "config.yaml").write_text(re.sub(r"(sizes:\s+- \[?)32", r"\g<1>16", text))
+    line = refused(monkeypatch, capsys, *target, tmp_path / "b.pth")
+    assert "as it has model.proposal_generator.anchor_generator.sizes" in line
+
+
+@pytest.mark.parametrize(("eps", "offset"), [((), 0.0), (("--eps", 0), -1e-5)])
+def test_the_eps_of_a_model_made_of_published_weights(
+    eps: tuple[Any, ...],
+    offset: float,
+    five_classes: tuple[Path, str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    file, names = five_classes
+    arguments = ("--from", "torchvision", file, tmp_path / "a.pth", "--names", names, *eps)
+    command(monkeypatch, *arguments)
+    theirs = read_weights(str(file))["backbone.body.bn1.running_var"]
+    ours = read_weights(str(tmp_path / "a.pth"))["backbone.bottom_up.stem.conv1.norm.running_var"]
+    assert (ours - theirs - offset).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        ("wide_resnet50_2", "res2.0.conv1.weight is [128, 64, 1, 1], must be [64, 64, 1, 1]"),
+        ("resnext50_32x4d", "conv"),  # the rows' are 64x4d
+    ],
+)
+def test_a_backbone_that_no_config_has_is_not_converted(
+    network: str,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    weights = getattr(torchvision.models, network)().state_dict()
+    torch.save(weights, tmp_path / "theirs.pth")
+    source = ("--from", "torchvision", tmp_path / "theirs.pth")
+    line = refused(monkeypatch, capsys, *source, tmp_path / "a.pth")
+    assert "no config has the backbone of these weights: " in line
+    assert message in line
+    assert "a.pkl, must end with .pth" in refused(monkeypatch, capsys, *source, tmp_path / "a.pkl")
+    assert len([*tmp_path.iterdir()]) == 1
+
+
+def test_weights_of_detectron_keep_their_meaning(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    conv = np.random.default_rng(0).random((64, 3, 7, 7), dtype=np.float32)
+    blobs = {"blobs": {"conv1_w": conv, "res_conv1_bn_s": np.ones(64, np.float32)}}
+    (tmp_path / "R-50.pkl").write_bytes(pickle.dumps(blobs))
+    command(monkeypatch, tmp_path / "R-50.pkl", tmp_path / "R-50.safetensors")
+    weights = read_weights(str(tmp_path / "R-50.safetensors"))
+    assert weights.keys() == {"stem.conv1.weight", "stem.conv1.norm.weight"}
+    assert np.array_equal(weights["stem.conv1.weight"].numpy(), conv)
 
 
 def test_a_converted_backbone_starts_a_training(

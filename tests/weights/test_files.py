@@ -1,4 +1,5 @@
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,16 @@ def test_a_folder_without_weights_says_so(tmp_path: Path) -> None:
     for weights in (tmp_path, tmp_path / "no.pth"):
         with pytest.raises(WeightsError, match="no file of .pth, .pkl, .pyth"):
             resolve_weights(str(weights))
+
+
+def test_weights_of_a_wider_network_are_refused(tmp_path: Path) -> None:
+    """Batch norm behind each block fits, as a stem does."""
+    wide = instantiate(get_config(ROW).model.backbone).state_dict()
+    wide |= {k: torch.cat([v, v]) for k, v in wide.items() if re.search(r"res.*conv[12]\.", k)}
+    torch.save({f"backbone.{k}": v for k, v in wide.items()}, tmp_path / "wide.pth")
+    checkpointer = SafeCheckpointer(instantiate(get_config(ROW).model), str(tmp_path))
+    with pytest.raises(WeightsError, match=r"have \d+ of the 159 weights of the backbone"):
+        checkpointer.resume_or_load(str(tmp_path / "wide.pth"), resume=False)
 
 
 def test_a_backbone_alone_is_a_start(tmp_path: Path) -> None:
