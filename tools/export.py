@@ -13,6 +13,7 @@ mistake in the arguments or a model that the format cannot express.
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -50,7 +51,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
     args = parser.parse_intermixed_args()
     # What follows --images is taken for its files.
-    changes = [x for x in args.images if "=" in x and not Path(x).exists()]
+    changes = [x for x in args.images if "=" in x and not os.path.exists(x)]
     args.overrides += changes
     args.images = [x for x in args.images if x not in changes]
     if args.verify and args.verify < 3:
@@ -62,8 +63,8 @@ def parse_args() -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> None:
     require_libraries(args.format)
-    if args.output.is_dir():
-        raise UserError(f"--output {args.output} is a folder, must be the file to write")
+    if os.path.exists(args.output) and not args.output.is_file():
+        raise UserError(f"--output {args.output} is no file, must be one or a new one's name")
     weights = find_weights(args.weights)
     cfg = get_config(args.config or find_config(weights), args.overrides)
     files = photos(args.images, "--images") if args.images else []
@@ -75,7 +76,12 @@ def run(args: argparse.Namespace) -> None:
             write_exported(predictor, args.format, file, next(iter(images.values())))
             file.flush()
             if args.verify:
-                print(verify(predictor, load_exported(file.name, args.format), images))
+                try:
+                    exported = load_exported(file.name, args.format)
+                except Exception as error:  # a runtime's own kinds, of an operator it lacks
+                    reason = str(error).strip().partition("\n")[0]
+                    raise ExportMismatchError(f"the file does not load: {reason}") from error
+                print(verify(predictor, exported, images))
     except OSError as error:
         raise UserError(f"--output {args.output} cannot be written: {error}") from error
     print(f"{args.output}: {args.format}, {args.output.stat().st_size / 1e6:.1f} MB")
@@ -86,7 +92,7 @@ def main() -> None:
         try:
             run(parse_args())
         except ExportMismatchError as error:
-            print_mistake(f"{error}: nothing is left behind")
+            print_mistake(f"{error}; the file is not kept")
             sys.exit(1)
 
 

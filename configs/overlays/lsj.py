@@ -1,4 +1,4 @@
-"""Large-scale jitter: images scaled by 0.1 to 2 and cut or padded to a square.
+"""Large-scale jitter: images scaled to 0.1 to 2 times a square, and cut or padded to it.
 
     python train.py --config-file table2a_backbone/r50_fpn+lsj_100ep --num-gpus 8
     python train.py --config-file table2a_backbone/r50_fpn+finetune+lsj dataset=my/data lsj.size=640

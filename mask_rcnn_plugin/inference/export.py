@@ -19,6 +19,7 @@ from detectron2.data import transforms as T
 from detectron2.export.torchscript_patch import patch_builtin_len
 from detectron2.layers import Conv2d
 from detectron2.structures import Boxes, ImageList
+from PIL import Image
 from torch import Tensor, nn
 
 from mask_rcnn_plugin.errors import UserError
@@ -101,7 +102,7 @@ def metadata_of_export(predictor: Predictor) -> dict[str, Any]:
     rule = None  # not one that a few numbers describe
     if len(resizes) == 1 and isinstance(resizes[0], T.ResizeShortestEdge):
         lengths = {*resizes[0].short_edge_length}
-        if len(lengths) == 1:
+        if len(lengths) == 1 and resizes[0].interp == Image.BILINEAR:
             rule = {"short_edge": lengths.pop(), "max_size": resizes[0].max_size}
     return {
         "class_names": predictor.names,
@@ -175,7 +176,9 @@ def _write_onnx(model: nn.Module, file: IO[bytes], image: Tensor, text: str) -> 
 def _write_program(model: Any, file: IO[bytes], image: Tensor, text: str) -> None:
     sides = {1: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC}
     with _without_questions(model.model):
-        program = torch.export.export(model, (image,), dynamic_shapes={"image": sides})
+        program = torch.export.export(
+            model, (image,), dynamic_shapes={"image": sides}, strict=False
+        )
     torch.export.save(program, file, extra_files={METADATA: text})
 
 

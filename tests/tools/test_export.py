@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import onnxruntime
 import pytest
 import torch
 from detectron2.config import LazyConfig, instantiate
+from PIL import Image
 from torch import Tensor
 
 import mask_rcnn_plugin
@@ -27,10 +29,16 @@ from mask_rcnn_plugin.training import setup_datasets
 
 REPOSITORY = Path(__file__).parents[2]
 PAGE = (REPOSITORY / "docs" / "export.md").read_text()
-ROWS = {
-    "fpn": "table4_keypoints/keypoint_and_mask",
-    "c4": "table2a_backbone/r50_c4",
-    "mlp": "table2e_mask_branch/mlp_2fc",
+ROWS: dict[str, tuple[str, list[str]]] = {
+    "fpn": ("table4_keypoints/keypoint_and_mask", []),
+    "c4": ("table2a_backbone/r50_c4", []),
+    "mlp": ("table2e_mask_branch/mlp_2fc", []),
+    "c5": ("table2d_stride32/roipool", ["model.roi_heads.mask_head.loss_type=softmax"]),
+    "torchvision": ("table2a_backbone/r50_fpn+torchvision", []),
+    "timm": (
+        "backbones/convnext_tiny",
+        ["model.backbone.name=convnext_atto", "model.backbone.options={}"],
+    ),
 }
 
 Program = Callable[..., int]
@@ -38,13 +46,14 @@ Program = Callable[..., int]
 pytestmark = pytest.mark.filterwarnings("ignore")  # of torch's exporters
 
 
-def draw_model(row: str, toy: Path, folder: Path) -> Path:
+def draw_model(row: str, changes: list[str], toy: Path, folder: Path) -> Path:
     """What a training leaves of a narrow model, with weights as if trained."""
     data = [f"dataset.{s}.json={toy}/{t}.json" for s, t in (("train", "train"), ("test", "val"))]
     data += [f"dataset.{s}.images={toy}/{t}" for s, t in (("train", "train"), ("test", "val"))]
-    cfg = get_config(f"{row}+synthetic", [*data, "train.device=cpu"])
-    cfg.model.backbone.update(norm="FrozenBN", width=8)
-    cfg.model.backbone.name = cfg.model.backbone.name.replace("18", "10")
+    cfg = get_config(f"{row}+synthetic", [*data, "train.device=cpu", *changes])
+    if "width" in cfg.model.backbone:
+        cfg.model.backbone.update(norm="FrozenBN", width=8)
+        cfg.model.backbone.name = cfg.model.backbone.name.replace("18", "10")
     setup_datasets(cfg)
     model = instantiate(cfg.model).eval()
     photo = cv2.imread(str(toy / "val" / "000000.jpg"))
@@ -61,7 +70,7 @@ def draw_model(row: str, toy: Path, folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def models(toy_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("models")
-    return {name: draw_model(row, toy_dataset, folder / name) for name, row in ROWS.items()}
+    return {name: draw_model(*row, toy_dataset, folder / name) for name, row in ROWS.items()}
 
 
 @pytest.fixture
@@ -79,8 +88,13 @@ def export(monkeypatch: pytest.MonkeyPatch) -> Program:
     return run
 
 
-@pytest.mark.parametrize("format", exporting.FORMATS)
-@pytest.mark.parametrize("kind", ROWS)
+@pytest.mark.parametrize(
+    ("kind", "format"),
+    [
+        *product(("fpn", "c4", "mlp"), exporting.FORMATS),
+        *product(("c5", "torchvision", "timm"), ["onnx"]),
+    ],
+)
 def test_a_file_answers_as_its_model(
     kind: str,
     format: str,
@@ -132,26 +146,35 @@ def blocked(code: str) -> str:
 def test_the_pages_program_finds_what_the_predictor_finds(
     models: dict[str, Path], toy_dataset: Path, tmp_path: Path, export: Program
 ) -> None:
-    photo = cv2.imread(str(toy_dataset / "val" / "000001.jpg"))
-    cv2.imwrite(str(tmp_path / "photo.jpg"), cv2.resize(photo, (200, 150)))
     file = tmp_path / "model.onnx"
     assert export("--weights", models["fpn"], "--format", "onnx", "--output", file) == 0
     (code,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+    predictor = mask_rcnn_plugin.load(models["fpn"])
     command = [sys.executable, "-c", blocked(code)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    result = mask_rcnn_plugin.load(models["fpn"])(tmp_path / "photo.jpg")
-    instances = result.instances
-    lines = [line.split() for line in done.stdout.splitlines()]
-    assert len(lines) == len(instances) > 3
-    areas = instances.pred_masks.sum((1, 2)).tolist()
-    boxes = instances.pred_boxes.tensor.numpy()
-    assert max(areas) > 100
-    for line, known, score, box, area in zip(lines, result.names, result.scores, boxes, areas):
-        name, *numbers, pixels, unit = line
-        assert (name, unit) == (known, "pixels")
-        np.testing.assert_allclose([float(n) for n in numbers], [score, *box], atol=0.011)
-        assert abs(int(pixels) - area) <= 2
+    plain = Image.open(toy_dataset / "val" / "000001.jpg").resize((200, 150))
+    turned = Image.Exif()
+    turned[0x0112] = 6  # the orientation of a phone held upright
+    deep = np.asarray(plain.convert("L")).astype(np.uint16) * 256 + 255
+    for image, options in (
+        (plain, {"format": "JPEG"}),
+        (plain, {"format": "JPEG", "exif": turned}),
+        (Image.fromarray(deep), {"format": "PNG"}),
+    ):
+        image.save(tmp_path / "photo.jpg", **options)
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        result = predictor(tmp_path / "photo.jpg")
+        instances = result.instances
+        lines = [line.split() for line in done.stdout.splitlines()]
+        assert len(lines) == len(instances) > 3
+        areas = instances.pred_masks.sum((1, 2)).tolist()
+        boxes = instances.pred_boxes.tensor.numpy()
+        assert max(areas) > 100
+        for line, known, score, box, area in zip(lines, result.names, result.scores, boxes, areas):
+            name, *numbers, pixels, unit = line
+            assert (name, unit) == (known, "pixels")
+            np.testing.assert_allclose([float(n) for n in numbers], [score, *box], atol=0.011)
+            assert abs(int(pixels) - area) <= 2
 
 
 @pytest.mark.parametrize("format", ["torchscript", "onnx"])
@@ -218,6 +241,45 @@ def test_each_difference_is_seen(what: str, models: dict[str, Path]) -> None:
     assert what in said
 
 
+def test_boxes_that_were_cut_to_nothing_match_none() -> None:
+    """Two in a corner, which suppress each other in no order, and one that is there."""
+    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 4, 0, 9], [0, 4, 0, 9]])
+    outputs = {"boxes": boxes, "scores": torch.tensor([0.9, 0.8, 0.7])}
+    outputs["classes"] = torch.tensor([0, 1, 1])
+    found = {name: value[[0, 2]] for name, value in outputs.items()}
+    assert dict(verification._differences("a", outputs, found)) == {"boxes": 0, "scores": 0}
+    assert verification._average_precision([outputs], [found]) == pytest.approx(100)
+
+
+def test_where_something_is_found_everywhere_it_is_said(models: dict[str, Path]) -> None:
+    predictor = mask_rcnn_plugin.load(models["c4"], optimize=False)
+    predictor.model.roi_heads.box_predictor.test_score_thresh = 0.0
+    images = verification.example_images(predictor, [], 3)
+    run = exporting.ExportableModel(predictor.model)
+    with torch.no_grad():
+        assert "none without detections, even a blank one" in verification.verify(
+            predictor, run, images
+        )
+
+
+def test_a_file_that_does_not_load_is_not_kept(
+    models: dict[str, Path],
+    tmp_path: Path,
+    export: Program,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise RuntimeError("no such operator\nin this runtime")
+
+    monkeypatch.setattr(importlib.import_module("export"), "load_exported", refuse)
+    output = ("--format", "torchscript", "--output", tmp_path / "out" / "model", "--verify", 3)
+    assert export("--weights", models["c4"], *output) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "does not load: no such operator; the file is not kept" in line
+    assert not [*(tmp_path / "out").iterdir()]
+
+
 def test_nothing_found_verifies_nothing(
     models: dict[str, Path], tmp_path: Path, export: Program, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -243,10 +305,15 @@ def test_mistakes_are_one_line(
 
     output = ["--output", tmp_path / "model"]
     assert "--verify is 2" in said("--format", "onnx", *output, "--verify", 2)
-    assert "is a folder" in said("--format", "onnx", "--output", tmp_path)
+    assert "is no file" in said("--format", "onnx", "--output", tmp_path)
+    assert "is no file" in said("--format", "onnx", "--output", "/dev/null")
+    long = f"dataset.metadata.thing_classes=[{'a' * 300}]"
+    assert "'nowhere'" in said(
+        "--format", "onnx", *output, "--verify", 3, "--images", "nowhere", long
+    )
     assert "'nowhere'" in said("--format", "onnx", *output, "--verify", 3, "--images", "nowhere")
     # detectron2's parts, of which torch.export cannot know whether all boxes are finite.
-    stock = ["--config-file", f"{ROWS['c4']}+synthetic+stock", "model.backbone.width=8"]
+    stock = ["--config-file", f"{ROWS['c4'][0]}+synthetic+stock", "model.backbone.width=8"]
     stock += ["model.backbone.name=ResNet-10-C4", "model.backbone.norm=FrozenBN"]
     stock += ["model.roi_heads.num_classes=5"]
     line = said("--format", "exported-program", *output, *stock)
