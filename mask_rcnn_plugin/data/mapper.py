@@ -3,6 +3,7 @@
 import copy
 import inspect
 import logging
+import warnings
 from importlib.util import find_spec
 from typing import Any, Literal
 
@@ -151,7 +152,10 @@ class MaskRCNNDatasetMapper(DatasetMapper):
         if self.use_instance_mask:
             all_polygons = all(isinstance(a["segmentation"], list) for a in annotations)
             self.instance_mask_format = "polygon" if all_polygons else "bitmask"
-        super()._transform_annotations(dataset_dict, transforms, image_shape)
+        with warnings.catch_warnings():
+            # torch's, of masks that Pillow has resized; detectron2 copies them at once.
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            super()._transform_annotations(dataset_dict, transforms, image_shape)
 
     def _prepare(self, annotation: dict[str, Any], width: int, height: int) -> str | None:
         """Bring one instance into the form that detectron2 expects of all; what is wrong, if so."""

@@ -96,6 +96,27 @@ def test_augmentations_may_write_to_the_image(tmp_path: Path, image_format: str)
     assert mapper(image)["image"].max() == 0
 
 
+def test_masks_that_are_resized_cost_no_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    cv2.imwrite(str(tmp_path / "image.png"), np.full((50, 60, 3), 255, dtype=np.uint8))
+    mapper = MaskRCNNDatasetMapper(
+        is_train=True, augmentations=[T.Resize((25, 30))], image_format="BGR",
+        use_instance_mask=True, instance_mask_format="bitmask",
+    )  # fmt: skip
+    mask = np.zeros((50, 60), np.uint8, order="F")
+    mask[10:30, 5:25] = 1
+    square = annotation(5, segmentation=coco_mask.encode(mask))
+    image = {"file_name": str(tmp_path / "image.png"), "height": 50, "width": 60}
+    torch.set_warn_always(True)  # not the first time alone
+    try:
+        instances = mapper({**image, "annotations": [square]})["instances"]
+    finally:
+        torch.set_warn_always(False)
+    assert instances.gt_masks.tensor.sum() == 100
+    assert [str(w.message) for w in recwarn if "writable" in str(w.message)] == []
+
+
 def test_integers_keep_their_fractions_when_resized(tmp_path: Path) -> None:
     """Half the size: detectron2 alone gives [2, 5, 12, 15]."""
     file = tmp_path / "image.png"
