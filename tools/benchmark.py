@@ -28,7 +28,9 @@ from statistics import median
 from typing import Any
 
 # First: the plugin makes detectron2 importable on current Pillow and NumPy.
-import mask_rcnn_plugin  # isort: split
+import mask_rcnn_plugin  # noqa: F401
+
+# isort: split
 
 import detectron2
 import torch
@@ -109,8 +111,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     report: dict[str, Any] = {
         "command": " ".join(["python tools/benchmark.py", *sys.argv[1:]]),
         "environment": environment(),
-        "versions": f"torchvision {torchvision.__version__}, detectron2 {detectron2.__version__}, "
-        f"mask_rcnn_plugin {mask_rcnn_plugin.__version__}",
+        "versions": f"torchvision {torchvision.__version__}, detectron2 {detectron2.__version__}",
         "stages": [],
     }
     if stages := [STAGES[name] for name in STAGES if name in args.stage]:

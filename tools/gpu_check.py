@@ -22,7 +22,9 @@ from typing import Any
 from xml.etree import ElementTree
 
 # First: the plugin makes detectron2 importable on current Pillow and NumPy.
-import mask_rcnn_plugin  # isort: split
+import mask_rcnn_plugin  # noqa: F401
+
+# isort: split
 
 import detectron2
 import torch
@@ -104,8 +106,7 @@ def main() -> None:
     report: dict[str, Any] = {
         "command": " ".join(["python tools/gpu_check.py", *sys.argv[1:]]),
         "environment": environment(),
-        "versions": f"torchvision {torchvision.__version__}, detectron2 {detectron2.__version__}, "
-        f"mask_rcnn_plugin {mask_rcnn_plugin.__version__}",
+        "versions": f"torchvision {torchvision.__version__}, detectron2 {detectron2.__version__}",
         "gpu": found,
     }
 
