@@ -11,14 +11,14 @@ Writes to --output: results.json (AP for each task and category), coco_instances
 predictions in COCO's format) and, with --visualize N, pictures/ of N images with their ground truth
 and the predictions. --report adds report/index.html, what the model gets wrong: AP by class and
 size, curves with the best threshold, a confusion matrix and the worst images; see docs/report.md.
---predictions scores such a file again, without a model. The model is made faster for inference
-first, with the same answers; --no-optimize leaves it as it is. AP is computed by the fastest of
-detectron2's compiled evaluation, faster-coco-eval and pycocotools that is installed, which
-results.json names; --official takes the last. For a row of the paper's tables on COCO, its numbers
-are printed beside. A test set without annotations, as COCO's test-dev, gives no AP but submission/,
-the files for COCO's server. Several processes share the images and give the numbers of one;
-docs/cluster.md: torchrun, srun. A mistake in the arguments ends with exit code 2 and one line that
-says what is there instead, before anything is written.
+--predictions scores such a file again, without a model. The model is first optimized for inference,
+with the same results; --no-optimize leaves it as it is. AP is computed by the fastest backend that
+is installed: detectron2's compiled evaluation, faster-coco-eval or pycocotools. results.json names
+it; --official takes pycocotools. For a row of the paper's tables on COCO, the paper's numbers are
+printed too. A test set without annotations, such as COCO's test-dev, gives no AP but submission/,
+the files for COCO's server. Several processes share the images and give the same numbers as one;
+for torchrun and srun see docs/cluster.md. A mistake in the arguments ends the run with exit code 2
+and one line that says what is available instead, before anything is written.
 """
 
 import argparse
@@ -62,7 +62,7 @@ def parse_args() -> argparse.Namespace:
         help="a file, a training's output folder, a detectron2:// address or a model-zoo name",
     )
     source.add_argument(
-        "--predictions", type=Path, metavar="FILE", help="in COCO's format: score these instead"
+        "--predictions", type=Path, metavar="FILE", help="predictions to score, in COCO's format"
     )
     parser.add_argument(
         "--output",
@@ -79,7 +79,7 @@ def parse_args() -> argparse.Namespace:
         "--confidence-threshold",
         type=float,
         metavar="SCORE",
-        help="least score of a prediction that --visualize draws (default: 0.5) and that --report "
+        help="lowest score of a prediction that --visualize draws (default: 0.5) and that --report "
         "compares with the ground truth (default: the best for each class)",
     )
     parser.add_argument(
@@ -159,7 +159,7 @@ def report(args: argparse.Namespace, cfg: DictConfig, results: dict[str, Any]) -
             print(f"paper: {row.summary()}")
         file = output / "results.json"
         print(f"computed by {json.loads(file.read_text())['evaluator']}")
-        print(f"{file}: the same and the AP of each category")
+        print(f"{file}: these numbers, and the AP of each category")
     print(f"{args.predictions}: predictions in COCO's format")
     if args.visualize:
         threshold = args.confidence_threshold
@@ -174,7 +174,7 @@ def report(args: argparse.Namespace, cfg: DictConfig, results: dict[str, Any]) -
         )
         print(f"{output / 'pictures'}: {len(pictures)} pictures, ground truth beside predictions")
     if args.report:
-        page = f"{output / 'report' / 'index.html'}: what the model gets wrong, for a browser"
+        page = f"{output / 'report' / 'index.html'}: open it to see what the model gets wrong"
         print(page if results else "no report: the test set has no annotations")
 
 

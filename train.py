@@ -9,9 +9,10 @@
         dataset.train.json=my/train.json dataset.train.images=my/images \\
         dataset.test.json=my/val.json dataset.test.images=my/images
 
-Checkpoints, metrics.json, TensorBoard events, results.json and the log land in train.output_dir,
-output/CONFIG by default. A mistake in the arguments ends with exit code 2 and one line, before
-anything is written. For torchrun, srun and several machines see docs/cluster.md.
+Checkpoints, metrics.json, TensorBoard events, results.json and the log are written to
+train.output_dir, output/CONFIG by default. A mistake in the arguments ends the run with exit code 2
+and one line, before anything is written. For torchrun, srun and several machines see
+docs/cluster.md.
 """
 
 import argparse
@@ -133,8 +134,8 @@ def do_train(
     preemption = Preemption(saving)
     if not cfg.dataset.test.names:
         logger.warning(
-            "There is no test set: nothing is evaluated, no best model is kept, no early stopping. "
-            "dataset.split=0.1 holds out a tenth of the training images"
+            "There is no test set: nothing is evaluated, no best model is kept and early stopping "
+            "is off. dataset.split=0.1 holds out a tenth of the training images"
         )
     stopping = EarlyStopping(saving, **(cfg.train.get("early_stopping") or {}))
     best = BestModelHook(checkpointer, cfg.train.best_metric or stopping.metric)
@@ -196,7 +197,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="continue from the last checkpoint of the folder",
+        help="continue from the last checkpoint in train.output_dir",
     )
     parser.add_argument(
         "--no-check", action="store_true", help="start without checking the datasets"
@@ -209,14 +210,14 @@ def prepare(args: argparse.Namespace, cfg: DictConfig) -> None:
     there = on_main_process(lambda: holds_a_training(cfg.train.output_dir))
     if there and not args.resume:
         raise ConfigError(
-            f"{cfg.train.output_dir} already holds a training: add --resume to continue it, or "
+            f"{cfg.train.output_dir} already holds a training run: add --resume to continue it, or "
             "give another train.output_dir=..."
         )
     complete(cfg, resumed=there)
 
 
 def complete(cfg: DictConfig, *, resumed: bool = False) -> None:
-    """What `prepare` does, but for the output folder; each process calls this."""
+    """`prepare` without the check of the output folder; every process calls this."""
     if cfg.train.init_checkpoint:
         on_main_process(lambda: resolve_weights(cfg.train.init_checkpoint))
     on_main_process(lambda: check_loggers(cfg))

@@ -13,8 +13,8 @@ SUFFIX = ".tmp"
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """Replace a file by what is written in the block, once that is on the disk.
 
-    Written is PATH.tmp in the same folder, which an exception in the block removes. Killed at any
-    moment, even with the machine, this leaves the old file or the new one at PATH.
+    The block writes PATH.tmp in the same folder; an exception removes it. If the process or the
+    machine dies, at any moment, PATH is either the old file or the new one.
 
     Args:
         path: need not exist, its folder must.

@@ -132,7 +132,7 @@ def test_a_folder_with_anothers_checkpoints_is_refused(name: str, tmp_path: Path
     script = module("train.py")
     cfg = get_config(CONFIG, [f"train.output_dir={tmp_path}"])
     (tmp_path / name).touch()
-    with pytest.raises(ConfigError, match="holds a training: add --resume"):
+    with pytest.raises(ConfigError, match="holds a training run: add --resume"):
         script.prepare(Namespace(resume=False), cfg)
 
 
@@ -160,7 +160,7 @@ def test_resume_goes_on_and_a_second_start_does_not_overwrite(
     ]
     again = run(*args, "train.max_iter=3", cwd=trained)
     assert again.returncode == 2
-    assert "out already holds a training: add --resume" in again.stderr
+    assert "out already holds a training run: add --resume" in again.stderr
 
     resumed = run(*args, "--resume", "train.max_iter=5", cwd=trained)
     assert resumed.returncode == 0, resumed.stderr

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Measure the plugin beside detectron2 and torchvision: the same weights, the same work.
+"""Benchmark the plugin against detectron2 and torchvision: the same weights, the same work.
 
     python tools/benchmark.py                                   # all of it: half an hour on a CPU
     python tools/benchmark.py --stage model masks-to-rle --json benchmark.json
@@ -7,15 +7,15 @@
 
 Mask R-CNN, ResNet-50-FPN, on an image of 800 x 1088 with 1000 proposals and 100 detections. Weights
 are random, scaled so that activations, boxes and scores spread as a trained network's. detectron2
-and torchvision are as they come, in float32; a training step of detectron2 is measured contiguous
-and channels-last, and the faster one counts. "detectron2 tuned" has what PyTorch offers anybody for
-the row: channels-last, with autocast to bfloat16 or a compiled backbone where the row says so.
+and torchvision run unmodified, in float32; a training step of detectron2 is measured contiguous and
+channels-last, and the faster one counts. "detectron2 tuned" uses what PyTorch itself offers for the
+row: channels-last, with autocast to bfloat16 or a compiled backbone where the row says so.
 
 The peers take turns, A B A B. A time is the median over the rounds; a ratio is detectron2's time
-over the plugin's, round by round: median and range. Memory is the most that a call holds beyond
-what there was before it. How far the plugin's result is from detectron2's stands beside how far it
-may be; a larger difference ends the run with exit code 1, after the table. Detections in bfloat16
-are compared on a trained model, --trained.
+over the plugin's, round by round: median and range. Memory is a call's peak above what was held
+before it. The difference of the plugin's result from detectron2's is shown next to its limit; a
+larger one ends the run with exit code 1, after the table. Detections in bfloat16 are compared on a
+trained model, --trained.
 
 Prints Markdown; --json writes the same numbers to a file.
 """

@@ -32,7 +32,7 @@ PAGE = 16
 
 
 def browse(cfg: DictConfig, count: int, output: Path) -> list[Path]:
-    """Write pages of `count` images; one that cannot be read costs a line."""
+    """Write pages of `count` images; one that cannot be read is reported in a line."""
     setup_datasets(cfg)
     images = instantiate(cfg.dataloader.train.dataset)
     mapper, metadata = instantiate(cfg.dataloader.train.mapper), metadata_of(cfg)

@@ -7,9 +7,9 @@
         dataset.train.json=my/train.json dataset.train.images=my/images \\
         dataset.test.json=my/val.json dataset.test.images=my/images
 
-With a config, as train.py takes it, both of its sets are checked, against each other and the model
-too. Errors would stop a training or mislead it; it copes with warnings. The exit code is 1 if there
-is an error, else 0; 2 for a mistake in the arguments, or if --fix would leave nothing.
+With a config, as train.py takes it, both of its sets are checked, also against each other and the
+model. Errors would stop a training or spoil it; warnings do neither. The exit code is 1 if there is
+an error, else 0; 2 for a mistake in the arguments, or if --fix would leave nothing.
 """
 
 import argparse
@@ -55,7 +55,7 @@ def parse_args() -> argparse.Namespace:
     if args.json and not args.images:
         parser.error("--json needs --images, the folder of the images")
     if args.json and args.overrides:
-        parser.error(f"{args.overrides[0]!r} changes a config, which --config-file must give")
+        parser.error(f"{args.overrides[0]!r} changes a config: give one with --config-file")
     if args.config and (args.images or args.fix):
         parser.error("--images and --fix go with --json, one file at a time")
     if args.fix is not None and Path(args.fix).exists():  # so does "", the current folder

@@ -6,9 +6,9 @@
     python tools/convert_weights.py --to torchvision output/converted/model_final.pth back.pth
     python tools/convert_weights.py output/mine/model_best.pth output/shared/model_final.safetensors
 
-torchvision's are ResNets, and Faster, Mask and Keypoint R-CNNs on a ResNet with an FPN; which, the
-weights tell. Beside a detector's a config.yaml is written, and the folder is a model to load. A
-file that ends with .safetensors is one. Nothing is written over.
+torchvision's are ResNets, and Faster, Mask and Keypoint R-CNNs on a ResNet with an FPN; the weights
+tell which. A detector gets a config.yaml beside its weights, so that the folder can be loaded as a
+model. A file whose name ends with .safetensors is in that format. Nothing is overwritten.
 """
 
 import argparse
@@ -75,7 +75,7 @@ def config_of(weights: dict[str, Tensor], names: list[str] | None) -> DictConfig
     ]
     cfg = get_config(f"{row}+torchvision", overrides)
     if names and len(names) != count:
-        raise UserError(f"--names are {len(names)}, must be {count}, one for each class")
+        raise UserError(f"--names lists {len(names)}, must list {count}, one for each class")
     keep_metadata(cfg, f"{data}_val")
     of_id = dict(zip(cfg.dataset.metadata.category_ids, cfg.dataset.metadata.thing_classes))
     if names and keypoints == 17:
@@ -150,8 +150,8 @@ def check_is_torchvisions(config: str, weights: dict[str, Tensor]) -> None:
     keys = sorted(k for k in after if before.get(k) != after[k] and k.startswith("model."))
     if others := [f"{key}={before.get(key)}" for key in keys[:3]]:
         raise UserError(
-            f"{config} is no model of torchvision, as it has {', '.join(others)}: +torchvision "
-            "makes one of a row, to train"
+            f"{config} is not a torchvision model, as it has {', '.join(others)}: +torchvision "
+            "turns a row into one, to train"
         )
 
 
@@ -188,7 +188,7 @@ def write(output: Path, weights: dict[str, Tensor], cfg: DictConfig | None, know
     files = [output, config] if cfg and config != known else [output]
     for file in files:
         if file.exists():
-            raise UserError(f"{file} is there already, and is not written over")
+            raise UserError(f"{file} already exists, and is not overwritten")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         if output.suffix == ".safetensors":
@@ -209,18 +209,18 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     library = parser.add_mutually_exclusive_group()
-    library.add_argument("--from", dest="source", choices=["torchvision"], help="what IN is of")
-    library.add_argument("--to", dest="target", choices=["torchvision"], help="what OUT is for")
+    library.add_argument("--from", dest="source", choices=["torchvision"], help="library of IN")
+    library.add_argument("--to", dest="target", choices=["torchvision"], help="library of OUT")
     parser.add_argument(
         "--names",
         type=lambda text: text.split(","),
-        help="of a detector's classes, in order: ring,disk (default: COCO's, if they are as many)",
+        help="names of a detector's classes, in order: ring,disk (default: COCO's, if they fit)",
     )
     parser.add_argument(
         "--eps",
         type=float,
-        help="of batch norm in a detector of torchvision; 0 for one that was made with weights="
-        "COCO_V1, also if it was trained on (default: 0 for the published files, else 1e-5)",
+        help="eps of batch norm in a torchvision detector; 0 for one that was built with weights="
+        "COCO_V1, even if it was trained further (default: 0 for the published files, else 1e-5)",
     )
     parser.add_argument("input", metavar="IN", help="file, address or model-zoo name")
     parser.add_argument("output", metavar="OUT", type=Path, help="a file that is not there yet")

@@ -108,8 +108,8 @@ def main() -> None:
     cfg = get_config(CONFIG, overrides)
     print(
         f"Draws {cfg.dataset.synthetic.train + cfg.dataset.synthetic.val} images of people and "
-        f"shapes, trains {cfg.train.max_iter} iterations, evaluates and predicts; all of it goes "
-        f"to {OUTPUT}{'' if args.quick else ', in about five minutes, longer beside other work'}.",
+        f"shapes, trains {cfg.train.max_iter} iterations, evaluates and predicts. Writes to "
+        f"{OUTPUT}{'' if args.quick else ', in about five minutes, longer on a busy machine'}.",
         flush=True,
     )
     for split, name in ((cfg.dataset.train, "train"), (cfg.dataset.test, "val")):
@@ -127,7 +127,7 @@ def main() -> None:
             results = do_train(cfg, resume=args.resume, extra_hooks=[ProgressBar()])
     except SystemExit:
         print(
-            "\nStopped and saved. make demo DEMO_ARGS=--resume goes on, make demo starts anew.",
+            "\nStopped and saved. make demo DEMO_ARGS=--resume continues, make demo starts over.",
             file=sys.stderr,
         )
         raise

@@ -1,15 +1,15 @@
 #!/usr/bin/env python
-"""Write a model as a file for other programs: TorchScript, ONNX or torch.export's.
+"""Export a model to a file for other programs: TorchScript, ONNX or torch.export.
 
     python tools/export.py --weights output/demo --format onnx --output demo.onnx --verify 6
     python tools/export.py --weights a.pth --config-file table2a_backbone/r50_fpn \\
         --format torchscript --output a.ts --verify 20 --images photos
 
-The file takes an image of any size; docs/export.md has its inputs, outputs and metadata. With
+The file takes an image of any size; docs/export.md describes its inputs, outputs and metadata. With
 --verify it is compared with the model on images of three sizes, one of them without detections.
 
-The exit code is 0 if the file is there, 1 if it answered differently and was removed, and 2 for a
-mistake in the arguments or a model that the format cannot express.
+The exit code is 0 if the file was written, 1 if its outputs differed from the model's and it was
+removed, and 2 for a mistake in the arguments or a model that the format cannot express.
 """
 
 import argparse
@@ -57,14 +57,14 @@ def parse_args() -> argparse.Namespace:
     if args.verify and args.verify < 3:
         parser.error(f"--verify is {args.verify}, must be 3 or more: images of three sizes")
     if args.images and not args.verify:
-        parser.error("--images are to verify with: give --verify N too")
+        parser.error("--images are for --verify: give --verify N too")
     return args
 
 
 def run(args: argparse.Namespace) -> None:
     require_libraries(args.format)
     if os.path.exists(args.output) and not args.output.is_file():
-        raise UserError(f"--output {args.output} is no file, must be one or a new one's name")
+        raise UserError(f"--output {args.output} is not a file: give a file or a new name")
     weights = find_weights(args.weights)
     cfg = get_config(args.config or find_config(weights), args.overrides)
     files = photos(args.images, "--images") if args.images else []

@@ -52,7 +52,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--no-tests", action="store_true", help="measure only")
     parser.add_argument(
-        "--folder", type=Path, help="for the page; default: docs/benchmarks, or output of a dry run"
+        "--folder", type=Path, help="of the page (default: docs/benchmarks; output for a dry run)"
     )
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():

@@ -13,8 +13,8 @@ fixes of ``detectron2_fixes.txt`` are made, and pip builds and installs the outc
 ``detectron2._C`` is not part of it (rotated boxes, deformable convolution, the fast COCO
 evaluation): Mask R-CNN needs none of it.
 
-pip is asked for the two packages as it is set up; PIP_FIND_LINKS=FOLDER names a folder that has
-them. Exit code: 0 when detectron2 is there, 2 when a file is not what it should be, 1 for anything
+pip downloads the two packages as it is configured; PIP_FIND_LINKS=FOLDER names a folder that has
+them. Exit code: 0 if detectron2 is installed, 2 if a file is not what it should be, 1 for anything
 else that went wrong. Nothing is installed unless every file has passed.
 """
 

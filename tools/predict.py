@@ -6,10 +6,10 @@
     python tools/predict.py --weights output/demo --video-input film.mp4 --output output/film
     python tools/predict.py --weights output/demo --webcam
 
-Writes to --output: pictures/, or for a video a video, with the detections of at least
---confidence-threshold, and predictions.json with all of them: COCO's results format, with
-"file_name" and "category_name" beside the ids. `eval.py --predictions` scores it on the same
-photos. Photos that cannot be read are skipped, with a line that says why.
+Writes to --output: pictures/, or a video for a video, with the detections that score at least
+--confidence-threshold, and predictions.json with all of them, in COCO's results format with
+"file_name" and "category_name" added. `eval.py --predictions` scores it on the same photos. Photos
+that cannot be read are skipped, with a line that says why.
 
 The exit code is 0 if anything could be read, 1 if nothing could, and 2 for a mistake in the
 arguments.
@@ -45,7 +45,7 @@ SUFFIXES = {s for s, kind in Image.registered_extensions().items() if kind in Im
 
 
 def photos(inputs: list[str], argument: str = "--input") -> list[str]:
-    """Files of arguments that are files, globs and folders, which may hold others.
+    """Files that the arguments name: files, globs and folders, which are searched recursively.
 
     Raises:
         UserError: for an argument that gives no image.
@@ -57,13 +57,13 @@ def photos(inputs: list[str], argument: str = "--input") -> list[str]:
         else:
             found = [given] if os.path.isfile(given) else sorted(glob.glob(given, recursive=True))
         if not found:
-            raise UserError(f"{argument} {given!r}: no images found, and it is no file")
+            raise UserError(f"{argument} {given!r}: not a file, and no images found")
         files += found
     return list(dict.fromkeys(files))
 
 
 def results_of(predictor: Predictor, files: list[str]) -> Iterator[Result]:
-    """Results of a batch, without the files that cannot be read; each of these costs a line."""
+    """Results of a batch, without the files that cannot be read, which are reported."""
     try:
         yield from predictor(files, batch_size=len(files))
     except ImageError as error:
@@ -77,7 +77,7 @@ def predict_photos(
     predictor: Predictor, files: list[str], folder: Path, batch_size: int, threshold: float
 ) -> Iterator[tuple[str, Result]]:
     """Draw each photo, and give its name and what is found; a picture that cannot be drawn or
-    written costs a line."""
+    written is reported in a line."""
     root = os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file in files])
     written: set[str] = set()
     with tqdm(total=len(files), unit="image", disable=None) as bar:

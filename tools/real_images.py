@@ -3,9 +3,9 @@
 
     MASK_RCNN_NUCLEI_SAMPLE=my/nuclei python tools/real_images.py
 
-The folder holds train.json, val.json and images/. In output/real_images land runs/ (a folder a
-training), the page real_images.md, in real_images/ what it is made of, and for each seed of the
-first model report/ and pictures/. What is finished is not repeated: give the same command again.
+The folder holds train.json, val.json and images/. Writes to output/real_images: runs/ (one folder
+per training), the page real_images.md, what it is made from in real_images/, and for each seed of
+the first model report/ and pictures/. Finished runs are not repeated: give the same command again.
 """
 
 import argparse
@@ -131,7 +131,7 @@ def main() -> None:
     if not sets["montages"].imgs:
         parser.error(
             f"{sample / 'val.json'} has {len(sets['val'].imgs)} images, must have {SIDE**2} of one "
-            "size: of these a montage is made"
+            "size, to make a montage"
         )
     described = {name: nuclei.describe(coco) for name, coco in sets.items()}
     resize = get_config(first[0].config, first[0].overrides).dataloader.test.mapper.augmentations[0]

@@ -4,11 +4,11 @@
     python tools/replay.py output/CONFIG/nonfinite/iteration_0012345_rank3_0.pth \\
         --config-file CFG [the training's key=value ...]
 
-FILE is what the training wrote: the batch, the weights it met and the random state. The step is
-done once more, and printed are the images with their ground truth, each loss then and now, the
-first module whose output is not finite and the parameters without a finite gradient.
-train.device=cpu repeats on a CPU what broke on a GPU. A mistake in the arguments ends with exit
-code 2 and one line.
+FILE is what the training wrote: the batch, and the weights and random state before the step. This
+repeats the step and prints the images with their ground truth, each loss then and now, the first
+module whose output is not finite and the parameters without a finite gradient. train.device=cpu
+repeats on a CPU what broke on a GPU. A mistake in the arguments ends the run with exit code 2 and
+one line.
 """
 
 import argparse
@@ -39,7 +39,9 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("file", metavar="FILE", help="a file of the training's nonfinite/")
+    parser.add_argument(
+        "file", metavar="FILE", help="a file in nonfinite/ of the training's output folder"
+    )
     parser.add_argument("--config-file", dest="config", required=True, metavar="CFG")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
     return parser.parse_intermixed_args()
@@ -53,7 +55,8 @@ def replay(cfg: DictConfig, content: dict[str, Any]) -> None:
     except RuntimeError as error:
         some = " ".join(str(error).split())[:200]
         raise UserError(
-            f"the file's weights do not fit this config's model, give the training's: {some} ..."
+            "the file's weights do not fit this config's model, give the training's config: "
+            f"{some} ..."
         ) from error
     # Not the running statistics, which the training's forward pass has changed already.
     broken = [name for name, p in model.named_parameters() if not all_finite(p)]
@@ -80,8 +83,8 @@ def replay(cfg: DictConfig, content: dict[str, Any]) -> None:
         print(f"\nParameters with non-finite gradients: {gradients[:5]} of {len(gradients)}")
     if not (broken or first or gradients or any(not math.isfinite(row[2]) for row in rows)):
         print(
-            "\nEverything is finite here: it takes the training's device and precision to break "
-            "it, or, if the gradient alone broke, the batch of another rank."
+            "\nEverything is finite here: the failure may need the training's device and precision "
+            "or, if only the gradient was not finite, the batch of another rank."
         )
 
 

@@ -9,13 +9,13 @@
 "ablation", in minutes a row on a CPU core, on drawn images: it asks which way an effect goes, not
 how large it is on COCO.
 
-A run that is finished is not repeated, one that was interrupted goes on from its last checkpoint:
-give the same command again. Rows of one command that differ in their test set alone are trained
-once, e.g. with --table 1 --table 2a.
+Finished runs are not repeated, and interrupted ones continue from their last checkpoint: give the
+same command again. Rows of one command that differ only in their test set are trained once, e.g.
+with --table 1 --table 2a.
 
-In output/reproduce/SCALE land runs/ (a folder a training), and for each table TABLE.json, TABLE.md,
-TABLE.png (the paper's effects and ours) and TABLE_pictures.jpg (the same images under each row).
-All tables that are there, of earlier commands too, are on one page, index.md.
+Writes to output/reproduce/SCALE: runs/ (one folder per training), and for each table TABLE.json,
+TABLE.md, TABLE.png (the paper's effects and ours) and TABLE_pictures.jpg (the same images under
+each row). index.md has all tables in the folder, also those of earlier commands, on one page.
 """
 
 import argparse
@@ -155,8 +155,8 @@ def main() -> None:
         for other in report.read_tables(args.output):
             if other["table"] not in args.tables and other["seeds"] != args.seeds:
                 raise UserError(
-                    f"--seeds is {args.seeds}, but {args.output} has table {other['table']} of "
-                    f"{other['seeds']}, and one page is made of all: give --seeds "
+                    f"--seeds is {args.seeds}, but table {other['table']} in {args.output} has "
+                    f"{other['seeds']}, and all tables share a page: give --seeds "
                     f"{other['seeds']}, or another --output"
                 )
         runs = plan(configs, args.scale, args.seeds, args.output / "runs", args.overrides)

@@ -10,9 +10,9 @@ here on; heads on the new proposals. Ends in one model, model_final.pth, for eva
 config.
 
 Each stage runs the config's whole schedule in a folder of its own in train.output_dir, by default
-output/CONFIG-REGIME. The same command goes on where an earlier one stopped: finished stages are not
-run again, an interrupted one starts from its last checkpoint. A mistake in the arguments ends with
-exit code 2 and one line that says what is there instead, before anything is written.
+output/CONFIG-REGIME. The same command continues where it stopped: finished stages are not run
+again, an interrupted one resumes from its last checkpoint. A mistake in the arguments ends the run
+with exit code 2 and one line that says what is available instead, before anything is written.
 """
 
 import argparse
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace, cfg: DictConfig) -> None:
         folder /= "2_detector"
     if results:
         print(results_table(results))
-        print(f"{folder / 'results.json'}: the same and the AP of each category")
+        print(f"{folder / 'results.json'}: these numbers, and the AP of each category")
     print(f"{folder / CHECKPOINT}: the model")
 
 

@@ -11,7 +11,7 @@ from mask_rcnn_plugin.data.mapper import MaskRCNNDatasetMapper
 from mask_rcnn_plugin.evaluation import MaskRCNNCOCOEvaluator
 
 # `names` are detectron2's; a file of your own goes in `json` and its folder of images in `images`.
-# A test set without names is none: nothing is evaluated.
+# Without names there is no test set: nothing is evaluated.
 dataset = OmegaConf.create(
     dict(
         train=dict(names=list(TRAINVAL35K), json="", images=""),
@@ -50,8 +50,8 @@ dataloader.train = L(build_train_loader)(
     ),
     total_batch_size=16,  # 2 images on each of 8 GPUs
     num_workers=4,
-    # Images with a class that fewer than this share of all have are drawn more often (Gupta et al.,
-    # 2019, have 0.001): of the rarest one's share f, sqrt(repeat_threshold / f) times an epoch.
+    # Images with a class that fewer than this share of all images have are repeated (Gupta et al.,
+    # 2019: 0.001): sqrt(repeat_threshold / f) times an epoch, f: share of the image's rarest class.
     repeat_threshold=0.0,
     max_unreadable=100,  # images left out in a process since its start; more are an error
 )

@@ -1,6 +1,6 @@
 """Testing on test-dev (Tables 1, 3 and 4), whose annotations only COCO's server has.
 
-The training ends with a submission file instead of an AP, and does not test on the way. To have an
+The training ends with a submission file instead of an AP, without evaluations on the way. To get an
 AP here, test on minival: 'dataset.test.names=[coco_2014_minival]' (for persons
 keypoints_coco_2014_minival).
 """

@@ -32,8 +32,8 @@ train = OmegaConf.create(
         # Of the training set, in place of max_iter; an evaluation and a checkpoint come after each.
         epochs=None,
         accumulate_steps=1,  # batches whose gradients are added up for one step of the optimizer
-        # Batch that the learning rate and all periods are meant for: where another one is used,
-        # they are scaled to it. null: taken as they are.
+        # Batch size that the learning rate and all periods are meant for: they are scaled to the
+        # one that is used. null: they are taken as they are.
         reference_batch_size=None,
         eval_period=20_000,
         validation_period=0,  # iterations between losses on the test set; 0: none
@@ -49,7 +49,7 @@ train = OmegaConf.create(
         # Exponential moving average of the weights: it is evaluated, and a checkpoint's "model".
         ema=dict(enabled=False, decay=0.999),
         device="cuda",  # train.py: the CPU where torch finds no GPU
-        seed=-1,  # a negative one: another for each run
+        seed=-1,  # negative: a different one for each run
         max_skipped_steps=0,  # steps with a non-finite loss to leave out before stopping
         # Of half precision. "auto": bf16 where the device computes in it, else float32.
         amp=dict(enabled=False, dtype="bf16"),

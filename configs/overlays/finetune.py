@@ -1,12 +1,12 @@
-"""From COCO's weights to a model of your own data.
+"""Fine-tune COCO's weights on your own data.
 
     python train.py --config-file table2a_backbone/r50_fpn+finetune dataset=my/data
     python train.py --config-file table2a_backbone/r50_fpn+finetune dataset=my/data \\
         finetune.epochs=30 finetune.batch=4 finetune.lr=0.002
 
 Starts from the zoo's model of the row's kind, or from train.init_checkpoint=FILE; classes that it
-knows by the same name are kept. The stem and the first stage stay frozen, as in the row. Epochs are
-of your data; after each one comes an evaluation, and the best model is kept in model_best.pth.
+knows by the same name are kept. The stem and the first stage stay frozen, as in the row. An epoch
+is a pass over your data and ends with an evaluation; the best model is kept in model_best.pth.
 """
 
 from omegaconf import DictConfig

@@ -3,9 +3,9 @@
     python train.py --config-file table2a_backbone/r50_fpn+lsj_100ep --num-gpus 8
     python train.py --config-file table2a_backbone/r50_fpn+finetune+lsj dataset=my/data lsj.size=640
 
-The augmentations of detectron2's new baselines, and nothing else of them; `lsj_100ep` has the rest.
-It is meant for long trainings. Test images keep the row's size. Images of `lsj.size` pixels a side
-are 1024 as there, or as large as drawn ones.
+Only the augmentations of detectron2's new baselines; `lsj_100ep` has the rest. Meant for long
+training schedules. Test images keep the row's size. `lsj.size` is the square's side in pixels: 1024
+as there, or that of drawn images.
 """
 
 import detectron2.data.transforms as T

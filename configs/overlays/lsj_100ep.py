@@ -2,7 +2,7 @@
 
     python train.py --config-file table2a_backbone/r50_fpn+lsj_100ep --num-gpus 8
 
-Of any row what new_baselines/mask_rcnn_R_50_FPN_100ep_LSJ.py makes of detectron2's Mask R-CNN:
+Does to any row what new_baselines/mask_rcnn_R_50_FPN_100ep_LSJ.py does to detectron2's Mask R-CNN:
 large-scale jitter, synchronised batch normalisation, also in the heads that it is for, deeper heads
 and 64 images a batch. `+lsj_100ep+zoo_fpn` samples RoIs as there too. Ours: not run on COCO.
 """
@@ -17,7 +17,7 @@ _HEAD_NORM = "naiveSyncBN_N"  # which takes batches without a RoI
 def overlay(cfg: DictConfig) -> None:
     """Change a config in place."""
     if cfg.dataset.synthetic:
-        raise ValueError("+synthetic and +ablation come after it")
+        raise ValueError("put +synthetic and +ablation after +lsj_100ep")
     lsj(cfg)
     backbone, heads = cfg.model.backbone, cfg.model.roi_heads
     backbone.update(norm="SyncBN", freeze_at=0)

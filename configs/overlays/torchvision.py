@@ -1,9 +1,9 @@
-"""The model of torchvision's Faster, Mask and Keypoint R-CNN, for its weights in an FPN row's.
+"""Turns an FPN row into torchvision's Faster, Mask or Keypoint R-CNN, to use its weights.
 
     python train.py --config-file table2a_backbone/r50_fpn+finetune+torchvision dataset=my/data \\
         train.init_checkpoint=CONVERTED
 
-Of the weights that tools/convert_weights.py converts. Images are RGB, RoIAlign is its first
+For weights that tools/convert_weights.py has converted. Images are RGB, RoIAlign is the first
 version, half a cell off, and anchors are rounded.
 """
 
@@ -23,7 +23,7 @@ def overlay(cfg: DictConfig) -> None:
     backbone = model.backbone.get("name", "")
     if not backbone.endswith("-FPN"):
         raise ConfigError(
-            f"model.backbone.name is {backbone!r}, must be a ResNet's with an FPN for +torchvision"
+            f"model.backbone.name is {backbone!r}, must be a ResNet with an FPN for +torchvision"
         )
     cfg.train.init_checkpoint = ""  # the row's weights are for BGR and another stride
     model.input_format = "RGB"

@@ -3,8 +3,8 @@
     python eval.py --config-file table2a_backbone/r50_c4+zoo_c4 \\
         --weights COCO-InstanceSegmentation/mask_rcnn_R_50_C4_3x
 
-The zoo pools 14 x 14 features, which res5 halves, samples as many points of a bin as its size asks
-for, and proposes more.
+The zoo pools 14 x 14 features, which res5 halves, samples as many points per bin as the bin's size
+requires, and keeps more proposals.
 """
 
 from omegaconf import DictConfig

@@ -3,7 +3,7 @@
     python eval.py --config-file table2a_backbone/r50_fpn+zoo_fpn \\
         --weights COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x
 
-The zoo samples as many points of a bin as its size asks for; the paper 4.
+The zoo samples as many points per bin as the bin's size requires; the paper samples 4.
 """
 
 from omegaconf import DictConfig

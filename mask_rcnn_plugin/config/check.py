@@ -1,4 +1,4 @@
-"""A config is checked as a whole before anything of it is built, the same on every machine."""
+"""Checks a whole config before anything in it is built, the same on every machine."""
 
 import difflib
 import functools
@@ -67,7 +67,7 @@ def check_config(cfg: DictConfig, added: Collection[str] = ()) -> None:
         # A helper of the file, unless it should have been one of the nodes.
         if f"${{{name}." not in str(OmegaConf.to_container(cfg)):
             raise ConfigError(
-                f"{no_such_key(name, NODES)}. Helpers of a file begin with an underscore"
+                f"{no_such_key(name, NODES)}. A helper's name must begin with an underscore"
             )
     _check_nodes(values, added)
     if not re.fullmatch(r"cpu|cuda(:\d+)?", values["train"]["device"]):
@@ -95,8 +95,7 @@ def _check_nodes(values: Any, added: Collection[str]) -> None:
         value = at(values, key)
         if not is_call(value) and not _refers(value):
             raise ConfigError(
-                f"{key} is {value!r}, must be a call, with a _target_, as L(...) in a file writes "
-                "it"
+                f"{key} is {value!r}, must be a call, with a _target_: L(...) in a config file"
             )
 
 
@@ -200,7 +199,7 @@ def alternatives(hint: Any) -> tuple[Any, ...]:
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a value is what a type hint says, in doubt yes."""
+    """Whether a value fits a type hint; True if in doubt."""
     origin, args = typing.get_origin(hint) or hint, typing.get_args(hint)
     if is_call(value) or _refers(value) or hint is Any:
         return True

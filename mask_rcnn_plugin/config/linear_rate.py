@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 
 
 def linear_rate(rate: float, reference: int, batch: int) -> float:
-    """By the linear rule.
+    """The learning rate for a batch size by the linear scaling rule.
 
     Args:
         rate: that of a batch of `reference` images.

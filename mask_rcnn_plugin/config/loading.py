@@ -47,9 +47,9 @@ def get_config(name: str, overrides: Iterable[str] = ()) -> DictConfig:
 
     Returns:
         The config. `source.config` is its name with the overlays, which the config.yaml of
-        detectron2's own script lacks; `source.new_keys` is what a "+" has set. A `train.output_dir`
-        that is empty or at its default becomes output/NAME; that of a config.yaml beside its run's
-        log.txt, the folder of the two, and so do the paths of dataset files that are in it.
+        detectron2's own script lacks; `source.new_keys` is what a "+" has set. An empty or default
+        `train.output_dir` becomes output/NAME. That of a config.yaml beside its run's log.txt
+        becomes their folder, also in the paths of dataset files inside it.
 
     Raises:
         ConfigError: if there is no such file, overlay or key, the file cannot be run, or the config
@@ -96,7 +96,7 @@ _FOLDER = re.compile(r"dataset(\.folder)?=(?!null$).")
 
 _YAML_HINT = (
     ". detectron2's YAML configs are for detectron2's own tools, see DETECTRON2_ENV_MODULE in the "
-    "README; the only YAML file that is taken here is the config.yaml of an output folder"
+    "README; the only YAML file accepted here is the config.yaml of an output folder"
 )
 
 

@@ -85,8 +85,8 @@ def apply_override(cfg: DictConfig, override: str) -> list[str]:
         value = _from_yaml(text, override, yaml.BaseLoader if is_text else _Loader)
     if "${" in text:
         raise ConfigError(
-            f"override {override!r}: {text!r} refers to another key, which only a file can: give "
-            "its value"
+            f"override {override!r}: {text!r} refers to another key, which only a config file can "
+            "do: give a value"
         )
     if value == "null" and type(None) in alternatives(hint):
         value = None

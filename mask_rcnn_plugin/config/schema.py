@@ -48,7 +48,7 @@ class Stopping:
 
 @dataclass
 class Train:
-    """What has a default here, the config.yaml of an older training lacks."""
+    """Keys with a default here may be missing from the config.yaml of an older training."""
 
     output_dir: str | None
     init_checkpoint: str | None
@@ -110,7 +110,7 @@ class Dataset:
 
 @dataclass
 class FineTune:
-    """What the overlay `finetune` is turned by."""
+    """Settings of the overlay `finetune`."""
 
     epochs: float
     batch: int
@@ -119,7 +119,7 @@ class FineTune:
 
 @dataclass
 class LargeScaleJitter:
-    """What the overlay `lsj` is turned by."""
+    """Settings of the overlay `lsj`."""
 
     size: int
 

@@ -15,7 +15,7 @@ _Number = Annotated[int, Meta(ge=-(2**53), le=2**53)] | float  # as a float the 
 
 
 class Annotation(msgspec.Struct, gc=False):
-    """What an annotation mostly is in JSON; other keys count for nothing."""
+    """What an annotation usually is in JSON; other keys are ignored."""
 
     id: _Id
     image_id: _Id
@@ -39,7 +39,7 @@ class Image(TypedDict):
 
 
 class Document(msgspec.Struct):
-    """A file of such annotations; other keys count for nothing."""
+    """A file of such annotations; other keys are ignored."""
 
     images: list[Image]
     categories: list[Any]

@@ -160,7 +160,7 @@ def _rle_fault(rle: dict[str, Any], width: int, height: int) -> Fault | None:
     if not (isinstance(size, list) and len(size) == 2 and _are_ints(size)):
         return "rle-format", f"RLE size is {shown(size)}, must be [height, width]"
     if size != [height, width]:
-        return "rle-size", f"RLE size is {size}, its image's {[height, width]} (height, width)"
+        return "rle-size", f"RLE size is {size}, must be {[height, width]} (height, width)"
     counts = rle_counts(rle.get("counts"))
     if counts is None:
         return "rle-format", f"RLE counts are {shown(rle.get('counts'))}, which are not run lengths"

@@ -62,8 +62,8 @@ def locate_sets(cfg: DictConfig) -> None:
 def find_sets(folder: str, *, keypoints: bool = False) -> dict[str, tuple[str, str]]:
     """Annotation file and image folder of a dataset's sets.
 
-    Takes any layout whose files or their folders are named for the set, and only there two levels
-    down: Roboflow's (train/_annotations.coco.json beside the images), CVAT's
+    Takes any layout, at most one folder deep, whose files or their folders are named for the set:
+    Roboflow's (train/_annotations.coco.json beside the images), CVAT's
     (annotations/instances_default.json, images/), COCO's (annotations/instances_train2017.json,
     train2017/) and train.json, val.json. A file that is named for none is the training set, as is
     one that is named for both. Beside a copy, as train_clean.json, the original is taken.
@@ -176,8 +176,8 @@ def split_by_image(json_file: str, share: float, output: Path) -> tuple[str, str
         ) from error
     if count >= len(order):
         raise DatasetError(
-            f"dataset.split is {share}, which leaves {len(order) - count} to train on of the "
-            f"{len(order)} images of {json_file!r}"
+            f"dataset.split is {share}, which leaves {len(order) - count} of the {len(order)} "
+            f"images of {json_file!r} to train on"
         )
     for file, content in parts.items():
         if file.exists() and file.read_bytes() != content:

@@ -1,4 +1,4 @@
-"""What an image file may hold that reading it as one picture of 8 bits loses in silence."""
+"""What an image file may hold that is silently lost when it is read as one 8-bit picture."""
 
 from typing import Any
 

@@ -63,8 +63,8 @@ def build_train_loader(
     world_size = comm.get_world_size()
     if total_batch_size < 1 or total_batch_size % world_size:
         raise ConfigError(
-            f"dataloader.train.total_batch_size is {total_batch_size}, must be a multiple of the "
-            f"{world_size} processes"
+            f"dataloader.train.total_batch_size is {total_batch_size}, must be a multiple of "
+            f"{world_size}, the number of processes"
         )
     if not len(dataset):
         raise DatasetError("the training set has no image to train on")

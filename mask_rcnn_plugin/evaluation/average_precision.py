@@ -1,11 +1,11 @@
 """COCO's AP on the fastest backend that is installed, a few categories at a time.
 
-COCO's API wants a dict for each prediction, which for 5,000 images of 100 takes gigabytes. It
-scores each category apart, so a few are unpacked at a time; the numbers are the same.
+COCO's API needs a dict for each prediction: gigabytes for 5,000 images with 100 each. It scores
+each category separately, so a few are unpacked at a time; the numbers are the same.
 
 Images, categories and annotations are numbered from 1. COCO's code takes an object with id 0 for
-unmatched, detectron2's compiled one fails on a negative id, and faster-coco-eval makes integers of
-all. Images are in the order of their ids, so that ties between scores stay as they are.
+unmatched, detectron2's compiled one fails on a negative id, and faster-coco-eval converts all ids
+to integers. Images are in the order of their ids, so that ties between scores stay as they are.
 """
 
 import contextlib
@@ -90,9 +90,9 @@ def evaluate_tasks(
         image_ids: score these images only.
 
     Returns:
-        For each task, of a `COCOeval` the attributes `params`, `eval["precision"]`,
+        For each task, these attributes of a `COCOeval`: `params`, `eval["precision"]`,
         `eval["recall"]` and `stats` (0 to 1; -1: nothing to score), and `eval["scores"]` for
-        objects of all sizes and the last limit, (IoU, recall, category); categories lie in the
+        objects of all sizes and the last limit, (IoU, recall, category). Categories are in the
         order of their ids.
     """
     numbers = {id_: n for n, id_ in enumerate(sorted(i["id"] for i in ground_truth["images"]), 1)}

@@ -48,9 +48,9 @@ class MaskRCNNCOCOEvaluator(COCOEvaluator):
     * data in which some categories have keypoints and others do not. Instances without keypoints
       count as unlabelled, so keypoint AP is that of the categories that have them;
     * OKS sigmas from the dataset's metadata (`keypoint_oks_sigmas`);
-    * annotations that do not say whether they are crowds: they are none;
-    * datasets that are not COCO files, as LVIS, as they are now. detectron2 converts such a dataset
-      once and scores it from the file in `output_dir` ever after, whatever has changed since.
+    * annotations without "iscrowd": they are not crowds;
+    * datasets that are not COCO files, such as LVIS, in their current state. detectron2 converts
+      one once and then always scores the file in `output_dir`, whatever has changed since.
 
     After `evaluate`, the main process has the result of `evaluate_tasks` as `evaluated` and the
     packed predictions of each image id as `scored`, for `write_report`.
@@ -66,10 +66,10 @@ class MaskRCNNCOCOEvaluator(COCOEvaluator):
         output_dir: where `coco_instances_results.json`, the predictions in COCO's format, is
             written, and for a test set without annotations `submission/`, what COCO's server takes;
             nothing is written if None.
-        max_detections: what counts of an image and category, highest scores first, in the AP of
-            boxes and masks. COCO's limit is 100, which stays for fewer: AP is then the same. COCO
-            scores 20 keypoint detections an image, whatever is given here.
-        official: pycocotools, COCO's own implementation, whatever else is installed.
+        max_detections: detections of an image and category that count in the AP of boxes and masks,
+            highest scores first. Fewer than COCO's 100 do not lower the limit: AP is then the same.
+            COCO scores 20 keypoint detections an image, whatever is given here.
+        official: use pycocotools, COCO's own implementation, whatever else is installed.
         **kwargs: detectron2's; `use_fast_impl=False` means `official=True`.
 
     Raises:

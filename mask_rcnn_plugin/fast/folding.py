@@ -25,8 +25,8 @@ class FrozenBNConv2d(Conv2d):
 
     The weight and the statistics stay apart, under detectron2's names, so that checkpoints load and
     the weight trains as before. Scale and shift are kept until the statistics change in a way that
-    torch counts (`load_state_dict`, `copy_`, another buffer) or `train` or `eval` is called; of
-    what is written to a tensor's `data` in between nothing is known.
+    torch counts (`load_state_dict`, `copy_`, another buffer) or `train` or `eval` is called;
+    writes to a tensor's `data` in between go unnoticed.
     """
 
     # Statistics, their versions, and what was computed of them.

@@ -8,7 +8,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 
 def owners(counts: Sequence[int], like: Tensor) -> Tensor:
-    """Whose each row is, where the first counts[0] are the first's: int64 (sum,)."""
+    """The group of each row, the first counts[0] rows being group 0's: int64 (sum,)."""
     return torch.cat([torch.full((n,), i, device=like.device) for i, n in enumerate(counts)])
 
 

@@ -14,7 +14,7 @@ from torchvision.ops import batched_nms, nms
 
 from mask_rcnn_plugin.fast.grouping import grouped, owners
 
-# That one NMS gets. With more on CUDA torchvision waits at each group of them.
+# Boxes of one NMS call. With more, torchvision waits at each group of them on CUDA.
 BOXES_AT_ONCE = 25_000
 
 

@@ -1,4 +1,4 @@
-"""A model as a file for other programs: TorchScript, ONNX or torch.export's.
+"""Export of a model to a file for other programs: TorchScript, ONNX or torch.export.
 
 Whatever the format, the file takes one image and gives tensors by name; see `ExportableModel`.
 """

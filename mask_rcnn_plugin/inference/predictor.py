@@ -1,4 +1,4 @@
-"""From an image to what is in it: a trained model with all that it needs."""
+"""From an image to detections: a trained model with everything it needs."""
 
 from collections.abc import Sequence
 from pathlib import Path

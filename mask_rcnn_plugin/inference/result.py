@@ -15,7 +15,7 @@ from mask_rcnn_plugin.evaluation.predictions import coco_results
 
 
 class Result:
-    """Detections of one image, by score from the highest.
+    """Detections in one image, highest score first.
 
     Args:
         image: where its pixels are: a file, which is read when they are needed, or the image.

@@ -1,4 +1,4 @@
-"""Whether an exported file answers as its model does."""
+"""Checks that an exported file gives the same outputs as its model."""
 
 import contextlib
 import io
@@ -25,7 +25,7 @@ AP_LIMIT = 0.1
 
 
 class ExportMismatchError(Exception):
-    """An exported file that answers differently; the message says on which image, and how."""
+    """An exported file whose outputs differ; the message says on which image, and how."""
 
 
 def example_images(predictor: Predictor, files: Sequence[str], count: int) -> dict[str, Tensor]:
@@ -67,8 +67,8 @@ def verify(predictor: Predictor, run: Run, images: dict[str, Tensor]) -> str:
     empty = sum(not len(outputs["scores"]) for outputs in expected.values())
     if empty == len(images):
         raise ExportMismatchError(
-            f"nothing is found in any of the {empty} images, which verifies nothing: give "
-            "--images that have objects"
+            f"nothing is found in any of the {empty} images, so nothing is verified: give "
+            "--images with objects"
         )
     largest: dict[str, float] = {}
     found = []

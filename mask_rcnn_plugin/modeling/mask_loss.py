@@ -154,7 +154,7 @@ def mask_targets(
     """
     counts = [len(masks) for masks in gt_masks], [len(b) for b in boxes]
     if counts[0] != counts[1]:
-        raise ValueError(f"{counts[1]} boxes for {counts[0]} gt_masks: must be as many an image")
+        raise ValueError(f"{counts[1]} boxes for {counts[0]} gt_masks: must be equal in each image")
     rois = torch.cat(list(boxes))
     # Once a batch: every copy from a GPU waits for all that it has to do.
     on_host = rois.detach().cpu() if any(isinstance(m, PolygonMasks) for m in gt_masks) else rois

@@ -117,7 +117,7 @@ class MaskRCNN(GeneralizedRCNN):
 
 
 def _moves(field: Any) -> bool:
-    """Whether a field of Instances is a tensor, or one in detectron2's dress."""
+    """Whether a field of Instances is a tensor, or a class of detectron2 that wraps one."""
     return isinstance(field, Tensor | Boxes | Keypoints | BitMasks)
 
 

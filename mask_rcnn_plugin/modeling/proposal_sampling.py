@@ -35,8 +35,9 @@ def foreground(proposals: list[Instances], num_classes: int) -> tuple[list[Insta
 class ProposalSampling(ROIHeads):
     """detectron2's `label_and_sample_proposals` for all images at once, and one wait for them.
 
-    The proposals are other random ones, of the same distribution, positives first. It is
-    detectron2's where a subclass overrides `_sample_proposals` or has its own matcher.
+    It draws a different random sample of proposals, from the same distribution, positives first.
+    detectron2's method is used where a subclass overrides `_sample_proposals` or has its own
+    matcher.
     """
 
     @torch.no_grad()

@@ -1,7 +1,7 @@
 """RoI heads: detectron2's, with the paper's RoI layers, for YAML and LazyConfig alike.
 
-What a LazyConfig passes by keyword (poolers, res5, heads) a YAML config names; `from_config` is the
-translation. Everything else (matching, sampling, losses, inference) is detectron2's.
+A LazyConfig passes poolers, res5 and heads by keyword, a YAML config names them; `from_config`
+translates. Everything else (matching, sampling, losses, inference) is detectron2's.
 """
 
 from typing import Any

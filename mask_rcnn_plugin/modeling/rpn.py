@@ -81,8 +81,8 @@ class TorchvisionAnchorGenerator(DefaultAnchorGenerator):
     Corners are rounded to whole pixels, and the strides of a level are its share of the image,
     padded, in whole pixels: 800 rows are 13 of the coarsest level, 61 pixels apart and not 64.
 
-    Arguments are those of `DefaultAnchorGenerator`; `offset` is not read, and of `strides` the
-    first.
+    Arguments are those of `DefaultAnchorGenerator`; `offset` is ignored, and only the first of
+    `strides` is used.
     """
 
     def generate_cell_anchors(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -105,10 +105,10 @@ class TorchvisionAnchorGenerator(DefaultAnchorGenerator):
 class MaskRCNNRPN(RPN):
     """detectron2's `RPN`, all images of a batch together and without waiting for the device.
 
-    Losses and proposals are detectron2's, to rounding; the anchors that are sampled are other
-    random ones. Statistics (`rpn/num_pos_anchors`, ...) are put every 20th iteration. Where a
-    subclass overrides a step of `RPN`'s that would be skipped, or has its own matcher, that part
-    is detectron2's.
+    Losses and proposals are detectron2's, to rounding; a different random sample of anchors is
+    drawn. Statistics (`rpn/num_pos_anchors`, ...) are put every 20th iteration. Where a subclass
+    overrides a step of `RPN` that would be skipped, or has its own matcher, that part is
+    detectron2's.
 
     Arguments are those of `RPN`.
     """

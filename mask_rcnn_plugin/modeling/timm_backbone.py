@@ -1,7 +1,7 @@
-"""Any model of timm's (pytorch-image-models) that gives feature maps, as a backbone.
+"""Any timm model (pytorch-image-models) that gives feature maps, as a backbone.
 
-The maps are called by their strides: "res2" has stride 4, "res5" 32. Weights come from a checkpoint
-as everywhere; `mask_rcnn_plugin.weights.timm_weights` knows timm's.
+The maps are named after their strides: "res2" has stride 4, "res5" 32. Weights come from a
+checkpoint, as for any backbone; `mask_rcnn_plugin.weights.timm_weights` provides timm's.
 """
 
 import contextlib
@@ -52,8 +52,8 @@ class TimmBackbone(Backbone):
         stages = {_STAGES[f["reduction"]]: f for f in named}
         if norm not in _NORMS or not out_features or not stages.keys() >= {*out_features}:
             raise UserError(
-                f"timm's {name} takes norm of {_NORMS} and out_features of {[*stages]}, not "
-                f"{norm!r} and {[*out_features]}"
+                f"norm is {norm!r} and out_features are {[*out_features]}, must be one of "
+                f"{_NORMS} and some of {[*stages]} for timm's {name}"
             )
         self._shapes = {
             stage: ShapeSpec(channels=stages[stage]["num_chs"], stride=stages[stage]["reduction"])
@@ -94,8 +94,8 @@ class TimmBackbone(Backbone):
         features.train()
         if reason:
             raise UserError(
-                f"timm's {name} takes no images of any size ({height} x {width}: {reason}), as a "
-                "detector's backbone must"
+                f"timm's {name} cannot be a detector's backbone, which must take images of any "
+                f"size ({height} x {width}: {reason})"
             )
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
@@ -205,7 +205,7 @@ def _find(name: str) -> Any:
             return timm
     names = [*timm.list_models(), *timm.list_pretrained()]
     close = get_close_matches(name, names, cutoff=0.3)
-    raise UserError(f"timm {timm.__version__} has no model {name!r}, but {close}")
+    raise UserError(f"timm {timm.__version__} has no model {name!r}; similar names are {close}")
 
 
 def _create(name: str, **options: Any) -> Any:

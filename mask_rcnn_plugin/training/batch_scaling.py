@@ -1,4 +1,4 @@
-"""A schedule for another batch than the one that it was made for, and for a dataset's size."""
+"""Scales a schedule to another batch size than it was made for, and to a dataset's size."""
 
 import math
 
@@ -31,8 +31,8 @@ def fit_batch(cfg: DictConfig) -> None:
     batch, processes = cfg.dataloader.train.total_batch_size, comm.get_world_size()
     if batch % processes:
         raise ConfigError(
-            f"dataloader.train.total_batch_size is {batch}, must be a multiple of the {processes} "
-            "processes"
+            f"dataloader.train.total_batch_size is {batch}, must be a multiple of {processes}, the "
+            "number of processes"
         )
     changes = scale_to_batch(cfg)
     if changes and comm.is_main_process():

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 class SaveError(UserError):
-    """A file that cannot be written, e.g. as the disk is full; what was there is left."""
+    """A file that cannot be written, e.g. because the disk is full; the old one is kept."""
 
 
 class SafeCheckpointer(WeightsLoader):

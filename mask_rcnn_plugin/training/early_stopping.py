@@ -17,11 +17,11 @@ class _Enough(BaseException):
 
 
 class EarlyStopping(HookBase):
-    """Ends a training with a final checkpoint once its evaluations do not get better.
+    """Ends a training with a final checkpoint once its evaluations no longer improve.
 
     All processes end together, after the same step. As a context manager around the training it
-    takes up what ends it. A checkpoint holds the scores so far, of which a resume makes what its
-    own `patience` and `min_delta` say. Register it last.
+    catches what ends it. A checkpoint holds the scores so far; a resume judges them by its own
+    `patience` and `min_delta`. Register it last.
 
     Args:
         saving: the training's hook.

@@ -11,11 +11,11 @@ from mask_rcnn_plugin.training.random_states import random_states_kept
 
 
 class SafeEvalHook(hooks.EvalHook):
-    """detectron2's `EvalHook`, which risks nothing.
+    """detectron2's `EvalHook`, made safe.
 
-    What has been trained is saved before an evaluation begins, a signal breaks it off at once, and
-    it leaves no trace in the random states. One that was broken off is made up for by the resume. A
-    training that fails in its last iteration is not evaluated.
+    A checkpoint is saved before an evaluation begins, a signal ends the evaluation at once, and the
+    random states stay as they were. A resume repeats an evaluation that was interrupted. A training
+    that fails in its last iteration is not evaluated.
 
     Args:
         period: in iterations; 0: after the training only.

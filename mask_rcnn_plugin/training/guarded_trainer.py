@@ -56,7 +56,7 @@ class _Step(NamedTuple):
 
 
 class GuardedTrainer(SimpleTrainer):
-    """detectron2's `SimpleTrainer` with three things more:
+    """detectron2's `SimpleTrainer` with three additions:
 
     * gradients over several batches a step, of which the processes exchange the sum once;
     * mixed precision in bfloat16, on CUDA or a CPU, or in float16 with loss scaling, on CUDA;

@@ -68,7 +68,7 @@ def parse_program_args(parser: argparse.ArgumentParser) -> argparse.Namespace:
     parser.add_argument(
         "--print-config",
         action="store_true",
-        help="print the config, overlays and overrides applied, as YAML, and exit",
+        help="print the config as YAML, with overlays and overrides applied, and exit",
     )
     parser.add_argument(
         "--diff",

@@ -1,4 +1,4 @@
-"""Which of how many processes this one is, as torchrun or srun tells it."""
+"""The rank and world size of this process, as torchrun or srun sets them."""
 
 import re
 from collections.abc import Mapping
@@ -35,7 +35,7 @@ def placement_from(environment: Mapping[str, str]) -> Placement | None:
         missing = [n for n in (*names, "MASTER_ADDR", "MASTER_PORT") if n not in environment]
         if missing:
             raise ConfigError(
-                f"{present[0]} is set, but {', '.join(missing)} not: start with torchrun, which "
+                f"{present[0]} is set, but not {', '.join(missing)}: start with torchrun, which "
                 f"sets them all, or unset {', '.join(present)}"
             )
         _number(environment, "MASTER_PORT")

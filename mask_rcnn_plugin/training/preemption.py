@@ -1,4 +1,4 @@
-"""Ending a training early, at the request of a cluster, so that it can be gone on with."""
+"""Ending a training early, at the request of a cluster, so that it can be resumed."""
 
 import logging
 import os
@@ -33,8 +33,8 @@ class Preemption(HookBase):
         saving: the training's hook, registered before this one.
 
     Raises:
-        SaveError: in place of the exit, if the last checkpoint could not be written: a job that
-            began again at each such end would never get on.
+        SaveError: instead of the exit, if the last checkpoint could not be written: a job that is
+            restarted after each such exit would make no progress.
     """
 
     def __init__(self, saving: CheckpointHook) -> None:

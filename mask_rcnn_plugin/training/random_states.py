@@ -1,4 +1,4 @@
-"""Random states of a training: kept over a resume, and over what must not draw from them."""
+"""Random states of a training: restored by a resume, and kept from what must not change them."""
 
 import logging
 import random
@@ -48,15 +48,15 @@ class RandomStates:
             _set_states(ranks[comm.get_rank()])
             return
         logger.warning(
-            f"The checkpoint has random states of {len(ranks)} processes, now there are "
-            f"{world_size}: they are reseeded"
+            f"The checkpoint has random states of {len(ranks)} processes, but the run has "
+            f"{world_size} now: they are reseeded"
         )
         seed_all_rng(comm.shared_random_seed() + comm.get_rank())
 
 
 @contextmanager
 def random_states_kept() -> Iterator[None]:
-    """Whatever is drawn in the block, what is drawn after it is the same."""
+    """What is drawn inside the block does not change what is drawn after it."""
     states = _states()
     try:
         yield

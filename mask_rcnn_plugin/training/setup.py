@@ -1,4 +1,4 @@
-"""What stands between a loaded config and a model: its datasets, and what they say of the model."""
+"""Steps between a loaded config and a model: set up its datasets, and fit the model to them."""
 
 import difflib
 import tempfile
@@ -59,7 +59,7 @@ def setup_datasets(cfg: DictConfig, *, training: bool = True) -> None:
     if len(test.names) > 1 or not (train if training else test).names:
         raise DatasetError(
             f"there must be at least one training set, found {list(train.names)}, and one test "
-            f"set, which a training can do without, found {list(test.names)} "
+            f"set, which is optional in training, found {list(test.names)} "
             "(dataset.train.names, dataset.test.names)"
         )
     names = (train if training else test).names
@@ -162,8 +162,8 @@ def check_exists(name: str) -> None:
         near = difflib.get_close_matches(name, DatasetCatalog.list(), 1)
         raise DatasetError(
             f"no dataset {name!r} is registered"
-            + (f", did you mean {near[0]!r}?" if near else "")
-            + "; a config file of yours can import the module that registers it"
+            + (f"; did you mean {near[0]!r}?" if near else ".")
+            + " A config file of yours can import the module that registers it"
         )
     for file in coco_files(name) if has_coco_file(name) else ():
         if not Path(file).exists():

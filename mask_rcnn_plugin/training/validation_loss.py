@@ -1,4 +1,4 @@
-"""The training's losses on the test set, which tell an overfitting training from a good one."""
+"""The training's losses on the test set, which show overfitting."""
 
 import copy
 import logging
@@ -33,13 +33,14 @@ def build_validation_loader(cfg: DictConfig) -> DataLoader:
     images = instantiate(cfg.dataloader.test.dataset) if cfg.dataset.test.names else []
     if not any("annotations" in image for image in images):
         raise ConfigError(
-            f"{refused} the test set {list(cfg.dataset.test.names)} has no annotations: set it to 0"
+            f"{refused} the test set {list(cfg.dataset.test.names)} has no annotations: set the "
+            "period to 0"
         )
     for key in ("dataloader.train.mapper", "dataloader.test.mapper"):
         if OmegaConf.select(cfg, f"{key}.augmentations") is None:
             raise ConfigError(
-                f"{refused} {key} has no argument augmentations, of which the validation takes "
-                "the test's in place of the training's: give it one, or set the period to 0"
+                f"{refused} {key} has no argument augmentations, which the validation needs to "
+                "swap the training's for the test's: give it one, or set the period to 0"
             )
     mapper = copy.deepcopy(cfg.dataloader.train.mapper)
     mapper.augmentations = cfg.dataloader.test.mapper.augmentations

@@ -184,7 +184,7 @@ def check_backbone(path: str, model: nn.Module, incompatible: Any) -> None:
         hint = f"the file has {_some(incompatible.unexpected_keys)}"
         hint = _conversion(path, incompatible) or hint
         if trained_as:
-            hint = f"they were trained as {trained_as}, and this config's backbone is another: "
+            hint = f"they were trained as {trained_as}, whose backbone is not this config's: "
             hint += "use that config, or other weights"
         raise WeightsError(
             f"weights {path} have {found} of the {len(backbone)} weights of the backbone, and the "

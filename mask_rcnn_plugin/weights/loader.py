@@ -31,7 +31,7 @@ from mask_rcnn_plugin.weights.files import (
 
 
 class WeightsLoader(DetectionCheckpointer):
-    """detectron2's checkpointer, for weights that may be damaged or of others.
+    """detectron2's checkpointer, for weights that may be damaged or come from others.
 
     What a training starts from may fit the model in part, as an ImageNet backbone does; what is
     used or resumed must cover all of it. No file can run code by being read.

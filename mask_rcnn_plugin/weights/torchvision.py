@@ -85,7 +85,8 @@ def from_torchvision(weights: Mapping[str, Tensor], *, eps: float = _EPS) -> dic
 def to_torchvision(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The inverse, by the names of torchvision since 0.13, for the eps that its models have.
 
-    What it never reads of the background is 0 where the file lacks it, as after a training.
+    Background rows, which torchvision never reads, are 0 where the file lacks them, as after a
+    training.
 
     Raises:
         WeightsError: if there is a weight that these models do not have, or if boxes or masks are
@@ -116,8 +117,8 @@ def _renamed(
         module, _, kind = name.rpartition(".")
         if module not in names:
             raise WeightsError(
-                f"the weights have {name!r}, which {library} has in no ResNet and no Faster, Mask "
-                "or Keypoint R-CNN (v1) on a ResNet with an FPN: others cannot be converted"
+                f"the weights have {name!r}, which no {library} ResNet and no Faster, Mask or "
+                "Keypoint R-CNN (v1) on a ResNet with an FPN has: other models cannot be converted"
             )
         found[f"{names[module]}.{kind}"] = value
     return found

@@ -578,7 +578,7 @@ def test_torchvisions_settings_outdo_those_of_a_fine_tuning() -> None:
     poolers = [model.roi_heads[f"{branch}_pooler"] for branch in ("box", "mask", "keypoint")]
     assert {(p.pooler_type, p.sampling_ratio) for p in poolers} == {("ROIAlign", 2)}
     for name in ("table2a_backbone/r50_c4", "backbones/efficientnet_lite0"):
-        with pytest.raises(ConfigError, match=r"a ResNet's with an FPN for \+torchvision"):
+        with pytest.raises(ConfigError, match=r"a ResNet with an FPN for \+torchvision"):
             get_config(f"{name}+torchvision")
 
 

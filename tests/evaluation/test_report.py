@@ -379,7 +379,7 @@ def test_a_caption_says_what_is_false_of_a_prediction(
     evaluator, _ = evaluated(register(content, tmp_path), found, ("bbox",))
     text = Page(write_report(evaluator, tmp_path / "report", threshold=0.5)).text
     name = NAMES[(category - 3) // 2]
-    assert f"false {name}, score 0.800, a second one of the same object, IoU 0.9" in text
+    assert f"false {name}, score 0.800, a second detection of the same object, IoU 0.9" in text
     assert f"false {name}, score 0.700, imprecise, IoU 0.3" in text
     assert f"score 0.600, overlaps {name}, IoU 0.3" in text
 

@@ -124,7 +124,7 @@ def test_a_number_of_classes_in_the_arguments_must_be_the_datasets(
 ) -> None:
     wrong = f"{plus}model.roi_heads.num_classes=5"
     assert run("--config-file", CONFIG, *toy_overrides, wrong, monkeypatch=monkeypatch) == 1
-    assert "num_classes 5, classes 1" in capsys.readouterr().out
+    assert "num_classes is 5, must be 1" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -192,7 +192,7 @@ def test_mistakes_are_one_line_and_nothing_is_written_over(
     monkeypatch.chdir(tmp_path)
     source = ("--from", "torchvision")
     line = refused(monkeypatch, capsys, *source, file, "out/a.pth", "--names", "ring")
-    assert re.search(r"--names are 1, must be \d+", line)
+    assert re.search(r"--names lists 1, must list \d+", line)
     assert "no.pth' does not exist" in refused(monkeypatch, capsys, *source, "no.pth", "a.pth")
     torch.save({"model": {"a": "text"}}, "text.pth")
     assert "text.pth cannot be loaded" in refused(monkeypatch, capsys, *source, "text.pth", "a.pth")
@@ -207,9 +207,9 @@ def test_mistakes_are_one_line_and_nothing_is_written_over(
     Path("taken").mkdir()
     Path("taken/config.yaml").write_text("mine")
     line = refused(monkeypatch, capsys, *source, file, "taken/model_final.pth")
-    assert "taken/config.yaml is there already" in line
+    assert "taken/config.yaml already exists" in line
     assert [f.name for f in Path("taken").iterdir()] == ["config.yaml"]
-    assert "wide.pth is there" in refused(monkeypatch, capsys, *source, file, "wide.pth")
+    assert "wide.pth already exists" in refused(monkeypatch, capsys, *source, file, "wide.pth")
 
     monkeypatch.setitem(sys.modules, "safetensors", None)
     monkeypatch.delitem(sys.modules, "safetensors.torch", raising=False)
@@ -225,7 +225,7 @@ def test_a_model_that_torchvision_does_not_have_is_not_converted(
 ) -> None:
     weights = trained / "model_final.pth"
     line = refused(monkeypatch, capsys, "--to", "torchvision", weights, tmp_path / "a.pth")
-    assert "is no model of torchvision, as it has model.input_format=BGR, " in line
+    assert "is not a torchvision model, as it has model.input_format=BGR, " in line
     alone = tmp_path / "alone.pth"
     torch.save(read_weights(str(weights)), alone)
     line = refused(monkeypatch, capsys, "--to", "torchvision", alone, tmp_path / "a.pth")

@@ -305,8 +305,8 @@ def test_mistakes_are_one_line(
 
     output = ["--output", tmp_path / "model"]
     assert "--verify is 2" in said("--format", "onnx", *output, "--verify", 2)
-    assert "is no file" in said("--format", "onnx", "--output", tmp_path)
-    assert "is no file" in said("--format", "onnx", "--output", "/dev/null")
+    assert "is not a file" in said("--format", "onnx", "--output", tmp_path)
+    assert "is not a file" in said("--format", "onnx", "--output", "/dev/null")
     long = f"dataset.metadata.thing_classes=[{'a' * 300}]"
     assert "'nowhere'" in said(
         "--format", "onnx", *output, "--verify", 3, "--images", "nowhere", long

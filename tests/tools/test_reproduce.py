@@ -136,7 +136,7 @@ def test_tables_of_one_page_have_the_same_number_of_seeds(
         run("--table", "2c", "--seeds", "2")
     assert stopped.value.code == 2
     assert (
-        "--seeds is 2, but output/reproduce/synthetic has table 2d of 3"
+        "--seeds is 2, but table 2d in output/reproduce/synthetic has 3"
         in (capsys.readouterr().err.splitlines()[-1])
     )
     assert [*there.parent.iterdir()] == [there]

@@ -99,7 +99,7 @@ def test_a_batch_that_the_processes_cannot_share_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(comm, "get_world_size", lambda: 3)
-    with pytest.raises(ConfigError, match="total_batch_size is 16, must be a multiple of the 3"):
+    with pytest.raises(ConfigError, match="total_batch_size is 16, must be a multiple of 3"):
         fit_batch(get_config(ROW))
     fit_batch(get_config(ROW, ["dataloader.train.total_batch_size=6"]))
     with pytest.raises(ConfigError, match="total_batch_size is 0"):

@@ -434,9 +434,9 @@ def parse(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], *args: s
         (
             {"WORLD_SIZE": "8"},
             [],
-            "WORLD_SIZE is set, but RANK, LOCAL_RANK, LOCAL_WORLD_SIZE, M",
+            "WORLD_SIZE is set, but not RANK, LOCAL_RANK, LOCAL_WORLD_SIZE, M",
         ),
-        ({"RANK": "0"}, [], "RANK is set, but WORLD_SIZE, LOCAL_RANK"),
+        ({"RANK": "0"}, [], "RANK is set, but not WORLD_SIZE, LOCAL_RANK"),
         ({**ELASTIC, "RANK": "one"}, [], "RANK is 'one', must be a whole number"),
         ({**ELASTIC, "MASTER_PORT": ""}, [], "MASTER_PORT is '', must be a whole number"),
         ({**STEP, "SLURM_PROCID": "2"}, [], "SLURM_PROCID is 2, must be below the number of"),

@@ -58,5 +58,5 @@ def test_another_number_of_processes_is_said_and_seeds_anew(
     state = RandomStates().state_dict()
     expected = draw()
     RandomStates().load_state_dict({"ranks": state["ranks"] * 2})
-    assert "random states of 2 processes, now there are 1" in caplog.text
+    assert "random states of 2 processes, but the run has 1 now" in caplog.text
     assert draw() != expected

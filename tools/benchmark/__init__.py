@@ -1,1 +1,1 @@
-"""What tools/benchmark.py measures: the plugin beside detectron2 and torchvision."""
+"""What tools/benchmark.py measures: the plugin against detectron2 and torchvision."""

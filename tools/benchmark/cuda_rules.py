@@ -6,14 +6,14 @@
             model(batch)
     cost.waits       # {"roi_heads.py:210 label_and_sample_proposals": 2, ...}
 
-Inside, `.to("cuda")`, `device="cuda"` and what is computed of such tensors are "on CUDA": they
-answer so (`device`, `is_cuda`), do not mix with those of the host, and have no NumPy array. They
-lie in the CPU's memory, and its kernels compute. Where real CUDA would make the host wait, copy to
-the device, or launch an operator is counted, with the line of detectron2's or ours that did it.
+Inside, tensors made by `.to("cuda")` or `device="cuda"`, and what is computed from them, are "on
+CUDA": they say so (`device`, `is_cuda`), do not mix with host tensors, and have no NumPy array.
+They are in CPU memory, and CPU kernels compute them. Every place where real CUDA would make the
+host wait, copy to the device, or launch an operator is counted, with detectron2's or our line.
 
-What belongs to CUDA is marked at the storage, so views, detached and saved tensors belong to it
-too. Python's own functions are seen by a TorchFunctionMode (`.device` and the `device=` arguments
-appear there alone), the operators that they and the gradients come down to by a TorchDispatchMode.
+A mark on the storage says what is on CUDA, so views, detached and saved tensors are too. A
+TorchFunctionMode sees the Python functions (`.device` and the `device=` arguments appear only
+there), a TorchDispatchMode the operators that they and the gradients call.
 """
 
 import contextlib

@@ -1,7 +1,7 @@
-"""Steps of training and inference on a GPU: detectron2, the plugin, and it without each part.
+"""Training and inference steps on a GPU: detectron2, the plugin, the plugin without each part.
 
-Unlike the stages, variants are measured one after the other, each with nothing else on the device,
-and one that fails is a row with its error: what the others took is not lost.
+Unlike the stages, variants are measured one after the other, each with nothing else on the device.
+One that fails becomes a row with its error; the others' measurements are kept.
 """
 
 import copy

@@ -1,9 +1,8 @@
 """Runs rows of the paper's tables: each by train.py, in a process and folder of its own.
 
-A folder bears a fingerprint of its config, so that rows that are equal are run once, a run that is
-finished is never repeated, one that was interrupted goes on from its last checkpoint, and one whose
-config has changed since is another run. Rows of one plan that differ in their test set alone are
-trained once, and tested by eval.py.
+A folder's name has a fingerprint of its config: equal rows are run once, finished runs are never
+repeated, interrupted ones continue from their last checkpoint, and a changed config is another run.
+Rows of one plan that differ only in their test set are trained once, and tested by eval.py.
 """
 
 import hashlib

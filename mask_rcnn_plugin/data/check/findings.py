@@ -45,7 +45,7 @@ _MEANINGS = {
         "category-keypoints": "keypoints must be a list of names, the same in all that have any",
     },
     ("warning", "category"): {
-        "category-name-duplicate": "two classes of one name",
+        "category-name-duplicate": "two classes have the same name",
         "category-heading": (
             "not a class but a heading of others: --fix drops it; fix both training and test set"
         ),
@@ -94,7 +94,7 @@ _MEANINGS = {
         "box-missing": "no bbox",
         "box-format": "bbox must be [x, y, width, height] in pixels",
         "box-negative": "negative width or height: is it x1, y1, x2, y2?",
-        "box-xyxy": "x1, y1, x2, y2 by the masks, must be x, y, width, height; --fix converts",
+        "box-xyxy": "the masks say x1, y1, x2, y2, must be x, y, width, height; --fix converts",
         "box-outside": "the box is outside the image",
         "mask-missing": "no segmentation, which the mask branch needs",
         "mask-format": "segmentation must be polygons or RLE",

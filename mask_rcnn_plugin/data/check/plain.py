@@ -1,6 +1,6 @@
-"""Annotations in which there is nothing to find, told many at a time.
+"""Finds annotations that are clearly sound, many at a time.
 
-Nearly all of a dataset are polygons that agree with their box and area, which NumPy sees for
+Nearly all of a dataset are polygons that agree with their box and area, which NumPy verifies for
 thousands in the time that `annotations.inspect` takes for hundreds. What is not clear here is
 inspected.
 """

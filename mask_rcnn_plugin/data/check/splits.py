@@ -37,7 +37,7 @@ def compare(
             _compare_names(findings, "classes-differ", checked.classes, test.classes)
             _compare_names(findings, "keypoints-differ", checked.keypoints, test.keypoints)
     if num_classes is not None and num_classes != len(train[0].classes):
-        text = f"num_classes {num_classes}, classes {len(train[0].classes)}: leave it out"
+        text = f"num_classes is {num_classes}, must be {len(train[0].classes)}: leave it out"
         findings.add("num-classes", "", text)
     if needs_keypoints and not train[0].keypoints:
         findings.add("no-keypoints", "", "use a config without a keypoint branch")
