@@ -42,13 +42,14 @@ def read_tables(folder: Path) -> list[dict[str, Any]]:
 def index_page(contents: Sequence[Content]) -> str:
     """The page of all tables that were run."""
     minutes = minutes_of(contents)
-    commands, seeds, jobs, environments = (
+    commands = " and ".join(dict.fromkeys(f"`{c['command']}`" for c in contents))
+    seeds, jobs, environments = (
         " and ".join(dict.fromkeys(str(c[key]) for c in contents))
-        for key in ("command", "seeds", "jobs", "environment")
+        for key in ("seeds", "jobs", "environment")
     )
     parts = [
         f"# The paper's tables, reproduced at the {contents[0]['scale']} scale",
-        f"Written by `{commands}`: {len(minutes)} trainings (seeds a row: "
+        f"Written by {commands}: {len(minutes)} trainings (seeds a row: "
         f"{seeds}), {sum(minutes):.0f} minutes together, {jobs} at a time, on "
         f"{environments}. AP in points; mean ± standard deviation over the seeds. Relative: what "
         "is gained as a share of what the other row has, the paper's and ours.",
