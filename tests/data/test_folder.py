@@ -201,7 +201,7 @@ def test_a_folder_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
 
 def test_one_image_is_not_split(tmp_path: Path) -> None:
     write(tmp_path / "all.json", tmp_path)
-    with pytest.raises(DatasetError, match=r"dataset\.split is 0\.1.*0 to train"):
+    with pytest.raises(DatasetError, match=r"dataset\.split is 0\.1, which leaves 0 of"):
         split_by_image(str(tmp_path / "all.json"), 0.1, tmp_path)
 
 

@@ -493,7 +493,7 @@ def test_the_page_stands_alone_and_escapes_names(report: Path) -> None:
     assert {"curves.csv", "classes.csv", "confusion_matrix.csv", "mistakes.csv"} < set(page.files)
     for file in page.files:
         assert (report / file).is_file(), file
-    assert "100 detections an image (dataset.test.max_detections)" in page.text
+    assert "100 detections per image (dataset.test.max_detections)" in page.text
     assert "http" not in source
     assert "None" not in page.text
     assert "nan" not in page.text
