@@ -157,7 +157,7 @@ def test_pages() -> None:
     assert "](2d_pictures.jpg)" in page
     assert "](4.png)" not in table_page(content("4", {}))
     index = index_page([TABLE_2D, content("4", {})])
-    assert "`python x 2d and python x 4`: 4 trainings (seeds a row: 2), 10 minutes" in index
+    assert "`python x 2d` and `python x 4`: 4 trainings (seeds a row: 2), 10 minutes" in index
     assert page.split("\n\n", 1)[1].strip() in index
     assert claims_table(CLAIMS, report.measured_in(TABLE_2D)) in index
 
