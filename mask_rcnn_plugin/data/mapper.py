@@ -3,7 +3,6 @@
 import copy
 import inspect
 import logging
-import warnings
 from importlib.util import find_spec
 from typing import Any, Literal
 
@@ -148,14 +147,12 @@ class MaskRCNNDatasetMapper(DatasetMapper):
                 T.PadTransform(t.x0, t.y0, t.x1, t.y1) if isinstance(t, T.PadTransform) else t
                 for t in transforms.transforms
             ]
+            + [_WritableMasks()]
         )
         if self.use_instance_mask:
             all_polygons = all(isinstance(a["segmentation"], list) for a in annotations)
             self.instance_mask_format = "polygon" if all_polygons else "bitmask"
-        with warnings.catch_warnings():
-            # torch's, of masks that Pillow has resized; detectron2 copies them at once.
-            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-            super()._transform_annotations(dataset_dict, transforms, image_shape)
+        super()._transform_annotations(dataset_dict, transforms, image_shape)
 
     def _prepare(self, annotation: dict[str, Any], width: int, height: int) -> str | None:
         """Bring one instance into the form that detectron2 expects of all; what is wrong, if so."""
@@ -194,6 +191,13 @@ class MaskRCNNDatasetMapper(DatasetMapper):
                 "image %s: left out the annotation with %s: %s (%d left out so far)",
                 *(file_name, which, reason, count),
             )
+
+
+class _WritableMasks(T.NoOpTransform):
+    """Copies what Pillow has resized, which torch warns of."""
+
+    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        return np.require(segmentation, requirements="W")
 
 
 class _OpenCVInput(T.AugInput):

@@ -97,7 +97,7 @@ def test_augmentations_may_write_to_the_image(tmp_path: Path, image_format: str)
 
 
 def test_masks_that_are_resized_cost_no_warning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
 ) -> None:
     cv2.imwrite(str(tmp_path / "image.png"), np.full((50, 60, 3), 255, dtype=np.uint8))
     mapper = MaskRCNNDatasetMapper(
