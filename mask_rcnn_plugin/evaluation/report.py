@@ -197,9 +197,10 @@ def _mark(picture: np.ndarray, mistakes: list[Mistake], image_width: int) -> Non
         x, y, w, h = (round(scale * side) for side in mistake.box)
         for left in (x, x + width):
             cv2.rectangle(picture, (left, y), (left + w, y + h), _RED, 3)
-            # Below the box, which may be small; detectron2's labels are at the other corners.
+            # Outside the box, which may be small; detectron2's labels are at the other corners.
             end = max(left + w, left - x + 18 * len(str(number)) + 4)
-            tag = end - 18 * len(str(number)) - 4, min(y + h, height - 22)
+            below = y + h + 22 <= height
+            tag = end - 18 * len(str(number)) - 4, y + h if below else max(y - 22, 0)
             cv2.rectangle(picture, tag, (end, tag[1] + 22), _RED, cv2.FILLED)
             place = tag[0] + 3, tag[1] + 18
             cv2.putText(picture, str(number), place, cv2.FONT_HERSHEY_SIMPLEX, 0.7, _WHITE, 2)
