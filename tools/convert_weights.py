@@ -13,6 +13,7 @@ model. A file whose name ends with .safetensors is in that format. Nothing is ov
 
 import argparse
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from mask_rcnn_plugin import get_config  # isort: split
 import torch
 from detectron2.config import LazyConfig, instantiate
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models import detection
 
 from mask_rcnn_plugin.atomic_write import atomic_write
@@ -33,7 +34,7 @@ from mask_rcnn_plugin.inference.predictor import find_config
 from mask_rcnn_plugin.weights.classes import NO_CLASS
 from mask_rcnn_plugin.weights.files import save_safetensors
 from mask_rcnn_plugin.weights.loader import read_weights
-from mask_rcnn_plugin.weights.torchvision import from_torchvision, to_torchvision
+from mask_rcnn_plugin.weights.torchvision import EPS, from_torchvision, to_torchvision
 
 # Rows whose models have masks, keypoints.
 ROWS = {
@@ -49,10 +50,11 @@ PUBLISHED = [
 ]
 # Where models with the same weights differ.
 FIXED = re.compile("anchor_generator|box2box_transform|_pooler|in_features")
-SETTINGS = (
-    "model.input_format=RGB model.pixel_mean=[123.675,116.28,103.53] "
-    "model.pixel_std=[58.395,57.12,57.375] model.backbone.stride_in_1x1=False"
-)
+# What a row must have of +torchvision to start from a backbone.
+SETTINGS = [
+    *("model.input_format", "model.pixel_mean", "model.pixel_std"),
+    *("model.backbone.stride_in_1x1", "model.backbone.name"),
+]
 
 
 def config_of(weights: dict[str, Tensor], names: list[str] | None) -> DictConfig:
@@ -86,16 +88,27 @@ def config_of(weights: dict[str, Tensor], names: list[str] | None) -> DictConfig
         ids = [*range(1, count + 1)]
         names = [of_id.get(i, NO_CLASS) for i in ids]
         cfg.dataset.metadata.update(thing_classes=names, category_ids=ids)
+    check_shapes(weights, lambda: instantiate(cfg.model), "model")
+    return cfg
+
+
+def check_shapes(weights: dict[str, Tensor], build: Callable[[], nn.Module], part: str) -> None:
+    """
+    Raises:
+        UserError: if a model cannot be built, or has other weights.
+    """
     try:
         with torch.device("meta"):
-            model = instantiate(cfg.model).state_dict()
+            model = build().state_dict()
     except ValueError as error:  # of a backbone's depth
-        raise UserError(f"no config has the model of these weights: {error}") from error
-    for name in model:
-        here, there = list(model[name].shape), list(getattr(weights.get(name), "shape", ()))
+        raise UserError(f"no config has the {part} of these weights: {error}") from error
+    for name, value in model.items():
+        here, there = list(value.shape), list(getattr(weights.get(name), "shape", ()))
         if here != there:
-            raise UserError(f"{name} is {there or 'missing'}, must be {here} as in {row}")
-    return cfg
+            raise UserError(
+                f"no config has the {part} of these weights: {name} is {there or 'missing'}, must "
+                f"be {here}"
+            )
 
 
 def row_of(weights: dict[str, Tensor]) -> str:
@@ -118,21 +131,11 @@ def settings_of(weights: dict[str, Tensor]) -> str:
     Raises:
         UserError: if no row has such a backbone.
     """
-    name = f"model.backbone.name={backbone(weights)}"
-    cfg = get_config(ROWS[True, False], [name])
-    try:
-        with torch.device("meta"):
-            model = instantiate(cfg.model.backbone).bottom_up.state_dict()
-    except ValueError as error:  # of a depth
-        raise UserError(f"no config has the backbone of these weights: {error}") from error
-    for key, value in model.items():
-        there = list(getattr(weights.get(key), "shape", ()))
-        if there != list(value.shape):
-            raise UserError(
-                f"no config has the backbone of these weights: {key} is {there or 'missing'}, must "
-                f"be {list(value.shape)} in a {backbone(weights)}"
-            )
-    return f"{SETTINGS} {name}"
+    name = backbone(weights)
+    cfg = get_config(f"{ROWS[True, False]}+torchvision", [f"model.backbone.name={name}"])
+    check_shapes(weights, lambda: instantiate(cfg.model.backbone).bottom_up, "backbone")
+    values = {key: OmegaConf.select(cfg, key) for key in SETTINGS}
+    return " ".join(f"{key}={value}".replace(" ", "") for key, value in values.items())
 
 
 def check_is_torchvisions(config: str, weights: dict[str, Tensor]) -> None:
@@ -164,7 +167,7 @@ def convert(args: argparse.Namespace) -> str:
     if args.source:
         eps = args.eps
         if eps is None:
-            eps = 0.0 if Path(args.input).name in PUBLISHED else 1e-5
+            eps = 0.0 if Path(args.input).name in PUBLISHED else EPS
         weights = from_torchvision(weights, eps=eps)
         if "stem.conv1.weight" in weights:
             settings = settings_of(weights)

@@ -26,6 +26,7 @@ from mask_rcnn_plugin.atomic_write import atomic_write
 from mask_rcnn_plugin.errors import UserError, mistakes_in_one_line, print_mistake
 from mask_rcnn_plugin.inference.export import (
     FORMATS,
+    Run,
     load_exported,
     require_libraries,
     write_exported,
@@ -61,6 +62,18 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
+def load(file: str, format: str) -> Run:
+    """
+    Raises:
+        ExportMismatchError: if a runtime refuses the file.
+    """
+    try:
+        return load_exported(file, format)
+    except Exception as error:  # a runtime's own kinds, of an operator it lacks
+        reason = str(error).strip().partition("\n")[0]
+        raise ExportMismatchError(f"the file does not load: {reason}") from error
+
+
 def run(args: argparse.Namespace) -> None:
     require_libraries(args.format)
     if os.path.exists(args.output) and not args.output.is_file():
@@ -76,12 +89,7 @@ def run(args: argparse.Namespace) -> None:
             write_exported(predictor, args.format, file, next(iter(images.values())))
             file.flush()
             if args.verify:
-                try:
-                    exported = load_exported(file.name, args.format)
-                except Exception as error:  # a runtime's own kinds, of an operator it lacks
-                    reason = str(error).strip().partition("\n")[0]
-                    raise ExportMismatchError(f"the file does not load: {reason}") from error
-                print(verify(predictor, exported, images))
+                print(verify(predictor, load(file.name, args.format), images))
     except OSError as error:
         raise UserError(f"--output {args.output} cannot be written: {error}") from error
     print(f"{args.output}: {args.format}, {args.output.stat().st_size / 1e6:.1f} MB")

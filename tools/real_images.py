@@ -34,7 +34,7 @@ from mask_rcnn_plugin.evaluation.report import write_report
 from mask_rcnn_plugin.evaluation.testing import evaluator_of
 from mask_rcnn_plugin.training import setup_datasets
 from reproduce import nuclei
-from reproduce.runs import Run, execute, plan
+from reproduce.runs import Run, check_counts, execute, plan
 from update_docs import replace_blocks
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -103,9 +103,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("output/real_images"), metavar="DIR")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to every config")
     args = parser.parse_intermixed_args()
-    for name in ("seeds", "jobs"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name} is {getattr(args, name)}, must be 1 or more")
+    check_counts(parser, args, "seeds", "jobs")
     if not os.environ.get(SAMPLE):
         parser.error(f"{SAMPLE} is not set, must be a folder of train.json, val.json and images/")
     sample, output = Path(os.environ[SAMPLE]).resolve(), args.output

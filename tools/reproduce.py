@@ -38,7 +38,7 @@ from mask_rcnn_plugin.evaluation.pictures import draw_prediction, draw_truth
 from mask_rcnn_plugin.evaluation.predictions import read_predictions
 from mask_rcnn_plugin.training import setup_datasets
 from reproduce import report
-from reproduce.runs import SCALES, Run, execute, plan
+from reproduce.runs import SCALES, Run, check_counts, execute, plan
 
 SCRIPTS = Path(__file__).resolve().parents[1]  # of train.py and eval.py
 # What "all" means. At the synthetic scale a row keeps its heads, layers and losses, so what
@@ -73,10 +73,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--num-gpus", type=int, default=1, help="GPUs of each training")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to every config")
     args = parser.parse_intermixed_args()
-    for name in ("seeds", "jobs", "num_gpus"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            parser.error(f"--{name.replace('_', '-')} is {value}, must be 1 or more")
+    check_counts(parser, args, "seeds", "jobs", "num_gpus")
     if args.jobs is None:
         alone = args.scale == "coco" or torch.cuda.is_available()
         alone = alone or "timing" in args.table  # beside others a model cannot be timed

@@ -35,11 +35,12 @@ def generate(root: Path = REPOSITORY) -> dict[Path, str]:
         BENCHMARKS / f"{file.stem}.md": benchmark.to_markdown(_read(file))
         for file in (root / BENCHMARKS).glob("*.json")
     }
-    for folder in {file.parent for file in (root / REPRODUCTION).rglob("*.json")}:
-        tables, place = reproduction.read_tables(folder), folder.relative_to(root)
+    folders = {file.parent for file in (root / REPRODUCTION).rglob("*.json")}
+    reproductions = {f.relative_to(root): reproduction.read_tables(f) for f in folders}
+    for place, tables in reproductions.items():
         pages[place / "index.md"] = reproduction.index_page(tables)
         pages |= {place / f"{t['table']}.md": reproduction.table_page(t) for t in tables}
-    contents = {c["table"]: c for c in reproduction.read_tables(root / REPRODUCTION)}
+    contents = {c["table"]: c for c in reproductions[REPRODUCTION]}
     counts = _read(root / BENCHMARKS / "counts.json")["counts"]
     blocks = {
         Path("README.md"): {

@@ -53,17 +53,18 @@ def verify(predictor: Predictor, run: Run, images: dict[str, Tensor]) -> str:
     Raises:
         ExportMismatchError: if they are more than `LIMITS` allow, or nothing is found at all.
     """
+    images = dict(images)
     with torch.no_grad():
         expected = {name: infer(predictor.model, image) for name, image in images.items()}
-        last = list(images)[-1]
-        for value in (0.0, 127.0, 255.0):
-            if all(len(outputs["scores"]) for outputs in expected.values()):
+        if all(len(outputs["scores"]) for outputs in expected.values()):
+            last = list(images)[-1]
+            for value in (0.0, 127.0, 255.0):
                 blank = torch.full_like(images[last], value)
                 if not len((nothing := infer(predictor.model, blank))["scores"]):
-                    images, expected = dict(images), dict(expected)
                     del images[last], expected[last]
                     name = f"blank image, {blank.shape[2]} x {blank.shape[1]}"
                     images[name], expected[name] = blank, nothing
+                    break
     empty = sum(not len(outputs["scores"]) for outputs in expected.values())
     if empty == len(images):
         raise ExportMismatchError(

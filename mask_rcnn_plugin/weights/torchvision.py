@@ -53,10 +53,10 @@ _OLD_NAMES = {
 # Rows of the background's boxes and masks, which torchvision has first and never reads. detectron2
 # has none; a file keeps them under another name.
 _BACKGROUND_ROWS, _UNUSED = {_BOXES: 4, _MASKS: 1}, "torchvision."
-_EPS = 1e-5  # of both libraries' batch norm
+EPS = 1e-5  # of both libraries' batch norm
 
 
-def from_torchvision(weights: Mapping[str, Tensor], *, eps: float = _EPS) -> dict[str, Tensor]:
+def from_torchvision(weights: Mapping[str, Tensor], *, eps: float = EPS) -> dict[str, Tensor]:
     """Weights of a torchvision model as detectron2 has them.
 
     Args:
@@ -77,8 +77,8 @@ def from_torchvision(weights: Mapping[str, Tensor], *, eps: float = _EPS) -> dic
             found[name] = value.roll(-1, dims=0)
         elif rows := _BACKGROUND_ROWS.get(module):
             found[name], found[_UNUSED + name] = value[rows:], value[:rows]
-        elif kind == "running_var" and eps != _EPS:
-            found[name] = value + (eps - _EPS)
+        elif kind == "running_var" and eps != EPS:
+            found[name] = value + (eps - EPS)
     return found
 
 

@@ -5,6 +5,7 @@ repeated, interrupted ones continue from their last checkpoint, and a changed co
 Rows of one plan that differ only in their test set are trained once, and tested by eval.py.
 """
 
+import argparse
 import hashlib
 import json
 import os
@@ -69,6 +70,14 @@ class Run:
     def environment(self) -> str:
         """Hardware, versions and precision that a finished run ran with."""
         return json.loads((self.folder / _DONE).read_text())["environment"]
+
+
+def check_counts(parser: argparse.ArgumentParser, args: argparse.Namespace, *names: str) -> None:
+    """End the program if an argument that counts something is given and below 1."""
+    for name in names:
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name.replace('_', '-')} is {value}, must be 1 or more")
 
 
 def plan(
