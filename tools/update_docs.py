@@ -42,6 +42,7 @@ def generate(root: Path = REPOSITORY) -> dict[Path, str]:
         pages |= {place / f"{t['table']}.md": reproduction.table_page(t) for t in tables}
     contents = {c["table"]: c for c in reproductions[REPRODUCTION]}
     counts = _read(root / BENCHMARKS / "counts.json")["counts"]
+    data = _read(root / BENCHMARKS / "data.json")
     blocks = {
         Path("README.md"): {
             "claims": f"{claims_line(contents)} [All of them](docs/reproduction/index.md)."
@@ -51,10 +52,15 @@ def generate(root: Path = REPOSITORY) -> dict[Path, str]:
             "reproduction": reproduction_block(contents),
         },
         Path("docs/real_images.md"): nuclei.blocks(_read(root / "docs/real_images/results.json")),
-        Path("docs/scaling.md"): {"launching": benchmark.launching_table(counts)},
+        Path("docs/scaling.md"): {
+            "launching": benchmark.launching_table(counts),
+            "startup": startup_line(data),
+            "workers": workers_line(data),
+        },
         Path("docs/speed.md"): {
             "benchmark": benchmark_block(_read(root / BENCHMARKS / "cpu.json")),
             "counts": benchmark.counts_table(counts),
+            "loader": loader_line(data),
             "dataset-check": dataset_check_line(_read(root / BENCHMARKS / "dataset_check.json")),
         },
     }
@@ -109,6 +115,44 @@ def dataset_check_line(report: dict[str, Any]) -> str:
         f"with {largest['annotations']:,} annotations, a file of {largest['file_mb']:.0f} MB, in "
         f"{largest['seconds']:.0f} s and {largest['grown_mb']:.0f} MB of memory beyond the imports "
         "([measured](benchmarks/dataset_check.md))."
+    )
+
+
+def loader_line(report: dict[str, Any]) -> str:
+    speeds, ratios = report["loader"]["images_per_second"], report["loader"]["ratio"]
+    opencv = "plugin, resize=opencv"
+    return (
+        f"A core prepares {speeds['plugin']:.0f} images of 640 x 480 a second, "
+        f"{ratios['plugin']:.2f} times as many as with detectron2's loader, and "
+        f"{speeds[opencv]:.0f}, {ratios[opencv]:.1f} times as many, with OpenCV. Measured on "
+        f"{report['environment']} ([all numbers](benchmarks/data.md))."
+    )
+
+
+def startup_line(report: dict[str, Any]) -> str:
+    seconds, peaks = report["startup"]["seconds"], report["startup"]["peak_mib"]
+    door = sum(seconds["plugin"].values()) - seconds["plugin"]["check"]
+    return (
+        f"Of {report['startup']['images']:,} images with {report['startup']['annotations']:,} "
+        f"annotations, that takes {door:.0f} s of a CPU core (detectron2 "
+        f"{sum(seconds['detectron2'].values()):.0f} s) and at most {peaks['plugin'] / 1024:.1f} "
+        f"GiB ({peaks['detectron2'] / 1024:.1f}), of which 0.4 GiB stay, shared with its workers. "
+        f"8 processes need {8 * peaks['plugin'] / 1024:.0f} GiB of a node's memory then. The check, "
+        f"the main process's alone, takes {seconds['plugin']['check']:.0f} s more. Measured on "
+        f"{report['environment']} ([all numbers](benchmarks/data.md))."
+    )
+
+
+def workers_line(report: dict[str, Any]) -> str:
+    """How fast a GPU may be for four workers to suffice; 0.261 s a step of 2 images on a V100."""
+    speeds = report["loader"]["images_per_second"]
+    rate = 2 / 0.261
+    return (
+        f"A core prepares {speeds['plugin']:.0f} images a second with Pillow and "
+        f"{speeds['plugin, resize=opencv']:.0f} with `dataloader.train.mapper.resize=opencv`, "
+        f"measured there; a V100 takes 2 / 0.261 = {rate:.1f}: four workers on a core each suffice "
+        f"until the GPU is 4 x {speeds['plugin']:.0f} / {rate:.1f} = "
+        f"{4 * round(speeds['plugin']) / rate:.0f} times as fast."
     )
 
 

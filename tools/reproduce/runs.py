@@ -129,7 +129,7 @@ def _fingerprint(keys: dict[str, Any]) -> str:
 
 
 def execute(runs: Iterable[Run], scripts: Path, *, jobs: int, num_gpus: int) -> list[Run]:
-    """Train and test what is not done, in this order, with a progress bar.
+    """Train and test what is not done, in this order, with a progress bar in a terminal.
 
     Args:
         scripts: folder of train.py and eval.py.
@@ -143,7 +143,7 @@ def execute(runs: Iterable[Run], scripts: Path, *, jobs: int, num_gpus: int) -> 
     pending = list(dict.fromkeys(run for run in runs if not run.done))
     running: dict[Run, tuple[subprocess.Popen[bytes], float]] = {}
     failed: list[Run] = []
-    with tqdm(total=len(pending), unit="run", disable=not pending) as bar:
+    with tqdm(total=len(pending), unit="run", disable=None if pending else True) as bar:
         try:
             while pending or running:
                 ready = [r for r in pending if r.trained is None or r.trained.done]

@@ -116,6 +116,16 @@ def test_a_test_set_waits_for_its_training(tmp_path: Path, scripts: Path) -> Non
     assert starts(scripts) == ["train a 0", "eval a 0"]
 
 
+def test_a_log_file_gets_a_line_for_each_run_and_no_progress_bar(
+    tmp_path: Path, scripts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [a_run(tmp_path / "runs" / str(seed), seed) for seed in (1, 2)]
+    assert execute(runs, scripts, jobs=1, num_gpus=1) == []
+    out, err = capsys.readouterr()
+    assert [line.partition(":")[0] for line in out.splitlines()] == ["a seed 1", "a seed 2"]
+    assert err == ""
+
+
 def test_a_test_set_of_a_failed_training_is_not_tried(tmp_path: Path, scripts: Path) -> None:
     training = a_run(tmp_path / "training", seed=7)
     test = a_run(tmp_path / "test", trained=training)
