@@ -55,12 +55,13 @@ def verify(predictor: Predictor, run: Run, images: dict[str, Tensor]) -> str:
     """
     images = dict(images)
     with torch.no_grad():
-        expected = {name: infer(predictor.model, image) for name, image in images.items()}
+        expected = {n: _with_area(infer(predictor.model, x)) for n, x in images.items()}
         if all(len(outputs["scores"]) for outputs in expected.values()):
             last = list(images)[-1]
             for value in (0.0, 127.0, 255.0):
                 blank = torch.full_like(images[last], value)
-                if not len((nothing := infer(predictor.model, blank))["scores"]):
+                nothing = _with_area(infer(predictor.model, blank))
+                if not len(nothing["scores"]):
                     del images[last], expected[last]
                     name = f"blank image, {blank.shape[2]} x {blank.shape[1]}"
                     images[name], expected[name] = blank, nothing
@@ -75,7 +76,7 @@ def verify(predictor: Predictor, run: Run, images: dict[str, Tensor]) -> str:
     found = []
     for name, outputs in expected.items():
         try:
-            found.append(run(images[name]))
+            found.append(_with_area(run(images[name])))
         except Exception as error:  # a runtime's own kinds
             raise ExportMismatchError(f"{name}: {str(error).strip().splitlines()[0]}") from error
         for what, difference in _differences(name, outputs, found[-1]):
@@ -106,7 +107,6 @@ def _differences(
     Raises:
         ExportMismatchError: if detections are missing, or of another class.
     """
-    expected, found = map(_with_area, (expected, found))
     count, theirs = len(expected["scores"]), len(found["scores"])
     if count != theirs:
         raise ExportMismatchError(f"{name}: {theirs} detections, the model has {count}")
@@ -151,7 +151,6 @@ def _average_precision(expected: list[dict[str, Tensor]], found: list[dict[str, 
 
 def _records(image_id: int, outputs: dict[str, Tensor]) -> list[dict[str, Any]]:
     """COCO's of an image, true and predicted ones alike."""
-    outputs = _with_area(outputs)
     rows = zip(outputs["boxes"].tolist(), outputs["scores"].tolist(), outputs["classes"].tolist())
     return [
         {"image_id": image_id, "category_id": class_, "score": score, "iscrowd": 0,

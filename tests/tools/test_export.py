@@ -252,6 +252,7 @@ def test_boxes_that_were_cut_to_nothing_match_none() -> None:
     outputs = {"boxes": boxes, "scores": torch.tensor([0.9, 0.8, 0.7])}
     outputs["classes"] = torch.tensor([0, 1, 1])
     found = {name: value[[0, 2]] for name, value in outputs.items()}
+    outputs, found = map(verification._with_area, (outputs, found))
     assert dict(verification._differences("a", outputs, found)) == {"boxes": 0, "scores": 0}
     assert verification._average_precision([outputs], [found]) == pytest.approx(100)
 
