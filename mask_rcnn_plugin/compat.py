@@ -11,7 +11,8 @@ Private names of detectron2's that the plugin uses, and that a new version may m
 * `utils.comm._LOCAL_PROCESS_GROUP` and `._get_global_gloo_group`, set by training/launch.py: who
   shares a machine, and a gloo group with the run's time-out;
 * `DetectionCheckpointer._load_file`, `._load_model` and `._log_incompatible_keys`, overridden in
-  weights/loader.py to read a file safely, refuse weights that do not fit, and log one line;
+  weights/loader.py to read a file safely, refuse weights that do not fit, and log one line, and
+  `._parsed_url_during_load`, set there, which newer versions read;
 * `SimpleTrainer._data_loader_iter` in training/guarded_trainer.py, for several batches a step;
 * `COCOEvaluator._coco_api`, `._cpu_device`, `._derive_coco_results`, `._distributed`,
   `._do_evaluation`, `._kpt_oks_sigmas`, `._logger`, `._max_dets_per_image`, `._metadata`,

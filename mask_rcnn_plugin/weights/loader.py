@@ -4,6 +4,7 @@ import argparse
 import logging
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import urlparse
 
 import torch
 import torch.distributed as dist
@@ -83,9 +84,12 @@ class WeightsLoader(DetectionCheckpointer):
             elif filename.endswith(".safetensors"):
                 content = read_safetensors(filename)
             else:
+                # Today's detectron2 reads the address's options, which these have none of.
+                self._parsed_url_during_load = urlparse("")
                 # torchvision's own trainings keep their arguments beside the weights.
                 with safe_globals([argparse.Namespace]):
                     content = super()._load_file(filename)
+                content["matching_heuristics"] = True  # only some versions of detectron2 set it
         except WeightsError:
             raise
         except Exception as error:  # whatever unpickling comes up with

@@ -6,13 +6,16 @@ from typing import Any
 import pytest
 import torch
 import torchvision
+from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import instantiate
+from fvcore.common.checkpoint import Checkpointer
 from torch import nn
 
 from mask_rcnn_plugin import get_config
 from mask_rcnn_plugin.training.checkpoint import SafeCheckpointer
 from mask_rcnn_plugin.training.setup import check_initialization
 from mask_rcnn_plugin.weights import WeightsError, resolve_weights
+from mask_rcnn_plugin.weights.loader import read_weights
 
 ROW = "table2a_backbone/r50_fpn"
 
@@ -29,6 +32,24 @@ class Detector(nn.Module):
 def start(model: nn.Module, weights: dict[str, torch.Tensor], folder: Path) -> None:
     torch.save({"model": weights}, folder / "weights.pth")
     SafeCheckpointer(model, str(folder)).resume_or_load(str(folder / "weights.pth"), resume=False)
+
+
+def test_names_are_matched_by_every_version_of_detectron2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Release 0.6 and today's main match them if a file or an address says so, and main asks for
+    the address."""
+
+    def load_file(self: DetectionCheckpointer, filename: str) -> dict[str, Any]:
+        assert self._parsed_url_during_load is not None, "must be called inside `load`"
+        loaded = Checkpointer._load_file(self, filename)
+        return loaded if "model" in loaded else {"model": loaded}
+
+    monkeypatch.setattr(DetectionCheckpointer, "_load_file", load_file)
+    model, other = Detector(), Detector()
+    start(model, other.backbone.state_dict(), tmp_path)
+    assert torch.equal(model.backbone[2].bias, other.backbone[2].bias)
+    assert "0.weight" in read_weights(str(tmp_path / "weights.pth"))
 
 
 @pytest.mark.parametrize(
