@@ -55,7 +55,10 @@ def get_config(name: str, overrides: Iterable[str] = ()) -> DictConfig:
         ConfigError: if there is no such file, overlay or key, the file cannot be run, or the config
             does not fit; see `check_config`.
     """
-    base, *overlays = [name] if Path(name).exists() else name.split("+")
+    parts = name.split("+")  # of which some may be an output folder's own
+    whole = (n for n in range(len(parts), 1, -1) if Path("+".join(parts[:n])).exists())
+    length = next(whole, 1)
+    base, overlays = "+".join(parts[:length]), parts[length:]
     path = _find(base)
     cfg = _load(path)
     is_dump = path.suffix != ".py"  # whose output folder is the run's

@@ -100,7 +100,7 @@ def apply_override(cfg: DictConfig, override: str) -> list[str]:
             OmegaConf.update(cfg, ".".join(parts[:-1]), elements, merge=False)
         else:
             OmegaConf.update(cfg, key, value, merge=True)
-    except (OmegaConfBaseException, IndexError) as error:
+    except (OmegaConfBaseException, IndexError, ValueError) as error:
         raise ConfigError(f"override {override!r}: {str(error).splitlines()[0]}") from error
     return [".".join(parts[:i]) for i in range(1, len(parts) + 1)] if is_new else []
 

@@ -125,8 +125,6 @@ def _mask_fault(segmentation: object, width: int, height: int, needs_mask: bool)
         return _polygons_fault(list(segmentation), width, height)
     if isinstance(segmentation, dict):
         return _rle_fault(segmentation, width, height)
-    if isinstance(segmentation, np.ndarray) and segmentation.shape == (height, width):
-        return None
     return "mask-format", f"segmentation is {shown(segmentation)}, must be polygons or RLE"
 
 

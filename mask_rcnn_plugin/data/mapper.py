@@ -161,7 +161,7 @@ class MaskRCNNDatasetMapper(DatasetMapper):
             annotation.pop("segmentation", None)
         if num_keypoints is None:
             annotation.pop("keypoints", None)
-        elif not annotation.get("keypoints"):
+        elif (keypoints := annotation.get("keypoints")) is None or not len(keypoints):
             annotation["keypoints"] = [0.0] * 3 * num_keypoints
         reason = annotation_error(
             {**annotation, "bbox": _xywh(annotation.get("bbox"), annotation["bbox_mode"])},
@@ -173,7 +173,7 @@ class MaskRCNNDatasetMapper(DatasetMapper):
         # Of integers detectron2 makes arrays of integers, which a resize cuts to whole pixels.
         annotation["bbox"] = [float(x) for x in annotation["bbox"]]
         mask = annotation.get("segmentation")
-        if isinstance(mask, list):
+        if isinstance(mask, list | tuple):
             annotation["segmentation"] = [np.asarray(polygon, dtype=float) for polygon in mask]
         elif isinstance(mask, dict) and isinstance(mask["counts"], list):
             annotation["segmentation"] = coco_mask.frPyObjects(mask, height, width)

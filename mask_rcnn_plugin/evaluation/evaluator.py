@@ -70,7 +70,8 @@ class MaskRCNNCOCOEvaluator(COCOEvaluator):
             highest scores first. Fewer than COCO's 100 do not lower the limit: AP is then the same.
             COCO scores 20 keypoint detections an image, whatever is given here.
         official: use pycocotools, COCO's own implementation, whatever else is installed.
-        **kwargs: detectron2's; `use_fast_impl=False` means `official=True`.
+        use_fast_impl: detectron2's name for the opposite.
+        **kwargs: detectron2's.
 
     Raises:
         ValueError: for an unknown task; for the keypoint task on a dataset without keypoints or
@@ -87,6 +88,7 @@ class MaskRCNNCOCOEvaluator(COCOEvaluator):
         *,
         max_detections: int = COCO_LIMIT,
         official: bool = False,
+        use_fast_impl: bool = True,
         **kwargs: Any,
     ) -> None:
         if not set(tasks) <= set(get_args(Task)):
@@ -106,7 +108,7 @@ class MaskRCNNCOCOEvaluator(COCOEvaluator):
         kwargs.setdefault("max_dets_per_image", max(COCO_LIMIT, max_detections))
         self.evaluated: dict[str, SimpleNamespace] = {}
         self.scored: dict[Any, bytes] = {}
-        self._backend = find_backend(official or not kwargs.pop("use_fast_impl", True))
+        self._backend = find_backend(official or not use_fast_impl)
         with in_coco_format(dataset_name) as name:
             super().__init__(
                 name, tuple(tasks), distributed, output_dir, use_fast_impl=False, **kwargs

@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections import Counter
 from collections.abc import Callable
-from contextlib import nullcontext, redirect_stderr
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from datetime import timedelta
 from functools import lru_cache, partial
 from io import StringIO
@@ -79,7 +79,10 @@ def parse_program_args(parser: argparse.ArgumentParser) -> argparse.Namespace:
         placement = placement_from(os.environ)
     except ConfigError as error:
         parser.error(str(error))
-    with redirect_stderr(StringIO()) if placement and placement.rank else nullcontext():
+    with ExitStack() as silence:
+        if placement and placement.rank:
+            silence.enter_context(redirect_stdout(StringIO()))
+            silence.enter_context(redirect_stderr(StringIO()))
         args = parser.parse_intermixed_args()
         if args.num_gpus is not None and args.num_gpus < 1:
             parser.error(f"--num-gpus is {args.num_gpus}, must be 1 or more")

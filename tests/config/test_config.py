@@ -430,6 +430,10 @@ def test_an_output_folder_stands_for_its_config(tmp_path: Path) -> None:
     cfg = get_config("table2a_backbone/r50_fpn+synthetic")
     LazyConfig.save(cfg, str(folder / "config.yaml"))
     assert get_config(str(folder)).source == cfg.source
+    with_overlay = get_config(f"{folder}+stock")
+    assert with_overlay.source.config == "table2a_backbone/r50_fpn+synthetic+stock"
+    (tmp_path / "r50_fpn").mkdir()  # another run
+    assert get_config(f"{folder}+stock") == with_overlay
 
 
 def test_a_file_of_another_kind_is_told_what_is_taken(tmp_path: Path) -> None:

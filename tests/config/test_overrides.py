@@ -145,6 +145,7 @@ def test_text_is_taken_as_it_is(row: DictConfig, key: str, text: str) -> None:
         ("train.output_dir=${oc.env:HOME}", ["'${oc.env:HOME}'"]),
         ("train.ddp.static_graph=true", ["'train.ddp.static_graph'"]),
         ("+dataloader.test.mapper.augmentations.7=1", ["augmentations.7=1"]),
+        ("+dataset.train.names.first=a", ["dataset.train.names.first=a"]),
     ],
 )
 def test_a_wrong_override_is_refused(row: DictConfig, override: str, parts: list[str]) -> None:

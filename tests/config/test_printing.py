@@ -48,6 +48,19 @@ def test_printed_config_is_the_whole_one(screen: Screen) -> None:
     assert flatten(printed) == flatten(cfg, resolve=True)
 
 
+def test_of_several_processes_the_first_one_prints(
+    screen: Screen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elastic = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
+    printed = []
+    for rank in ("0", "1"):
+        for key, value in {**elastic, "RANK": rank, "LOCAL_RANK": rank}.items():
+            monkeypatch.setenv(key, value)
+        printed.append([screen(SOFTMAX, option) for option in ("--print-config", "--help")])
+    assert all(out for _, out, _ in printed[0])
+    assert printed[1] == [(0, "", "")] * 2
+
+
 def test_diff_has_what_differs_and_no_more(screen: Screen) -> None:
     code, out, err = screen(SOFTMAX, "--diff", SIGMOID, "+mine=3", "dataset.train.names=[a, b, c]")
     assert (code, err) == (0, "")

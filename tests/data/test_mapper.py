@@ -191,6 +191,7 @@ BAD_INSTANCES = [
     ({"segmentation": {"size": [50, 60], "counts": [100]}}, "RLE counts sum to 100"),
     ({"segmentation": {"size": [50, 60]}}, "RLE counts"),
     ({"segmentation": 5}, "segmentation is 5"),
+    ({"segmentation": np.ones((50, 60), bool)}, "must be polygons or RLE"),
     ({"segmentation": SQUARE, "bbox": [30.0, 10.0, 0.0, 20.0]}, "side of 0"),
     ({"segmentation": SQUARE, "bbox": [30.0, 10.0, -5.0, 20.0]}, "negative"),
     ({"segmentation": SQUARE, "bbox": [30.0, math.inf, 5.0, 20.0]}, "not finite"),
@@ -225,6 +226,21 @@ def test_bad_instance_is_left_out_and_named(
     assert len(instances.gt_masks) == len(instances.gt_keypoints) == 1
     (record,) = caplog.records
     assert re.search(rf"image\.png: .* id 77: .*{re.escape(reason)}", record.message)
+
+
+def test_a_loader_of_ones_own_may_give_arrays_and_tuples(tmp_path: Path) -> None:
+    keypoints = np.array([[12.0, 12, 2], [15, 15, 1], [0, 0, 0]])
+    box = np.array([10, 10, 20, 20])
+    instances = mapped(
+        tmp_path,
+        [annotation(0, segmentation=tuple(SQUARE), keypoints=keypoints) | {"bbox": box}],
+        use_instance_mask=True,
+        use_keypoint=True,
+        keypoint_hflip_indices=FLIP,
+    )
+    assert instances.gt_boxes.tensor.tolist() == [[10, 10, 30, 30]]
+    assert instances.gt_masks.polygons[0][0].tolist() == SQUARE[0]
+    assert instances.gt_keypoints.tensor[0].tolist() == keypoints.tolist()
 
 
 def test_what_no_branch_needs_is_not_looked_at(tmp_path: Path) -> None:

@@ -202,6 +202,8 @@ def test_official_is_pycocotools(dataset: str, monkeypatch: pytest.MonkeyPatch) 
     assert MaskRCNNCOCOEvaluator(dataset, TASKS).backend == "faster-coco-eval 1.8.0"
     assert MaskRCNNCOCOEvaluator(dataset, TASKS, official=True).backend == official
     assert MaskRCNNCOCOEvaluator(dataset, TASKS, use_fast_impl=False).backend == official
+    both = MaskRCNNCOCOEvaluator(dataset, TASKS, official=True, use_fast_impl=True)
+    assert both.backend == official
 
 
 def test_an_image_is_kept_as_one_string(dataset: str) -> None:

@@ -22,7 +22,7 @@ def missing(paths: Iterable[str]) -> set[str]:
         folder, name = os.path.split(path)
         if folder not in files:
             try:
-                with os.scandir(folder) as entries:
+                with os.scandir(folder or os.curdir) as entries:
                     files[folder] = {entry.name for entry in entries if _is_file(entry)}
             except (OSError, ValueError):
                 files[folder] = set()

@@ -3,6 +3,7 @@
 import difflib
 import filecmp
 import os
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from types import MappingProxyType
@@ -48,10 +49,12 @@ def compare(
         text = f"{crowded} of {len(test.context.images)} test images have more objects (up to "
         findings.add("detections-limited", text=f"{text}{most}) than may be detected: raise {keys}")
     ours = {os.path.realpath(p) for checked in train for p in checked.paths.values()}
-    by_name = {os.path.basename(path): path for path in ours} if open_images else {}
+    by_name = defaultdict(list)
+    for path in ours if open_images else ():
+        by_name[os.path.basename(path)].append(path)
     for path in test.paths.values():
-        twin = by_name.get(os.path.basename(path))
-        if os.path.realpath(path) in ours or (twin and _equal(path, twin)):
+        twins = by_name.get(os.path.basename(path), ())
+        if os.path.realpath(path) in ours or any(_equal(path, twin) for twin in twins):
             findings.add("leak", path)
     return findings
 

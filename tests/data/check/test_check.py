@@ -17,6 +17,7 @@ from pycocotools import mask as mask_util
 
 from mask_rcnn_plugin.data.annotation_file import keep_decoded, kept_document
 from mask_rcnn_plugin.data.check import KINDS, Checked, check_file, clean, compare
+from mask_rcnn_plugin.data.check.images import missing
 from mask_rcnn_plugin.data.coco import DatasetError
 
 WIDTH, HEIGHT = 40, 30
@@ -891,6 +892,18 @@ def test_an_image_in_both_sets_is_a_leak(tmp_path: Path) -> None:
     assert compare([train], train, open_images=False)["leak"].count == 3
 
 
+def test_a_leak_is_found_among_files_of_one_name(tmp_path: Path) -> None:
+    """A folder for each video, whose frames are named alike."""
+    train, test = pair(tmp_path, image())
+    leaked = Path(next(iter(test.paths.values())))
+    for number in range(4):
+        file = tmp_path / str(number) / leaked.name
+        file.parent.mkdir()
+        file.write_bytes(leaked.read_bytes() if number == 2 else bytes(number))
+        train.paths[f"video {number}"] = str(file)
+    assert compare([train], test)["leak"].first == [str(leaked)[:60]]
+
+
 @pytest.mark.parametrize("name", ["\0.png", "\ud800.png"])
 def test_a_name_that_no_file_can_have_is_not_compared(tmp_path: Path, name: str) -> None:
     train, test = pair(tmp_path, image(file_name=name))
@@ -920,3 +933,11 @@ def test_true_for_1_is_put_right(tmp_path: Path) -> None:
     file = write(tmp_path, document)
     clean(check(file), tmp_path / "out.json")
     assert not check(tmp_path / "out.json").findings.count("error")
+
+
+def test_names_without_a_folder_are_looked_for_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("1.png").touch()
+    assert missing(["1.png", "2.png"]) == {"2.png"}
