@@ -78,11 +78,8 @@ def class_table(task: str, scored: SimpleNamespace, coco: COCO) -> list[Row]:
     ):
         which = slice(None) if k < 0 else k
         row = {"task": task, "class": name, "instances": count}
-        row |= {
-            "AP": _points(precision[:, :, which, 0]),
-            "AP50": _points(precision[0, :, which, 0]),
-        }
-        row["AP75"] = _points(precision[_IOU_75, :, which, 0])
+        for metric, iou in (("AP", slice(None)), ("AP50", 0), ("AP75", _IOU_75)):
+            row[metric] = _points(precision[iou, :, which, 0])
         row |= {f"AP{size}": _points(precision[:, :, which, a]) for size, a in areas.items()}
         row |= {f"AR{size}": _points(recall[:, which, a]) for size, a in areas.items()}
         row |= dict.fromkeys(("threshold", "F1", "precision", "recall"), math.nan)

@@ -5,7 +5,7 @@ convolution with a scaled weight and a bias. Scaling the weight costs nothing, a
 detectron2's pass over the activation. The gradient with respect to the weight is the same.
 """
 
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +13,7 @@ from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from mask_rcnn_plugin.fast.replacement import conv_like, replace_modules
-
-Module = TypeVar("Module", bound=nn.Module)
+from mask_rcnn_plugin.fast.replacement import Module, conv_like, replace_modules
 
 _BATCH_NORMS = (FrozenBatchNorm2d, nn.BatchNorm2d, nn.SyncBatchNorm)
 

@@ -9,6 +9,7 @@ marked.
 from collections.abc import Sequence
 
 import torch
+from detectron2.layers import cat
 from detectron2.modeling.matcher import Matcher
 from detectron2.utils.memory import retry_if_cuda_oom
 from torch import Tensor
@@ -63,7 +64,7 @@ def match(
         candidates = boxes[some] if len(boxes) > 1 else boxes
         # On the host, as detectron2 does it, where a crowd is too large for the GPU's memory.
         parts.append(retry_if_cuda_oom(_match)(gt_boxes[some], counts[some], candidates, matcher))
-    matches, labels = (_cat(list(x)).to(boxes.device) for x in zip(*parts))
+    matches, labels = (cat(list(x)).to(boxes.device) for x in zip(*parts))
     return matches, labels
 
 
@@ -82,10 +83,6 @@ def _match(
                 of_image[count:] = torch.inf
         labels.masked_fill_((iou == highest).any(dim=1), 1)
     return matches, labels
-
-
-def _cat(tensors: list[Tensor]) -> Tensor:
-    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
 
 
 def sample(

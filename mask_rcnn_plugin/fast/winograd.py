@@ -14,16 +14,14 @@ output, compared with 0.2e-6 for the definition and 7e-6 for the usual points 0,
 matrices take 36 / 9 = 4 times the memory of the weight.
 """
 
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from detectron2.layers import Conv2d
 from torch import Tensor, nn
 
-from mask_rcnn_plugin.fast.replacement import conv_like, replace_modules
-
-Module = TypeVar("Module", bound=nn.Module)
+from mask_rcnn_plugin.fast.replacement import Module, conv_like, replace_modules
 
 _MIN_CHANNELS = 256
 _MIN_TILES = 16  # with fewer, reading the matrices takes longest

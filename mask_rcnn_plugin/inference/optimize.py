@@ -1,7 +1,7 @@
 """Any detectron2 model, made faster for inference."""
 
 import copy
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from detectron2.layers import ROIAlign
@@ -13,11 +13,9 @@ from detectron2.modeling.roi_heads import FastRCNNOutputLayers, KRCNNConvDeconvU
 from torch import Tensor, nn
 
 from mask_rcnn_plugin.fast.folding import fold_batch_norm_for_inference
-from mask_rcnn_plugin.fast.replacement import replace_modules
+from mask_rcnn_plugin.fast.replacement import Module, replace_modules
 from mask_rcnn_plugin.fast.winograd import use_winograd
 from mask_rcnn_plugin.modeling.roi_pooling import RoIPooler
-
-Module = TypeVar("Module", bound=nn.Module)
 
 _LOW_PRECISION = (torch.bfloat16, torch.float16)
 _LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.GroupNorm, nn.LayerNorm)

@@ -22,10 +22,7 @@ class Result:
         instances: on the CPU, in the image's pixels; as `MaskRCNN` gives them.
         metadata: of the model.
 
-    Attributes:
-        image: as given.
-        instances: as given.
-        metadata: as given.
+    Attributes: what is given, and
         file: path of the image; None where it was given itself.
     """
 
@@ -78,10 +75,7 @@ class Result:
         try:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             picture.save(path)
-        except (
-            OSError,
-            ValueError,
-        ) as error:  # ValueError: no format
+        except (OSError, ValueError) as error:  # ValueError: no format
             reason = error if Path(path).suffix else "add .jpg or .png to its name"
             raise UserError(f"picture {str(path)!r} cannot be written: {reason}") from error
 

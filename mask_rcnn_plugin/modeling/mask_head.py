@@ -63,7 +63,7 @@ class MaskBranch:
         mask_rcnn_inference(logits, instances)
         return instances
 
-    def _loss(self, x: Tensor, instances: list[Instances]) -> Tensor:
+    def _loss(self: Any, x: Tensor, instances: list[Instances]) -> Tensor:
         features = self.features(x)
         # Images without a positive RoI have no gt_masks at all.
         instances = [i for i in instances if len(i) > 0]
@@ -94,12 +94,6 @@ class MaskBranch:
                 break
             x = layer(x)
         return x
-
-    def all_maps(self, features: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def class_maps(self, features: Tensor, classes: Tensor) -> Tensor:
-        raise NotImplementedError
 
 
 def _mask_branch_config(cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
