@@ -58,7 +58,7 @@ from mask_rcnn_plugin.training.pictures import PictureHook
 from mask_rcnn_plugin.training.preemption import Preemption
 from mask_rcnn_plugin.training.preflight import check_datasets
 from mask_rcnn_plugin.training.random_states import RandomStates
-from mask_rcnn_plugin.training.setup import check_initialization, make_output_dir, no_image_left
+from mask_rcnn_plugin.training.setup import check_initialization, images_left, make_output_dir
 from mask_rcnn_plugin.training.validation_loss import build_validation_loader, validation_losses
 from mask_rcnn_plugin.training.weight_average import WeightAverage
 from mask_rcnn_plugin.weights import download
@@ -105,11 +105,8 @@ def do_train(
     optim = instantiate(optimizer_node(cfg))
     del cfg.optimizer.params.model
 
-    try:
-        with collection_paused():
-            train_loader = instantiate(cfg.dataloader.train)
-    except AssertionError as error:  # detectron2's, of a dataset with no image that is trained on
-        raise no_image_left(cfg, error) from error
+    with images_left(cfg), collection_paused():
+        train_loader = instantiate(cfg.dataloader.train)
     keep_decoded(False)
 
     average = None

@@ -393,6 +393,20 @@ def test_eval_mistakes_end_with_2_one_line_and_nothing_written(
     assert not list(tmp_path.iterdir())
 
 
+def test_eval_on_no_image_is_one_line(run: Run, trained: Path, toy_dataset: Path) -> None:
+    content = json.loads((toy_dataset / "val.json").read_text())
+    empty = trained / "empty.json"
+    empty.write_text(json.dumps({**content, "images": [], "annotations": []}))
+    done = run(
+        *("eval.py", "--config-file", CONFIG, "--weights", "out/model_0000001.pth"),
+        *("--output", "empty", *own_dataset(toy_dataset), f"dataset.test.json={empty}"),
+        cwd=trained,
+    )
+    assert done.returncode == 2
+    assert f"test set ['{empty}']: Dataset '{empty}' is empty!" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
 def test_eval_refuses_weights_of_another_model(run: Run, trained: Path, toy_dataset: Path) -> None:
     done = run(
         *("eval.py", "--config-file", "table2a_backbone/r50_c4+synthetic"),

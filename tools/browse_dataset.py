@@ -26,7 +26,7 @@ from mask_rcnn_plugin.data.mapper import ImageError
 from mask_rcnn_plugin.data.metadata import metadata_of
 from mask_rcnn_plugin.errors import counted, mistakes_in_one_line
 from mask_rcnn_plugin.evaluation.pictures import draw_inputs
-from mask_rcnn_plugin.training import setup_datasets
+from mask_rcnn_plugin.training.setup import images_left, setup_datasets
 
 PAGE = 16
 
@@ -34,7 +34,8 @@ PAGE = 16
 def browse(cfg: DictConfig, count: int, output: Path) -> list[Path]:
     """Write pages of `count` images; one that cannot be read is reported in a line."""
     setup_datasets(cfg)
-    images = instantiate(cfg.dataloader.train.dataset)
+    with images_left(cfg):
+        images = instantiate(cfg.dataloader.train.dataset)
     mapper, metadata = instantiate(cfg.dataloader.train.mapper), metadata_of(cfg)
     output.mkdir(parents=True, exist_ok=True)
     pages: list[Path] = []

@@ -22,14 +22,13 @@ from pathlib import Path
 from mask_rcnn_plugin import get_config  # isort: split
 
 from detectron2.config import instantiate
-from omegaconf import DictConfig
 
 from mask_rcnn_plugin.data.check import Findings, check_file, clean
 from mask_rcnn_plugin.data.check.findings import total
 from mask_rcnn_plugin.data.coco import DatasetError
 from mask_rcnn_plugin.errors import counted, mistakes_in_one_line
 from mask_rcnn_plugin.training.preflight import check_sets
-from mask_rcnn_plugin.training.setup import no_image_left, setup_datasets
+from mask_rcnn_plugin.training.setup import images_left, setup_datasets
 
 
 def parse_args() -> argparse.Namespace:
@@ -63,14 +62,12 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def refusal(cfg: DictConfig, start: Callable[[], object]) -> str:
+def refusal(start: Callable[[], object]) -> str:
     """What a training would stop with."""
     try:
         start()
     except DatasetError as error:
         return str(error)
-    except AssertionError as error:  # detectron2's: no valid data
-        return str(no_image_left(cfg, error))
     return ""
 
 
@@ -84,12 +81,13 @@ def check(args: argparse.Namespace, folder: str) -> bool:
         cfg = get_config(args.config, args.overrides)
         if cfg.dataset.split:
             cfg.train.output_dir = folder
-        refused = refusal(cfg, lambda: setup_datasets(cfg))
+        refused = refusal(lambda: setup_datasets(cfg))
         if cfg.dataset.folder or cfg.dataset.split:  # where the sets are is what is wrong
             raise DatasetError(refused)
         found, together = check_sets(cfg, args.overrides, open_images=open_images)
         if not refused and not total([together, *(c.findings for c in found)], "error"):
-            refused = refusal(cfg, lambda: instantiate(cfg.dataloader.train.dataset))
+            load = images_left(cfg)(lambda: instantiate(cfg.dataloader.train.dataset))
+            refused = refusal(load)
         if refused:
             together.add("refused", text=refused)
     for checked in found:

@@ -227,8 +227,11 @@ def main() -> None:
     )
     parser.add_argument("input", metavar="IN", help="file, address or model-zoo name")
     parser.add_argument("output", metavar="OUT", type=Path, help="a file that is not there yet")
+    args = parser.parse_args()
+    if (args.names or args.eps is not None) and not args.source:
+        parser.error("--names and --eps go with --from torchvision")
     with mistakes_in_one_line():
-        print(convert(parser.parse_args()))
+        print(convert(args))
 
 
 if __name__ == "__main__":

@@ -4,10 +4,11 @@ import os
 import platform
 import shutil
 import subprocess
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
+
+import mask_rcnn_plugin
 
 
 def environment() -> str:
@@ -20,7 +21,7 @@ def environment() -> str:
     else:
         device = f"{len(os.sched_getaffinity(0))} cores of {_processor()}"
     python = f"torch {torch.__version__}, Python {platform.python_version()}"
-    return f"{device}, {python}, mask_rcnn_plugin {version('mask_rcnn_plugin')}{_commit()}"
+    return f"{device}, {python}, mask_rcnn_plugin {mask_rcnn_plugin.__version__}{_commit()}"
 
 
 def _commit() -> str:

@@ -20,7 +20,7 @@ from pathlib import Path
 # First: the plugin makes detectron2 importable on current Pillow and NumPy.
 from mask_rcnn_plugin import Predictor, get_config  # isort: split
 
-from predict import add_model_arguments, photos
+from predict import add_model_arguments, parse_with_files, photos
 
 from mask_rcnn_plugin.atomic_write import atomic_write
 from mask_rcnn_plugin.errors import UserError, mistakes_in_one_line, print_mistake
@@ -49,12 +49,7 @@ def parse_args() -> argparse.Namespace:
         "--images", nargs="+", default=[], metavar="FILE",
         help="images, folders or patterns to verify with (default: drawn ones)",
     )  # fmt: skip
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
-    args = parser.parse_intermixed_args()
-    # What follows --images is taken for its files.
-    changes = [x for x in args.images if "=" in x and not os.path.exists(x)]
-    args.overrides += changes
-    args.images = [x for x in args.images if x not in changes]
+    args = parse_with_files(parser, "images")
     if args.verify and args.verify < 3:
         parser.error(f"--verify is {args.verify}, must be 3 or more: images of three sizes")
     if args.images and not args.verify:
@@ -80,7 +75,7 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(f"--output {args.output} is not a file: give a file or a new name")
     weights = find_weights(args.weights)
     cfg = get_config(args.config or find_config(weights), args.overrides)
-    files = photos(args.images, "--images") if args.images else []
+    files = photos(args.images, "--images")
     predictor = Predictor.from_config(cfg, weights, device="cpu", optimize=False)
     images = example_images(predictor, files, max(1, args.verify))
     try:

@@ -118,13 +118,21 @@ def predict_video(
     """Write a video, and give each frame's name, such as "film.mp4#000012", and what is found.
 
     Raises:
-        UserError: if the file cannot be written.
+        UserError: at once, if the file cannot be written.
     """
     size = int(video.get(cv2.CAP_PROP_FRAME_WIDTH)), int(video.get(cv2.CAP_PROP_FRAME_HEIGHT))
     rate = video.get(cv2.CAP_PROP_FPS) or 10.0
     writer = cv2.VideoWriter(str(file), cv2.VideoWriter_fourcc(*"mp4v"), rate, size)
     if not writer.isOpened():
         raise UserError(f"{file} cannot be written: this OpenCV has no encoder for mp4")
+    return frames_of(predictor, video, writer, size, file.name, threshold)
+
+
+def frames_of(
+    predictor: Predictor, video: cv2.VideoCapture, writer: cv2.VideoWriter,
+    size: tuple[int, int], name: str, threshold: float,
+) -> Iterator[tuple[str, Result]]:  # fmt: skip
+    """What `predict_video` gives, frame by frame."""
     visualizer = VideoVisualizer(predictor.metadata)
     frames = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
     with tqdm(total=frames if frames > 0 else None, unit="frame", disable=None) as bar:
@@ -138,7 +146,7 @@ def predict_video(
                 pixels = np.ascontiguousarray(frame[:, :, ::-1])
                 picture = visualizer.draw_instance_predictions(pixels, shown).get_image()
                 writer.write(cv2.resize(picture[:, :, ::-1], size))
-                yield f"{file.name}#{number:06d}", result
+                yield f"{name}#{number:06d}", result
                 bar.update()
         finally:
             video.release()
@@ -155,6 +163,19 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config-file", dest="config", help="default: the config.yaml beside the weights"
     )
+
+
+def parse_with_files(parser: argparse.ArgumentParser, name: str) -> argparse.Namespace:
+    """Parse changes to the config too, which argparse takes for files if they follow --NAME."""
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
+    args = parser.parse_intermixed_args()
+    given = getattr(args, name) or []
+    changes = [x for x in given if "=" in x and not os.path.exists(x)]
+    args.overrides += changes
+    setattr(args, name, [x for x in given if x not in changes])
+    if given == changes != []:
+        parser.error(f"--{name} has no file, only changes to the config: {' '.join(changes)}")
+    return args
 
 
 def parse_args() -> argparse.Namespace:
@@ -189,12 +210,7 @@ def parse_args() -> argparse.Namespace:
         action="store_true",
         help="run the model as trained, without optimize_for_inference",
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
-    args = parser.parse_intermixed_args()
-    # What follows --input is taken for its files.
-    changes = [x for x in args.input or () if "=" in x and not os.path.exists(x)]
-    args.overrides += changes
-    args.input = args.input and [x for x in args.input if x not in changes]
+    args = parse_with_files(parser, "input")
     if args.batch_size < 1:
         parser.error(f"--batch-size is {args.batch_size}, must be 1 or more")
     if not 0 <= args.confidence_threshold <= 1:
@@ -226,7 +242,7 @@ def run(args: argparse.Namespace) -> bool:
     """Whether anything could be read."""
     weights = find_weights(args.weights)
     cfg = get_config(args.config or find_config(weights), args.overrides)
-    files = photos(args.input) if args.input else []
+    files = photos(args.input)
     video = None if files else open_video(0 if args.webcam else args.video_input)
     predictor = Predictor.from_config(cfg, weights, optimize=not args.no_optimize)
     names = predictor.names
@@ -234,18 +250,19 @@ def run(args: argparse.Namespace) -> bool:
 
     output, threshold = args.output, args.confidence_threshold
     drawn = output / "pictures"
-    scores: list[list[float]] = []
     if video:
         drawn = output / f"{'webcam' if args.webcam else Path(args.video_input).stem}.mp4"
-        results = predict_video(predictor, video, drawn, threshold)
-    else:
-        results = predict_photos(predictor, files, drawn, args.batch_size, threshold)
     for read in map(Path, [args.video_input] if args.video_input else files):
         if drawn.resolve() in (read.resolve(), *read.resolve().parents):
             raise UserError(f"{read} is where the pictures would be written: give another --output")
     if drawn.is_dir() and any(drawn.iterdir()):
         print(f"{drawn} has pictures already: those of the same names are replaced, others stay")
     output.mkdir(parents=True, exist_ok=True)
+    if video:
+        results = predict_video(predictor, video, drawn, threshold)
+    else:
+        results = predict_photos(predictor, files, drawn, args.batch_size, threshold)
+    scores: list[list[float]] = []
     predictions = output / "predictions.json"
     try:
         with predictions.open("w") as file:

@@ -163,10 +163,7 @@ def main() -> None:
                 setup_datasets(get_config(run.config, run.overrides))
     done = sum(run.done for run in wanted)
     print(f"{len(wanted)} trainings for {len(configs)} rows, {done} of them done", flush=True)
-    try:
-        failed = execute(wanted, SCRIPTS, jobs=args.jobs, num_gpus=args.num_gpus)
-    except KeyboardInterrupt:
-        sys.exit("reproduce.py: interrupted; the same command continues where it stopped")
+    failed = execute(wanted, SCRIPTS, jobs=args.jobs, num_gpus=args.num_gpus)
 
     args.output.mkdir(parents=True, exist_ok=True)
     for table in args.tables:

@@ -54,7 +54,7 @@ def parse_args() -> argparse.Namespace:
 
 def prepare(args: argparse.Namespace, cfg: DictConfig) -> None:
     """Check and complete the config as far as possible without building anything."""
-    given = any(override.startswith("train.output_dir=") for override in args.overrides)
+    given = any(o.removeprefix("+").startswith("train.output_dir=") for o in args.overrides)
     # The config.yaml of a folder of stages names that folder.
     if not given and not on_main_process((Path(cfg.train.output_dir) / RECORD).is_file):
         cfg.train.output_dir += f"-{args.regime}"

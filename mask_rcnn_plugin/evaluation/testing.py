@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from mask_rcnn_plugin.data.coco import DatasetError
 from mask_rcnn_plugin.evaluation.evaluator import MaskRCNNCOCOEvaluator, ScoringError
 from mask_rcnn_plugin.evaluation.predictions import PREDICTIONS_FILE
 from mask_rcnn_plugin.evaluation.results import write_results
@@ -49,9 +50,13 @@ def evaluate(
         without annotations.
 
     Raises:
+        DatasetError: if the test set has no image.
         ScoringError: if AP cannot be computed. The log says how to score the predictions again.
     """
-    loader = instantiate(cfg.dataloader.test)  # first: it says what is wrong with a broken file
+    try:  # first: it says what is wrong with a broken file
+        loader = instantiate(cfg.dataloader.test)
+    except AssertionError as error:  # detectron2's, of no image
+        raise DatasetError(f"test set {list(cfg.dataset.test.names)}: {error}") from error
     evaluator: MaskRCNNCOCOEvaluator = instantiate(cfg.dataloader.evaluator)
     trained = isinstance(model, DistributedDataParallel) or model.training
     if isinstance(model, DistributedDataParallel):

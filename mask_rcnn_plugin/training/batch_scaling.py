@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mask_rcnn_plugin.config import ConfigError
 from mask_rcnn_plugin.main_process import on_main_process
-from mask_rcnn_plugin.training.setup import no_image_left
+from mask_rcnn_plugin.training.setup import images_left
 
 # Milestones are parts of train.max_iter, as is a warm-up given as such, and go along.
 _ITERATIONS = (
@@ -93,10 +93,8 @@ def fit_epochs(cfg: DictConfig) -> None:
         return
 
     def count() -> int:
-        try:
+        with images_left(cfg):
             return len(instantiate(cfg.dataloader.train.dataset))
-        except AssertionError as error:  # detectron2's
-            raise no_image_left(cfg, error) from error
 
     images = on_main_process(count)
     batch = cfg.dataloader.train.total_batch_size * cfg.train.accumulate_steps

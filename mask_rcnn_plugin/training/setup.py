@@ -2,7 +2,10 @@
 
 import difflib
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import create_keypoint_hflip_indices
@@ -46,7 +49,9 @@ def setup_datasets(cfg: DictConfig, *, training: bool = True) -> None:
     splits = (train, test) if training else (test,)
     if training and train.json and train.json == test.json and train.images != test.images:
         raise DatasetError(f"{train.json} has two image folders: copy it for one of them")
-    draw_synthetic(cfg, training=training)
+    synthetic = cfg.dataset.get("synthetic")
+    if synthetic and any(s.json and Path(s.json).is_relative_to(synthetic.root) for s in splits):
+        on_main_process(lambda: _draw(synthetic))  # the others wait for the files here
     for split in splits:
         if split.json:
             split.names = [register_coco_dataset(split.json, split.images)]
@@ -67,16 +72,24 @@ def setup_datasets(cfg: DictConfig, *, training: bool = True) -> None:
     keep_metadata(cfg, names[0])
 
 
-def no_image_left(cfg: DictConfig, error: AssertionError) -> DatasetError:
-    """What to raise where detectron2 finds no valid data in the training set of a config."""
-    names, key = list(cfg.dataset.train.names), "dataloader.train.dataset.min_keypoints"
-    least = OmegaConf.select(cfg, key)
-    if not least:
-        return DatasetError(f"training set {names}: {error}")
-    return DatasetError(
-        f"all {sum(len(load(name)) for name in names)} training images are left out: none has the "
-        f"{least} keypoint{'' if least == 1 else 's'} that {key} asks for; set it to 0"
-    )
+@contextmanager
+def images_left(cfg: DictConfig) -> Iterator[None]:
+    """Around what loads the training set of a config.
+
+    Raises:
+        DatasetError: if no image is left to train on, which detectron2 asserts.
+    """
+    try:
+        yield
+    except AssertionError as error:
+        names, key = list(cfg.dataset.train.names), "dataloader.train.dataset.min_keypoints"
+        least = OmegaConf.select(cfg, key)
+        if not least:
+            raise DatasetError(f"training set {names}: {error}") from error
+        raise DatasetError(
+            f"all {sum(len(load(name)) for name in names)} training images are left out: none has "
+            f"the {least} keypoint{'' if least == 1 else 's'} that {key} asks for; set it to 0"
+        ) from error
 
 
 def check_initialization(cfg: DictConfig) -> None:
@@ -119,25 +132,16 @@ def make_output_dir(cfg: DictConfig) -> None:
         ) from error
 
 
-def draw_synthetic(cfg: DictConfig, *, training: bool = True) -> None:
-    """Draw `dataset.synthetic`, where a split is in it and it is not there yet.
+def _draw(synthetic: Any) -> None:
+    """Draw `dataset.synthetic`, if it is not there yet.
 
     Raises:
         DatasetError: if its folder holds something else, or cannot be written to.
     """
-    train, test = cfg.dataset.train, cfg.dataset.test
-    splits = (train, test) if training else (test,)
-    synthetic = cfg.dataset.get("synthetic")
-    files = [split.json for split in splits if split.json]
-
-    def draw() -> None:
-        try:
-            write_dataset(**synthetic)
-        except (ValueError, OSError) as error:
-            raise DatasetError(f"dataset.synthetic: {error}") from error
-
-    if synthetic and any(Path(file).is_relative_to(synthetic.root) for file in files):
-        on_main_process(draw)  # the others wait for the files here
+    try:
+        write_dataset(**synthetic)
+    except (ValueError, OSError) as error:
+        raise DatasetError(f"dataset.synthetic: {error}") from error
 
 
 def coco_files(name: str) -> tuple[str, str]:

@@ -49,6 +49,13 @@ def test_a_mistake_is_one_line(browse: Run, tmp_path: Path) -> None:
     assert not (tmp_path / "output").exists()
 
 
+def test_no_image_to_train_on_is_one_line(browse: Run) -> None:
+    done = browse("dataloader.train.dataset.min_keypoints=18")
+    assert done.returncode == 2
+    assert "none has the 18 keypoints" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
 def test_a_grid_has_a_tile_an_image(ground_truth: Callable[..., Instances]) -> None:
     names = ["a", "b", "c"]
     metadata = Metadata(

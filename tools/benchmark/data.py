@@ -19,7 +19,6 @@ from detectron2.data import (
     get_detection_dataset_dicts,
 )
 from detectron2.data.datasets import load_coco_json, register_coco_instances
-from detectron2.utils.logger import setup_logger
 from PIL import Image
 
 from benchmark.made_up_detections import made_up_ground_truth
@@ -101,7 +100,6 @@ def startup(images: int = COCO[0], annotations: int = COCO[1]) -> dict[str, Any]
     The plugin's has the registration and the check at the door besides. Images are there, but not
     read, as the batch is one of records.
     """
-    setup_logger()
     steps: dict[str, dict[str, float]] = {"detectron2": {}, "plugin": {}}
     peaks: dict[str, float | None] = {}
     with tempfile.TemporaryDirectory() as folder:

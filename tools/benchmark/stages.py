@@ -115,7 +115,7 @@ def picture(size: tuple[int, int], seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     blobs = torch.zeros(3, *size)
     for cells in (6, 24, 96):
-        coarse = torch.randn(1, 3, cells, cells * size[1] // size[0], generator=generator)
+        coarse = torch.randn(1, 3, cells, max(1, cells * size[1] // size[0]), generator=generator)
         blobs += F.interpolate(coarse, size=size, mode="bicubic")[0]
     return (128 + 40 * blobs).clamp(0, 255).to(torch.uint8)
 

@@ -137,6 +137,9 @@ def execute(runs: Iterable[Run], scripts: Path, *, jobs: int, num_gpus: int) -> 
 
     Returns:
         Runs that failed, and those that needed one of these; console.txt in their folder says why.
+
+    Raises:
+        SystemExit: after Ctrl-C or SIGTERM, when no training goes on.
     """
     # As Ctrl-C: no training goes on alone.
     handler = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
@@ -165,6 +168,9 @@ def execute(runs: Iterable[Run], scripts: Path, *, jobs: int, num_gpus: int) -> 
                     bar.write(f"{run.config} seed {run.seed}: {outcome}")
                     if not run.done:
                         failed.append(run)
+        except KeyboardInterrupt:
+            program = Path(sys.argv[0]).name
+            sys.exit(f"{program}: interrupted; the same command continues where it stopped")
         finally:  # after an interruption nothing goes on in the background
             for process, _ in running.values():
                 process.terminate()

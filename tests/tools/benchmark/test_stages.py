@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmark.made_up_detections import made_up_ground_truth
-from benchmark.stages import STAGES, Peers, evaluation_row, made_up_masks
+from benchmark.stages import STAGES, Peers, evaluation_row, made_up_masks, picture
 
 SMALL = [name for name in STAGES if name != "evaluation"]  # minutes; has a test of its own
 
@@ -52,6 +52,10 @@ def test_torchvision_does_the_same_work(peers: Peers) -> None:
         (found,) = peers.run_torchvision()
         (stock,) = peers.stock(peers.batch)
     assert len(found["boxes"]) == len(stock["instances"]) == 20
+
+
+def test_a_picture_may_be_narrow() -> None:
+    assert picture((640, 64)).shape == (3, 640, 64)
 
 
 def test_made_up_masks_lie_in_the_image() -> None:

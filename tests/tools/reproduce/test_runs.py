@@ -1,11 +1,14 @@
 """Planning and running of rows, with stand-ins for train.py and eval.py."""
 
 import os
+import re
 import textwrap
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
 
+from environment import environment
 from mask_rcnn_plugin.config import ConfigError
 from reproduce.runs import Run, execute, plan
 
@@ -150,6 +153,14 @@ def test_only_what_is_not_done_is_run(tmp_path: Path, scripts: Path) -> None:
     assert starts(scripts)[2:] == [line.replace(" 0", " 1") for line in first]
 
 
+def test_a_checkout_need_not_be_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("importlib.metadata.version", fail)
+    assert re.search(r"mask_rcnn_plugin \d+\.\d+", environment())
+
+
 def test_a_failed_run_is_told_and_tried_again(
     tmp_path: Path, scripts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -192,7 +203,7 @@ def test_an_interruption_leaves_nothing_behind_and_the_same_call_goes_on(
     run = a_run(tmp_path / "run")
     with monkeypatch.context() as patch:
         patch.setattr("reproduce.runs.time.sleep", interrupt)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(SystemExit, match="interrupted; the same command continues"):
             execute([run], endless, jobs=1, num_gpus=1)
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid.read_text()), 0)
