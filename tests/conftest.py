@@ -23,6 +23,7 @@ import torch
 from detectron2.config import LazyConfig, instantiate
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.structures import Boxes, Instances, Keypoints, PolygonMasks
+from detectron2.utils.logger import setup_logger
 from torch import Tensor, nn
 
 from mask_rcnn_plugin import get_config
@@ -54,12 +55,13 @@ def seed() -> None:
 @pytest.fixture(autouse=True)
 def loggers() -> Iterator[None]:
     """A program that a test runs sets up the log; the next test's `caplog` sees it as before."""
-    names = ("mask_rcnn_plugin", "detectron2", "fvcore")
+    names = ("mask_rcnn_plugin", "detectron2", "fvcore", "train_stages")
     before = [(log, log.propagate, log.level, log.handlers[:]) for log in map(getLogger, names)]
     yield
     for log, propagate, level, handlers in before:
         log.propagate, log.handlers = propagate, handlers
         log.setLevel(level)
+    setup_logger.cache_clear()  # the next program sets it up again
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """train.py, eval.py and the demo, end to end on a few images."""
 
 import csv
-import importlib.util
 import json
 import os
 import re
@@ -11,16 +10,18 @@ import subprocess
 import sys
 from argparse import Namespace
 from collections.abc import Callable
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import cv2
+import demo
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import train
 from mask_rcnn_plugin import get_config
 from mask_rcnn_plugin.config import ConfigError
 from mask_rcnn_plugin.errors import UserError
@@ -116,36 +117,24 @@ def test_tensorboard_reads_the_events(trained: Path) -> None:
     assert set(events.Tags()["images"]) == {"train_batch", *(f"test/{i}" for i in range(4))}
 
 
-def module(script: str) -> ModuleType:
-    """A script's functions."""
-    spec = importlib.util.spec_from_file_location(Path(script).stem, REPOSITORY / script)
-    assert spec
-    assert spec.loader
-    found = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(found)
-    return found
-
-
 @pytest.mark.parametrize("name", ["model_0000004.pth", "model_final.pth", "model_best.pth"])
 def test_a_folder_with_anothers_checkpoints_is_refused(name: str, tmp_path: Path) -> None:
     """Without `last_checkpoint` too: they would be pruned as ours, or ours as older ones."""
-    script = module("train.py")
     cfg = get_config(CONFIG, [f"train.output_dir={tmp_path}"])
     (tmp_path / name).touch()
     with pytest.raises(ConfigError, match="holds a training run: add --resume"):
-        script.prepare(Namespace(resume=False), cfg)
+        train.prepare(Namespace(resume=False), cfg)
 
 
 def test_frozen_layers_need_weights_at_the_start_not_at_a_resume(tmp_path: Path) -> None:
-    script = module("train.py")
     images = [f"dataset.{split}.json=no.json" for split in ("train", "test")]
     overrides = [*images, f"train.output_dir={tmp_path}", "train.init_checkpoint="]
     cfg = get_config("table2a_backbone/r50_fpn", overrides)
     with pytest.raises(UserError, match="model.backbone.freeze_at=0"):
-        script.prepare(Namespace(resume=True), cfg)
+        train.prepare(Namespace(resume=True), cfg)
     (tmp_path / "model_final.pth").touch()
     with pytest.raises(UserError, match=r"no\.json"):  # what is looked at next
-        script.prepare(Namespace(resume=True), cfg)
+        train.prepare(Namespace(resume=True), cfg)
 
 
 def test_resume_goes_on_and_a_second_start_does_not_overwrite(
@@ -443,7 +432,7 @@ def test_the_papers_numbers_stand_beside_cocos_only(
     (tmp_path / "results.json").write_text('{"evaluator": "one"}')
     metrics = dict.fromkeys(("AP", "AP50", "AP75", "APm", "APl"), 50.0)
     args = Namespace(config=name, visualize=0, report=False, predictions=tmp_path)
-    module("eval.py").report(args, cfg, {"keypoints": metrics})
+    import_module("eval").report(args, cfg, {"keypoints": metrics})
     out = capsys.readouterr().out
     assert ("| keypoints (paper) | 63.1" in out) == (not own)
     assert ("paper: Table 4, keypoint & mask: keypoint AP 63.1" in out) == (not own)
@@ -452,7 +441,7 @@ def test_the_papers_numbers_stand_beside_cocos_only(
 def test_a_demo_that_is_stopped_says_how_to_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    demo, resumed = module("tools/demo.py"), []
+    resumed = []
 
     def do_train(cfg: Any, *, resume: bool, extra_hooks: Any) -> None:
         resumed.append((resume, (tmp_path / "output/demo/kept").is_file()))

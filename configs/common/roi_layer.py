@@ -1,11 +1,14 @@
-"""The RoI layer of every branch of a model at once (Tables 2d and 6)."""
+"""The RoI layers of a model (Tables 2d and 6)."""
 
 from omegaconf import DictConfig
 
 
+def poolers(model: DictConfig) -> list[DictConfig]:
+    """One for each branch, or the only one of a C4 model."""
+    return [part for name, part in model.roi_heads.items() if name.endswith("pooler")]
+
+
 def use_roi_layer(model: DictConfig, pooler_type: str, aggregation: str) -> None:
-    """Set the poolers of all branches that the model has; see `RoIPooler`."""
-    for branch in ("box", "mask", "keypoint"):
-        if f"{branch}_pooler" in model.roi_heads:
-            pooler = model.roi_heads[f"{branch}_pooler"]
-            pooler.pooler_type, pooler.aggregation = pooler_type, aggregation
+    """Set all poolers of a model; see `RoIPooler`."""
+    for pooler in poolers(model):
+        pooler.pooler_type, pooler.aggregation = pooler_type, aggregation

@@ -12,6 +12,8 @@ from omegaconf import DictConfig
 from mask_rcnn_plugin.errors import ConfigError
 from mask_rcnn_plugin.modeling import TorchvisionAnchorGenerator
 
+from ..common.roi_layer import poolers
+
 
 def overlay(cfg: DictConfig) -> None:
     """Change a config in place.
@@ -32,9 +34,7 @@ def overlay(cfg: DictConfig) -> None:
     model.backbone.stride_in_1x1 = False
     model.proposal_generator.anchor_generator._target_ = TorchvisionAnchorGenerator
     model.proposal_generator.min_box_size = 1e-3
-    for branch in ("box", "mask", "keypoint"):
-        if f"{branch}_pooler" in model.roi_heads:
-            pooler = model.roi_heads[f"{branch}_pooler"]
-            pooler.update(pooler_type="ROIAlign", aggregation="ave", sampling_ratio=2)
+    for pooler in poolers(model):
+        pooler.update(pooler_type="ROIAlign", aggregation="ave", sampling_ratio=2)
     if "mask_head" in model.roi_heads:
         model.roi_heads.mask_head.loss_type = "sigmoid"

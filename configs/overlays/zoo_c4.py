@@ -9,13 +9,13 @@ requires, and keeps more proposals.
 
 from omegaconf import DictConfig
 
-from .zoo_fpn import adapt_points
+from .zoo_fpn import overlay as zoo_fpn
 
 
 def overlay(cfg: DictConfig) -> None:
     """Change a config in place."""
+    zoo_fpn(cfg)
     heads = cfg.model.roi_heads
     heads.pooler.output_size = 14
-    adapt_points(heads.pooler)
     heads.res5.stride = 2
     cfg.model.proposal_generator.post_nms_topk = (2000, 1000)

@@ -8,15 +8,11 @@ The zoo samples as many points per bin as the bin's size requires; the paper sam
 
 from omegaconf import DictConfig
 
+from ..common.roi_layer import poolers
+
 
 def overlay(cfg: DictConfig) -> None:
     """Change a config in place."""
-    for branch in ("box", "mask", "keypoint"):
-        if f"{branch}_pooler" in cfg.model.roi_heads:
-            adapt_points(cfg.model.roi_heads[f"{branch}_pooler"])
-
-
-def adapt_points(pooler: DictConfig) -> None:
-    """As many points as the bin's size asks for, of which there is only an average."""
-    if pooler.aggregation == "ave":
-        pooler.sampling_ratio = 0
+    for pooler in poolers(cfg.model):
+        if pooler.aggregation == "ave":  # there is no maximum of as many points as a bin needs
+            pooler.sampling_ratio = 0

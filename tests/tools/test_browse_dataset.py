@@ -50,9 +50,9 @@ def test_a_mistake_is_one_line(browse: Run, tmp_path: Path) -> None:
 
 
 def test_no_image_to_train_on_is_one_line(browse: Run) -> None:
-    done = browse("dataloader.train.dataset.min_keypoints=18")
+    done = browse("dataloader.train.dataset.min_keypoints=999")
     assert done.returncode == 2
-    assert "none has the 18 keypoints" in done.stderr.splitlines()[-1]
+    assert "none has the 999 keypoints" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
 
 

@@ -1,6 +1,5 @@
 """tools/check_dataset.py, and the same check in front of train.py."""
 
-import importlib.util
 import json
 import os
 import re
@@ -9,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import check_dataset
 import pytest
 from detectron2.config import LazyCall
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -27,14 +27,9 @@ SAMPLE = os.environ.get("MASK_RCNN_COCO_SAMPLE", "")
 
 def run(*args: str, monkeypatch: pytest.MonkeyPatch) -> int:
     """The tool in this process; its exit code."""
-    spec = importlib.util.spec_from_file_location("check_dataset", TOOL)
-    assert spec
-    assert spec.loader
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
     monkeypatch.setattr(sys, "argv", [str(TOOL), *args])
     with pytest.raises(SystemExit) as exit_:
-        tool.main()
+        check_dataset.main()
     assert isinstance(exit_.value.code, int)
     return exit_.value.code
 

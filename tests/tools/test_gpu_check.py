@@ -1,6 +1,5 @@
 """tools/gpu_check.py end to end on a CPU, with small models: what a GPU will be asked to run."""
 
-import importlib.util
 import json
 import re
 import sys
@@ -10,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import gpu_check
 import pytest
 import torch
 
@@ -17,7 +17,6 @@ from benchmark import gpu
 from benchmark.counts import NARROW_KEYPOINT, NARROW_MASK
 from benchmark.report import to_markdown
 
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "gpu_check.py"
 TINY = [
     "model.backbone.name=ResNet-18-FPN",
     "model.backbone.width=8",
@@ -35,14 +34,9 @@ def tool(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setattr(torch, "compile", lambda function, dynamic: function)  # that takes minutes
     models = {"masks": ("table2a_backbone/r50_fpn", TINY), "masks and keypoints": KEYPOINTS}
     monkeypatch.setattr(gpu, "MODELS", models)
-    spec = importlib.util.spec_from_file_location("gpu_check", TOOL)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     counted = {"name": "training step, masks", "counts": {"plugin": (5, 3, 999)}}
-    monkeypatch.setattr(module, "counts", lambda: [counted])  # of test_gpu_costs.py
-    return module
+    monkeypatch.setattr(gpu_check, "counts", lambda: [counted])  # of test_gpu_costs.py
+    return gpu_check
 
 
 def run(tool: ModuleType, folder: Path, monkeypatch: pytest.MonkeyPatch, *more: str) -> Any:

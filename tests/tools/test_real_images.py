@@ -1,15 +1,14 @@
 """tools/real_images.py: end to end on drawn discs, its parts by hand, and on real images."""
 
-import importlib.util
 import json
 import os
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import cv2
 import numpy as np
 import pytest
+import real_images as tool
 import torch
 from detectron2.config import instantiate
 from detectron2.utils.events import EventStorage
@@ -20,7 +19,6 @@ from mask_rcnn_plugin import get_config
 from mask_rcnn_plugin.training import setup_datasets
 from reproduce import nuclei
 
-TOOL = Path(__file__).parents[2] / "tools" / "real_images.py"
 SAMPLE = os.environ.get("MASK_RCNN_NUCLEI_SAMPLE", "")
 TINY = [
     *("train.max_iter=2", "train.eval_period=1", "train.device=cpu"),
@@ -28,16 +26,6 @@ TINY = [
     "model.backbone.norm=BN",
     "dataloader.test.mapper.augmentations.0.short_edge_length=64",
 ]
-
-
-@pytest.fixture
-def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("real_images_tool", TOOL)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -69,7 +57,6 @@ def discs(tmp_path: Path) -> Path:
 
 
 def test_from_a_sample_to_the_page(
-    tool: ModuleType,
     discs: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -107,7 +94,7 @@ def test_from_a_sample_to_the_page(
 
 
 def test_without_the_sample_the_variable_is_named(
-    tool: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("MASK_RCNN_NUCLEI_SAMPLE", raising=False)
     monkeypatch.setattr(sys, "argv", ["real_images.py"])
@@ -126,7 +113,6 @@ def test_without_the_sample_the_variable_is_named(
     ],
 )
 def test_a_mistake_is_said_before_anything_is_trained(
-    tool: ModuleType,
     discs: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -164,7 +150,7 @@ def test_objects_of_another_class_are_counted_apart() -> None:
     assert lines[2].split("|")[-2].strip() == "0"  # a half
 
 
-def test_a_montage_holds_its_images(tool: ModuleType, discs: Path, tmp_path: Path) -> None:
+def test_a_montage_holds_its_images(discs: Path, tmp_path: Path) -> None:
     truth = COCO(discs / "val.json")
     tool.write_montages(truth, discs / "images", tmp_path / "montages")
     made = COCO(tmp_path / "montages" / "val.json")

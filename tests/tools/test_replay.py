@@ -1,9 +1,9 @@
-import importlib.util
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from replay import main as run_replay
 
 from mask_rcnn_plugin import get_config
 from mask_rcnn_plugin.training import setup_datasets
@@ -11,15 +11,11 @@ from mask_rcnn_plugin.training.nonfinite import NonFiniteLossError
 from train import do_train
 
 CONFIG = "table4_keypoints/keypoint_and_mask+synthetic"
-SCRIPT = Path(__file__).parents[2] / "tools" / "replay.py"
 
 
 def replay(monkeypatch: pytest.MonkeyPatch, *args: str) -> None:
-    spec = importlib.util.spec_from_file_location("replay", SCRIPT)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
     monkeypatch.setattr(sys, "argv", ["replay.py", *args])
-    script.main()
+    run_replay()
 
 
 @pytest.mark.parametrize(

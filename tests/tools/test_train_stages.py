@@ -1,17 +1,15 @@
 """tools/train_stages.py, end to end on a few images."""
 
 import json
-import logging
 import runpy
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from detectron2.config import instantiate
-from detectron2.utils.logger import setup_logger
 from torch import Tensor
 
 from mask_rcnn_plugin import get_config
@@ -23,21 +21,7 @@ SCRIPT = "tools/train_stages.py"
 
 
 @pytest.fixture
-def loggers() -> Iterator[None]:
-    """Programs set loggers up for good, by which other tests could no longer see their records."""
-    names = ("detectron2", "fvcore", "mask_rcnn_plugin", "train_stages")
-    loggers = [logging.getLogger(name) for name in names]
-    before = [(x.propagate, x.level, [*x.handlers]) for x in loggers]
-    yield
-    for logger, (propagate, level, handlers) in zip(loggers, before):
-        logger.propagate = propagate
-        logger.setLevel(level)
-        logger.handlers[:] = handlers
-    setup_logger.cache_clear()
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, loggers: None) -> Callable[..., None]:
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
     """Runs a script of the repository in this process, in `tmp_path`."""
     monkeypatch.chdir(tmp_path)
 

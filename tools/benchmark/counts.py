@@ -90,7 +90,6 @@ def training_step(model: nn.Module, images: list[dict[str, Any]]) -> tuple[Cost,
 @torch.no_grad()
 def inference(model: nn.Module, images: list[dict[str, Any]]) -> tuple[Cost, list[Any]]:
     """Of a batch, with its results."""
-    images = [{k: v for k, v in image.items() if k != "instances"} for image in images]
     with CudaRules() as cuda:
         model.to("cuda").eval()
         for _ in range(2):

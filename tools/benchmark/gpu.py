@@ -185,7 +185,6 @@ def inference(
     _place(model, device, channels_last, is_compiled).eval()
     if optimized is not None:
         model, dtype = optimize_for_inference(model, dtype=dtype, **optimized), None
-    images = [{k: v for k, v in image.items() if k != "instances"} for image in images]
 
     @torch.no_grad()
     def run() -> Any:

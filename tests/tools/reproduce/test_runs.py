@@ -66,14 +66,17 @@ def test_equal_rows_share_a_run_and_seeds_do_not(tmp_path: Path) -> None:
     assert run.folder.name.startswith("table2c_roi_layer.roialign_ave-seed1-")
 
 
-def test_another_setting_is_another_run(tmp_path: Path) -> None:
-    def folder(*overrides: str, scale: str = "synthetic") -> Path:
-        return plan([ROIPOOL], scale, 1, tmp_path, overrides)[ROIPOOL, 0].folder
+def folder(*overrides: str, scale: str = "synthetic") -> Path:
+    """Of the run of a row with some changes."""
+    return plan([ROIPOOL], scale, 1, Path("runs"), overrides)[ROIPOOL, 0].folder
 
+
+def test_another_setting_is_another_run() -> None:
     assert folder() == folder()
     assert folder("train.max_iter=7") != folder()
     assert folder(scale="coco") != folder()
-    assert plan([ROIPOOL], "synthetic", 1, tmp_path, ["train.max_iter=7"])[ROIPOOL, 0].max_iter == 7
+    changed = plan([ROIPOOL], "synthetic", 1, Path("runs"), ["train.max_iter=7"])
+    assert changed[ROIPOOL, 0].max_iter == 7
 
 
 def test_a_run_made_under_the_name_of_an_equal_row_is_found(tmp_path: Path) -> None:
@@ -87,18 +90,15 @@ def test_wrong_overrides_are_refused_before_anything_runs(tmp_path: Path) -> Non
         plan([ROIPOOL], "synthetic", 1, tmp_path, ["train.max_iters=7"])
 
 
-def test_what_no_weight_depends_on_makes_no_other_run(tmp_path: Path) -> None:
-    def folder(*overrides: str) -> Path:
-        return plan([ROIPOOL], "synthetic", 1, tmp_path, overrides)[ROIPOOL, 0].folder
-
+def test_what_no_weight_depends_on_makes_no_other_run() -> None:
     assert folder("train.log_period=7", "train.checkpointer.period=7") == folder()
     assert folder("dataloader.train.num_workers=2") == folder()
 
 
-def test_another_drawing_is_another_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = plan([ROIPOOL], "synthetic", 1, tmp_path)[ROIPOOL, 0].folder
+def test_another_drawing_is_another_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = folder()
     monkeypatch.setattr("mask_rcnn_plugin.data.synthetic.VERSION", 99)
-    assert plan([ROIPOOL], "synthetic", 1, tmp_path)[ROIPOOL, 0].folder != before
+    assert folder() != before
 
 
 def test_rows_that_differ_in_their_test_set_are_trained_once(tmp_path: Path) -> None:
