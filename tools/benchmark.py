@@ -1,13 +1,13 @@
 #!/usr/bin/env python
 """Benchmark the plugin against detectron2 and torchvision: the same weights, the same work.
 
-    python tools/benchmark.py                                   # all of it: half an hour on a CPU
+    python tools/benchmark.py --trained output/demo             # all of it: half an hour on a CPU
     python tools/benchmark.py --stage model masks-to-rle --json benchmark.json
     python tools/benchmark.py --stage bf16 --trained output/demo
 
-Mask R-CNN, ResNet-50-FPN, on an image of 800 x 1088 with 1000 proposals and 100 detections. Weights
-are random, scaled so that activations, boxes and scores spread as a trained network's. detectron2
-and torchvision run unmodified, in float32; a training step of detectron2 is measured contiguous and
+Mask R-CNN, ResNet-50-FPN, on an image of 800 x 1088 with 1000 proposals and 100 detections; a
+training step is of two images of 512 x 512. Weights are random, scaled so that activations, boxes
+and scores spread as a trained network's. detectron2 and torchvision run unmodified, in float32; a training step of detectron2 is measured contiguous and
 channels-last, and the faster one counts. "detectron2 tuned" uses what PyTorch itself offers for the
 row: channels-last, with autocast to bfloat16 or a compiled backbone where the row says so.
 

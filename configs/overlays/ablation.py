@@ -1,4 +1,4 @@
-"""The overlay "synthetic" made smaller still, so that a row trains in minutes on one CPU core.
+"""The overlay "synthetic" with a smaller model, so that a row trains in minutes on one CPU core.
 
     python train.py --config-file table2c_roi_layer/roipool_max+ablation train.seed=1
 
