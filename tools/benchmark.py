@@ -7,9 +7,10 @@
 
 Mask R-CNN, ResNet-50-FPN, on an image of 800 x 1088 with 1000 proposals and 100 detections; a
 training step is of two images of 512 x 512. Weights are random, scaled so that activations, boxes
-and scores spread as a trained network's. detectron2 and torchvision run unmodified, in float32; a training step of detectron2 is measured contiguous and
-channels-last, and the faster one counts. "detectron2 tuned" uses what PyTorch itself offers for the
-row: channels-last, with autocast to bfloat16 or a compiled backbone where the row says so.
+and scores spread as a trained network's. detectron2 and torchvision run unmodified, in float32; a
+training step of detectron2 is measured contiguous and channels-last, and the faster one counts.
+"detectron2 tuned" uses what PyTorch itself offers for the row: channels-last, with autocast to
+bfloat16 or a compiled backbone where the row says so.
 
 The peers take turns, A B A B. A time is the median over the rounds; a ratio is detectron2's time
 over the plugin's, round by round: median and range. Memory is a call's peak above what was held

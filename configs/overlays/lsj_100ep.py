@@ -32,7 +32,10 @@ def overlay(cfg: DictConfig) -> None:
     cfg.dataloader.train.total_batch_size = 64
     cfg.optimizer.update(lr=0.1, weight_decay=4e-5)
     cfg.train.update(init_checkpoint="", max_iter=184_375)  # x 64 images = 100 x 118,000
-    cfg.train.amp.enabled = cfg.train.ddp.fp16_compression = True
+    # Not bf16: gradients are sent in fp16, which takes scaled ones, and the heads' norm adds up in
+    # float32 only if it gets fp16.
+    cfg.train.amp.update(enabled=True, dtype="fp16")
+    cfg.train.ddp.fp16_compression = True
     schedule = cfg.lr_multiplier
     schedule.scheduler.values = [1.0, 0.1, 0.01]
     schedule.scheduler.milestones = [163_889, 177_546, 184_375]

@@ -114,7 +114,7 @@ def _timed(model: nn.Module) -> Iterator[list[float]]:
     seconds: list[float] = []
 
     def now() -> float:
-        if torch.cuda.is_available():
+        if torch.cuda.is_initialized():
             torch.cuda.synchronize()
         return time.perf_counter()
 

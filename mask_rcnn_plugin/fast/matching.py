@@ -64,7 +64,7 @@ def match(
         candidates = boxes[some] if len(boxes) > 1 else boxes
         # On the host, as detectron2 does it, where a crowd is too large for the GPU's memory.
         parts.append(retry_if_cuda_oom(_match)(gt_boxes[some], counts[some], candidates, matcher))
-    matches, labels = (cat(list(x)).to(boxes.device) for x in zip(*parts))
+    matches, labels = (cat([part.to(boxes.device) for part in x]) for x in zip(*parts))
     return matches, labels
 
 

@@ -71,8 +71,8 @@ class GuardedTrainer(SimpleTrainer):
     is `any_signalled` after the step.
 
     Hooks are called once a step of the optimizer. Losses and rates in the metrics are those of the
-    step; `grad_norm` is the L2 norm of all gradients together (not in float16, where they are
-    scaled).
+    step; `grad_norm` is the L2 norm of all gradients together. Where they overflow in float16,
+    there is none and the optimizer takes no step, but the next losses are scaled less.
 
     Args:
         model: takes a batch, returns a dict of scalar losses; may be wrapped for DDP.
@@ -149,13 +149,19 @@ class GuardedTrainer(SimpleTrainer):
         if hasattr(self, "after_backward"):  # detectron2's main calls hooks here
             self.after_backward()
 
+        if self._scaler.is_enabled():
+            self._scaler.unscale_(self.optimizer)
         every = self._exchange(losses, self._gradient_norm(losses[0]), data_time)
         self.any_signalled = any(rank.signalled for rank in every)
-        if not all(rank.sound and math.isfinite(rank.grad_norm) for rank in every):
+        sound = all(rank.sound for rank in every)
+        overflow = not all(math.isfinite(rank.grad_norm) for rank in every)
+        if not sound or (overflow and not self._scaler.is_enabled()):
+            self._scaler.update()
             self._skip(every, losses, batches)
             return
         self._put_metrics(every)
-        self._scaler.step(self.optimizer)
+        if not overflow:  # the scaler would ask a fused optimizer, and SGD's gets it wrong
+            self._scaler.step(self.optimizer)
         self._scaler.update()
         if self._scaler.is_enabled() and self._scaler.get_scale() < 1:
             raise NonFiniteLossError(
@@ -205,13 +211,10 @@ class GuardedTrainer(SimpleTrainer):
             ddp.module, ddp.broadcast_buffers = model, broadcast_buffers
 
     def _gradient_norm(self, losses: dict[str, Tensor]) -> Tensor:
-        """() float32 on the device of the losses; 0 in float16, whose scaler looks for itself."""
-        like = next(iter(losses.values()))
-        if self._scaler.is_enabled():
-            return torch.zeros_like(like)
+        """() float32 on the device of the losses."""
         parameters = chain.from_iterable(g["params"] for g in self.optimizer.param_groups)
         gradients = [p.grad for p in parameters if p.grad is not None]
-        return nn.utils.get_total_norm(gradients).to(like)
+        return nn.utils.get_total_norm(gradients).to(next(iter(losses.values())))
 
     def _exchange(
         self, parts: list[dict[str, Tensor]], norm: Tensor, data_time: float
@@ -276,7 +279,7 @@ class GuardedTrainer(SimpleTrainer):
         self.storage.put_scalar("data_time", max(rank.data_time for rank in every))
         self.storage.put_scalar("total_loss", sum(losses.values()))
         self.storage.put_scalars(**losses)
-        if not self._scaler.is_enabled():
+        if math.isfinite(every[0].grad_norm):
             self.storage.put_scalar("grad_norm", every[0].grad_norm)
 
     def _skip(
@@ -392,6 +395,8 @@ class GuardedTrainer(SimpleTrainer):
             # The config counts, also where it has changed. The schedule starts from initial_lr.
             group.update({k: v for k, v in now.items() if k not in ("params", "lr")})
             group["initial_lr"] = now["lr"]
+            for parameter in group["params"]:
+                _place(self.optimizer.state.get(parameter, {}), parameter, group)
         self._skipped_steps = state_dict.get("skipped_steps", 0)
         self._count_in_own_steps(state_dict.get("images_per_step", self._images_per_step))
         if self._scaler.is_enabled() and "grad_scaler" in state_dict:
@@ -409,6 +414,17 @@ class GuardedTrainer(SimpleTrainer):
             "(train.reference_batch_size and train.epochs scale them)",
             *(before, now, done, self.iter + 1),
         )
+
+
+def _place(state: dict[str, Any], parameter: Tensor, group: dict[str, Any]) -> None:
+    """Bring a parameter's state to where this run's optimizer expects it, and to the layout that
+    fused ones take for granted: the file's may be another machine's."""
+    on_device = group.get("fused") or group.get("capturable")
+    for name, value in state.items():
+        if name == "step" and isinstance(value, Tensor):
+            state[name] = value.to(parameter.device if on_device else "cpu")
+        elif isinstance(value, Tensor) and value.shape == parameter.shape:
+            state[name] = torch.empty_like(parameter).copy_(value)
 
 
 def _loss(part: dict[str, Tensor], name: str) -> Tensor:

@@ -9,6 +9,7 @@ import re
 import signal
 import socket
 import sys
+import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
@@ -40,6 +41,8 @@ Meet = Callable[[timedelta], dist.Store]
 # How long the other processes have to end after one has failed, before they get SIGTERM; then as
 # long again before SIGKILL.
 _GRACE_SECONDS = 30
+# Within this time ranks that all have a mistake come to their end.
+_END_SECONDS = 10
 
 logger = logging.getLogger(__name__)
 
@@ -228,6 +231,14 @@ def _run(
         code = 2  # whatever goes wrong here comes from the mistake that another rank has told
     # Not in the clauses above, where the exception still holds all of the training.
     if dist.is_initialized():
+        is_nccl = device_of(cfg).type == "cuda"
+        if code and is_nccl and not _all_end(store, placement.world_size):
+            # The end of NCCL would wait for the others, which wait for this one: the launcher
+            # learns of it from the exit code, and ends them.
+            logging.shutdown()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
         destroy_process_group()
     if code:
         sys.exit(code)
@@ -335,6 +346,19 @@ def destroy_process_group() -> None:
     comm._get_global_gloo_group.cache_clear()
     gc.collect()
     dist.destroy_process_group()
+
+
+def _all_end(store: dist.Store, world_size: int) -> bool:
+    """Whether all ranks come here, or only some."""
+    begun = time.monotonic()
+    try:
+        ending = store.add("ending", 1)
+        while ending < world_size and time.monotonic() < begun + _END_SECONDS:
+            time.sleep(0.1)
+            ending = store.add("ending", 0)
+    except RuntimeError:  # as in `_count_mistakes`
+        return False
+    return ending >= world_size
 
 
 def _count_mistakes(store: dist.Store, new: int) -> int:

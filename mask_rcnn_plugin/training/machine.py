@@ -7,8 +7,10 @@ import logging
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from detectron2.utils import comm
+from omegaconf import DictConfig, OmegaConf
 
+from mask_rcnn_plugin.config.check import walk
 from mask_rcnn_plugin.config.device import device_of
 from mask_rcnn_plugin.errors import ConfigError
 
@@ -31,13 +33,14 @@ def precision(cfg: DictConfig) -> torch.dtype | None:
     "auto" is bfloat16 where the device computes in it, else float32: emulated, bfloat16 is slower.
 
     Raises:
-        ConfigError: for float16 on a CPU, or bfloat16 on a GPU that lacks it.
+        ConfigError: for float16 on a CPU, or bfloat16 on a GPU that lacks it or with a norm that
+            several processes share and that is not exact in it.
     """
     amp, device = cfg.train.amp, device_of(cfg)
     if not amp.enabled:
         return None
-    if amp.dtype == "auto":
-        return torch.bfloat16 if _computes_in_bfloat16(device) else None
+    if amp.dtype == "auto" and not _computes_in_bfloat16(device):
+        return None
     if amp.dtype == "fp16" and device.type == "cpu":
         raise ConfigError("train.amp.dtype is 'fp16' on device 'cpu', must be 'bf16' or 'auto'")
     if amp.dtype == "bf16" and device.type == "cuda" and not _computes_in_bfloat16(device):
@@ -45,7 +48,17 @@ def precision(cfg: DictConfig) -> torch.dtype | None:
             f"train.amp.dtype is 'bf16', which the GPU ({torch.cuda.get_device_name(device)}) "
             "lacks: give 'fp16' or 'auto'"
         )
-    return {"bf16": torch.bfloat16, "fp16": torch.float16}[amp.dtype]
+    if amp.dtype == "fp16":
+        return torch.float16
+    # detectron2's naiveSyncBN computes a variance as a difference of squares, in the given type.
+    if comm.get_world_size() > 1:
+        for key, value in walk(OmegaConf.to_container(cfg.model, resolve=False), "model"):
+            if isinstance(value, str) and value.startswith("naiveSyncBN"):
+                raise ConfigError(
+                    f"{key} is {value!r}, whose statistics are wrong in bfloat16 on several "
+                    "processes: give train.amp.dtype=fp16"
+                )
+    return torch.bfloat16
 
 
 def optimizer_node(cfg: DictConfig) -> dict[str, Any]:

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 def random_state() -> dict[str, Tensor]:
     """What a model draws from: torch's states, of the CPU and the process's own GPU."""
     states = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():
         states["cuda"] = torch.cuda.get_rng_state()
     return states
 
@@ -26,7 +26,7 @@ def random_state() -> dict[str, Tensor]:
 def set_random_state(states: dict[str, Tensor]) -> None:
     """Go on with what `random_state` has returned."""
     torch.set_rng_state(states["cpu"])
-    if "cuda" in states and torch.cuda.is_available():
+    if "cuda" in states and torch.cuda.is_initialized():
         torch.cuda.set_rng_state(states["cuda"])
 
 

@@ -1,5 +1,7 @@
 """Matching and sampling of all images at once against detectron2's, image by image."""
 
+from typing import Any
+
 import pytest
 import torch
 from detectron2.modeling.matcher import Matcher
@@ -8,6 +10,7 @@ from detectron2.structures import Boxes
 from detectron2.structures import pairwise_iou as their_iou
 from torch import Tensor
 
+from benchmark.cuda_rules import CudaRules
 from mask_rcnn_plugin.fast import matching
 from mask_rcnn_plugin.fast.grouping import padded
 from mask_rcnn_plugin.fast.matching import match, pairwise_iou, sample
@@ -92,6 +95,27 @@ def test_a_crowd_too_large_for_a_gpu_is_matched_on_the_host(
     monkeypatch.setattr(matching, "_match", full)
     found = match(*given)
     assert len(calls) == 3
+    assert all(a.equal(b) for a, b in zip(found, expected, strict=True))
+
+
+def test_where_one_part_alone_is_matched_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = padded([boxes(3), boxes(2, seed=1)]), [3, 2], boxes(1, 50, seed=2)
+    expected = match(*given, Matcher(*RPN))
+    work, calls = matching._match, []
+
+    def first_on_the_host(gt: Tensor, counts: Any, candidates: Tensor, matcher: Any) -> Any:
+        calls.append(len(gt))
+        if len(calls) == 1:
+            return work(gt.cpu(), counts, candidates.cpu(), matcher)
+        return work(gt, counts, candidates, matcher)
+
+    monkeypatch.setattr(matching, "_match", first_on_the_host)
+    monkeypatch.setattr(matching, "ELEMENTS_AT_ONCE", 1)
+    with CudaRules():
+        gt_boxes, counts, candidates = given
+        found = match(gt_boxes.to("cuda"), counts, candidates.to("cuda"), Matcher(*RPN))
+        found = tuple(x.cpu() for x in found)
+    assert calls == [1, 1]
     assert all(a.equal(b) for a, b in zip(found, expected, strict=True))
 
 

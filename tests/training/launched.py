@@ -132,6 +132,13 @@ def synchronize_without_rank_1(args: argparse.Namespace, cfg: DictConfig) -> Non
     comm.synchronize()
 
 
+def mistake_that_rank_0_does_not_see(args: argparse.Namespace, cfg: DictConfig) -> None:
+    """As where it waits within an operation on its GPU."""
+    if comm.is_main_process():
+        signal.pause()
+    raise UserError("rank 1 cannot go on")
+
+
 def evaluate_until_a_signal(args: argparse.Namespace, cfg: DictConfig) -> None:
     """The first rank computes, the second one has no more to do; a signal reaches both."""
     saving: Any = SimpleNamespace(error=None)
@@ -164,7 +171,15 @@ def run_rank(
     def init_process_group(backend: str, **settings: Any) -> None:
         original(backend.replace("nccl", "gloo"), **settings)
 
+    def destroy_process_group() -> None:
+        """As NCCL's, which returns where all ranks have called it."""
+        store.set(f"ending/{rank}", "")
+        store.wait([f"ending/{other}" for other in range(2)])
+
     dist.init_process_group = init_process_group
+    if "train.device=cuda" in overrides:
+        dist.destroy_process_group = destroy_process_group
+        launch._END_SECONDS = 1
     torch.cuda.device_count = lambda: 2
     torch.cuda.set_device = lambda device: print("GPU", device, file=sys.stderr)
     args = argparse.Namespace(config=CONFIG, overrides=overrides, num_gpus=None)

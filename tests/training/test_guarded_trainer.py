@@ -1,3 +1,4 @@
+import copy
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -24,6 +25,7 @@ from mask_rcnn_plugin.errors import UserError
 from mask_rcnn_plugin.training.guarded_trainer import GuardedTrainer, build_trainer
 from mask_rcnn_plugin.training.nonfinite import NonFiniteLossError, read_batch
 from mask_rcnn_plugin.training.random_states import set_random_state
+from mask_rcnn_plugin.training.weight_average import WeightAverage
 
 
 class Model(nn.Module):
@@ -266,6 +268,75 @@ def test_float16_without_a_scale_that_fits_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(NonFiniteLossError, match="overflow in float16 at iteration 16"):
         built.train(0, 20)
     assert model.layer.weight.isfinite().all()
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_no_step_is_taken_where_float16_overflows(fused: bool, tmp_path: Path) -> None:
+    """Momentum included, which a fused optimizer would set to whatever is in its memory."""
+    model = Model()
+    before = model.layer.weight.detach().clone()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=fused)
+    batches = [[image(1.0)], [image(1.0)]]
+    built = GuardedTrainer(model, batches, optimizer, dtype=torch.float16, output_dir=str(tmp_path))
+    built.register_hooks([average := WeightAverage(model, 0.5)])
+    built._scaler.load_state_dict({**built._scaler.state_dict(), "scale": 2.0**127})
+    garbage = [torch.full_like(before, 7.0) for _ in range(100)]
+    del garbage
+    built.train(0, 1)
+    assert torch.equal(model.layer.weight, before)
+    assert not optimizer.state
+    assert "grad_norm" not in built.storage.latest()
+    assert average.state_dict()["steps"] == 1  # the start
+    built._scaler.load_state_dict({**built._scaler.state_dict(), "scale": 1.0})
+    built.train(1, 2)
+    torch.testing.assert_close(before - model.layer.weight, 0.1 * model.layer.weight.grad)
+    assert built.storage.latest()["grad_norm"][0] > 0
+
+
+@pytest.mark.parametrize("kind", ["SGD", "AdamW"])
+def test_a_resume_may_have_another_layout_and_a_fused_optimizer(kind: str, tmp_path: Path) -> None:
+    """As on a GPU after a CPU, or the reverse."""
+
+    def build(layout: torch.memory_format, fused: bool) -> GuardedTrainer:
+        torch.manual_seed(0)
+        model = nn.Conv2d(3, 4, 3).to(memory_format=layout)
+        options: dict[str, Any] = {"momentum": 0.9} if kind == "SGD" else {}
+        optimizer = getattr(torch.optim, kind)(model.parameters(), lr=0.1, fused=fused, **options)
+        return GuardedTrainer(model, [], optimizer, output_dir=str(tmp_path))
+
+    def step(built: GuardedTrainer) -> None:
+        for p in built.model.parameters():
+            p.grad = torch.empty_like(p).copy_(torch.arange(p.numel()).view(p.shape) / p.numel())
+        built.optimizer.step()
+
+    unbroken, before = (build(torch.contiguous_format, False) for _ in range(2))
+    for built in (unbroken, unbroken, before):
+        step(built)
+    for layout in (torch.channels_last, torch.contiguous_format):
+        for fused in (True, False):
+            resumed = build(layout, fused)
+            resumed.load_state_dict(copy.deepcopy(before.state_dict()))
+            resumed.model.load_state_dict(before.model.state_dict())
+            step(resumed)
+            for ours, theirs in zip(resumed.model.parameters(), unbroken.model.parameters()):
+                torch.testing.assert_close(ours, theirs)
+                state = resumed.optimizer.state[ours]
+                assert all(
+                    v.stride() == ours.stride() for v in state.values() if v.shape == ours.shape
+                )
+
+
+def test_a_resume_with_a_fused_optimizer_counts_steps_on_the_device(tmp_path: Path) -> None:
+    before, now = (nn.Linear(2, 2, device="meta") for _ in range(2))
+    plain = torch.optim.AdamW(before.parameters())
+    for p in before.parameters():
+        p.grad = torch.zeros_like(p)
+    plain.step()
+    fused = torch.optim.AdamW(now.parameters())
+    fused.param_groups[0]["fused"] = True  # its constructor asks for a device that there is
+    resumed = GuardedTrainer(now, [], fused, output_dir=str(tmp_path))
+    resumed.load_state_dict(GuardedTrainer(before, [], plain).state_dict())
+    assert {s["step"].device.type for s in fused.state.values()} == {"meta"}
 
 
 class DivergedProposals(Model):

@@ -301,6 +301,16 @@ def test_a_mistake_that_all_ranks_make_is_told_once(
     assert ranks.lines() == ["train.py: nobody can go on"]
 
 
+def test_a_mistake_on_gpus_ends_its_rank_though_the_others_wait_for_it(
+    launched: ModuleType, together: Callable[..., Ranks]
+) -> None:
+    """So that the launcher learns of it."""
+    steps = launched.prepare_nothing, launched.mistake_that_rank_0_does_not_see
+    ranks = together(*steps, overrides=["train.device=cuda", "train.amp.enabled=false"])
+    assert ranks.exit_code(1) == 2
+    assert ranks.errors(1).splitlines() == ["GPU 1", "train.py: rank 1 cannot go on"]
+
+
 def test_a_mistake_in_the_config_is_told_once(
     launched: ModuleType, together: Callable[..., Ranks]
 ) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from detectron2.config import instantiate
+from detectron2.utils import comm
 from omegaconf import DictConfig
 
 from mask_rcnn_plugin import get_config
@@ -131,6 +132,18 @@ def test_precision_on_a_gpu(
         return
     with pytest.raises(ConfigError, match="'bf16'.*GTX 1080"):
         precision(train("cuda", "bf16"))
+
+
+def test_a_norm_that_bfloat16_breaks_is_refused_where_processes_share_it(
+    machine: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(1, True)
+    cfg = get_config("table2a_backbone/r50_fpn+lsj_100ep", ["train.amp.dtype=bf16"])
+    assert precision(cfg) == torch.bfloat16
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    with pytest.raises(ConfigError, match="conv_norm is 'naiveSyncBN_N'.*fp16"):
+        precision(cfg)
+    assert precision(get_config("table2a_backbone/r50_fpn+lsj_100ep")) == torch.float16
 
 
 def test_half_precision_that_a_cpu_lacks_is_an_error(machine: Callable[..., None]) -> None:

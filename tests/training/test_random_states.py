@@ -32,6 +32,12 @@ def test_drawing_in_between_changes_nothing() -> None:
     assert draw() == expected
 
 
+def test_a_run_on_a_cpu_leaves_gpus_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_rng_state", lambda: pytest.fail("makes a context"))
+    RandomStates().load_state_dict(RandomStates().state_dict())
+
+
 def test_an_error_in_between_changes_nothing_either() -> None:
     with random_states_kept():
         expected = draw()
