@@ -14,9 +14,11 @@ import argparse
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -79,11 +81,16 @@ def run_tests(tests: Path, folder: Path) -> dict[str, Any]:
     command += ["no:cacheprovider", "-o", "junit_family=xunit1", *map(str, files)]
     path = [str(REPOSITORY), str(REPOSITORY / "tools"), os.environ.get("PYTHONPATH", "")]
     env = {"PYTHONPATH": os.pathsep.join(filter(None, path))}
-    limit = 60 * TESTS_MINUTES
+    running = subprocess.Popen(
+        command, cwd=REPOSITORY, env=os.environ | env, start_new_session=True
+    )
     try:
-        subprocess.run(command, cwd=REPOSITORY, timeout=limit, env=os.environ | env)
+        running.wait(60 * TESTS_MINUTES)
     except subprocess.TimeoutExpired:
         return {"counts": {"finished": 0}, "failed": [f"not done in {TESTS_MINUTES} minutes"]}
+    finally:  # whatever a test has started, which may wait on the GPU
+        with suppress(ProcessLookupError):
+            os.killpg(running.pid, signal.SIGKILL)
     if not results.exists():
         return {"counts": {"finished": 0}, "failed": ["pytest did not start, see above"]}
     cases = list(ElementTree.parse(results).iter("testcase"))

@@ -1,7 +1,9 @@
 """tools/gpu_check.py end to end on a CPU, with small models: what a GPU will be asked to run."""
 
 import json
+import os
 import re
+import select
 import sys
 import warnings
 from collections import Counter
@@ -116,6 +118,22 @@ def test_tests_marked_cuda_are_run_and_counted(tool: ModuleType, tmp_path: Path)
     assert found["counts"] == {"passed": 1, "failed": 1, "skipped": 1}
     assert len(found["failed"]) == 1
     assert "test_b" in found["failed"][0]
+
+
+def test_what_a_test_leaves_running_is_ended(tool: ModuleType, tmp_path: Path) -> None:
+    """It would keep the GPU's memory, and compete with the measurements."""
+    alive = tmp_path / "alive"
+    os.mkfifo(alive)
+    reader = os.open(alive, os.O_RDONLY | os.O_NONBLOCK)
+    code = f"import signal; file = open({str(alive)!r}, 'w'); print(flush=True); signal.pause()"
+    (tmp_path / "test_x.py").write_text(
+        "import subprocess, sys\nimport pytest\n\n@pytest.mark.cuda\ndef test_a():\n"
+        f"    child = subprocess.Popen([sys.executable, '-c', {code!r}], stdout=subprocess.PIPE)\n"
+        "    child.stdout.readline()\n"
+    )
+    assert tool.run_tests(tmp_path, tmp_path)["counts"]["passed"] == 1
+    assert select.select([reader], [], [], 60)[0], "its pipe is still open"
+    os.close(reader)
 
 
 def test_waits_are_seen_by_their_lines(monkeypatch: pytest.MonkeyPatch) -> None:
