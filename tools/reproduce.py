@@ -61,6 +61,11 @@ def parse_args() -> argparse.Namespace:
         "--table", action="append", required=True, choices=[*TABLES, "all"],
         metavar="TABLE", help=f"one of {', '.join(TABLES)}, or all; may be given several times",
     )  # fmt: skip
+    parser.add_argument(
+        "--row", action="append", metavar="CONFIG",
+        help="run only this row of the tables, by its config, e.g. table2c_roi_layer/roialign_ave; "
+        "may be given several times",
+    )  # fmt: skip
     parser.add_argument("--scale", choices=list(SCALES), default="synthetic")
     parser.add_argument("--seeds", type=int, default=1, help="trainings of each row")
     parser.add_argument(
@@ -80,6 +85,10 @@ def parse_args() -> argparse.Namespace:
         args.jobs = 1 if alone else len(os.sched_getaffinity(0))
     args.output = args.output or Path("output/reproduce") / args.scale
     args.tables = ALL[args.scale] if "all" in args.table else args.table
+    rows = list(dict.fromkeys(r.config for t in args.tables for r in rows_of(t) if r.config))
+    if unknown := [row for row in args.row or () if row not in rows]:
+        parser.error(f"--row is {unknown[0]!r}, must be one of {', '.join(rows)}")
+    args.rows = args.row or rows
     return args
 
 
@@ -88,7 +97,7 @@ def write_table(table: str, args: argparse.Namespace, runs: Runs) -> None:
     rows, output = [], args.output
     drawn: dict[str, Run] = {}
     for row in rows_of(table):
-        of_seeds = [runs[row.config, seed] for seed in range(args.seeds)] if row.config else []
+        of_seeds = [run for (config, _), run in runs.items() if config == row.config]
         if not all(run.done for run in of_seeds):
             of_seeds = []
         if of_seeds:
@@ -147,7 +156,6 @@ def draw_rows(table: str, runs: dict[str, Run], file: Path) -> None:
 
 def main() -> None:
     args = parse_args()
-    configs = list(dict.fromkeys(r.config for t in args.tables for r in rows_of(t) if r.config))
     with mistakes_in_one_line():
         for other in report.read_tables(args.output):
             if other["table"] not in args.tables and other["seeds"] != args.seeds:
@@ -156,13 +164,13 @@ def main() -> None:
                     f"{other['seeds']}, and all tables share a page: give --seeds "
                     f"{other['seeds']}, or another --output"
                 )
-        runs = plan(configs, args.scale, args.seeds, args.output / "runs", args.overrides)
+        runs = plan(args.rows, args.scale, args.seeds, args.output / "runs", args.overrides)
         wanted = list(dict.fromkeys(runs.values()))
         for run in wanted:  # is every dataset there? Draws what is to be drawn
             if not run.done:
                 setup_datasets(get_config(run.config, run.overrides))
     done = sum(run.done for run in wanted)
-    print(f"{len(wanted)} trainings for {len(configs)} rows, {done} of them done", flush=True)
+    print(f"{len(wanted)} trainings for {len(args.rows)} rows, {done} of them done", flush=True)
     failed = execute(wanted, SCRIPTS, jobs=args.jobs, num_gpus=args.num_gpus)
 
     args.output.mkdir(parents=True, exist_ok=True)

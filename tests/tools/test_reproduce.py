@@ -91,6 +91,12 @@ def test_a_table_and_the_page_of_all(
     assert "--table fpn_roi_layer" in content["command"]
     assert re.search(r"torch 2.*, mask_rcnn_plugin .*, (float32|bfloat16)$", content["environment"])
 
+    # One row alone.
+    run("--table", "fpn_roi_layer", "--row", ROWS[1], "--output", "alone", *toy)
+    assert "1 trainings for 1 rows, 0 of them done" in capsys.readouterr().out
+    alone = json.loads(Path("alone", "fpn_roi_layer.json").read_text())
+    assert [bool(row["results"]) for row in alone["rows"]] == [False, True]
+
     # What is done is not done again.
     monkeypatch.setitem(tool.ALL, "synthetic", ["fpn_roi_layer"])
     monkeypatch.setattr(tool, "SCRIPTS", stand_in(tmp_path / "scripts", "raise SystemExit(1)"))
@@ -107,6 +113,7 @@ def test_a_table_and_the_page_of_all(
     [
         (["--table", "7"], "'7'"),
         (["--table", "2c", "--seeds", "0"], "--seeds is 0"),
+        (["--table", "2d", "--row", "table2d_stride32/x"], "one of table2d_stride32/roipool, table"),
         (["--table", "2c", "--jobs", "-1"], "--jobs is -1"),
         (["--table", "2c", "train.max_iters=3"], "'train.max_iter'"),
         (["--table", "2c", "--scale", "coco"], "coco_2014_train"),
