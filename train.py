@@ -18,6 +18,7 @@ docs/cluster.md.
 import argparse
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 # First: the plugin makes detectron2 importable on current Pillow and NumPy.
@@ -37,7 +38,7 @@ from mask_rcnn_plugin.config import ConfigError
 from mask_rcnn_plugin.config.device import device_of
 from mask_rcnn_plugin.data.annotation_file import keep_decoded
 from mask_rcnn_plugin.data.garbage import collection_paused
-from mask_rcnn_plugin.errors import counted
+from mask_rcnn_plugin.errors import UserError, counted
 from mask_rcnn_plugin.evaluation.testing import evaluate
 from mask_rcnn_plugin.main_process import on_main_process
 from mask_rcnn_plugin.training.batch_scaling import fit_batch, fit_epochs
@@ -236,14 +237,31 @@ def start(args: argparse.Namespace, cfg: DictConfig) -> None:
     log_processes(cfg)
 
 
+class Begun(HookBase):
+    """Knows whether the training has begun: what there was to load is loaded."""
+
+    done = False
+
+    def before_train(self) -> None:
+        self.done = True
+
+
 def run(args: argparse.Namespace, cfg: DictConfig) -> None:
     """What each process does."""
     if not args.resume:
         on_main_process(lambda: download(cfg.train.init_checkpoint))
+    config = Path(cfg.train.output_dir, "config.yaml")
+    before = config.read_bytes() if config.is_file() else b""
     start(args, cfg)
     classes = MetadataCatalog.get(cfg.dataset.train.names[0]).thing_classes
     logger.info("%s: %s", counted(len(classes), "class", "classes"), ", ".join(classes))
-    results = do_train(cfg, resume=args.resume)
+    begun = Begun()
+    try:
+        results = do_train(cfg, resume=args.resume, extra_hooks=[begun])
+    except UserError:
+        if before and not begun.done and comm.is_main_process():
+            config.write_bytes(before)  # this config is not that of the run in the folder
+        raise
     if comm.is_main_process():
         logger.info(next_steps(cfg, results, args.config, args.overrides))
 

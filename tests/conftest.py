@@ -1,6 +1,7 @@
 import importlib
 import multiprocessing
 import os
+import random
 import resource
 import shutil
 import signal
@@ -14,10 +15,13 @@ from typing import Any
 # Before torch, and for the processes that tests start too. The tests' tensors are small: threads
 # that wait for each other are slow beside other work, and add up in another order.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Before detectron2: whoever has COCO starts no training on it, and downloads no weights, here.
+os.environ["DETECTRON2_DATASETS"] = os.devnull
 
 import mask_rcnn_plugin  # noqa: F401, I001  before anything of detectron2's, see compat.py
 
 import cv2
+import numpy as np
 import pytest
 import torch
 from detectron2.config import LazyConfig, instantiate
@@ -49,6 +53,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.fixture(autouse=True)
 def seed() -> None:
     """The same random numbers for a test, whichever ran before."""
+    random.seed(0)
+    np.random.seed(0)
     torch.manual_seed(0)
 
 

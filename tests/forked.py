@@ -13,6 +13,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+_LIMIT = 900  # seconds
+
 
 def run_forked(
     command: list[str], folder: Path, *, cwd: Path | None = None, env: dict[str, str] | None = None
@@ -28,7 +30,10 @@ def run_forked(
     given = command, outputs, cwd or Path.cwd(), os.environ.copy() if env is None else env
     process = context.Process(target=_run, args=given)
     process.start()
-    process.join()
+    process.join(_LIMIT)
+    if process.is_alive():  # it hangs
+        process.kill()
+        process.join()
     return subprocess.CompletedProcess(
         command, process.exitcode, *(output.read_text() for output in outputs)
     )

@@ -197,7 +197,7 @@ def assert_same_detections(
     ours: list[Instances], theirs: list[Instances], is_exact: bool = True
 ) -> None:
     """But for what rounding decides: some boxes, pixels and points; in half precision, more."""
-    lost, least_iou, pixels, points = (0.03, 0.99, 1e-3, 0.05) if is_exact else (0.6, 0.8, 0.1, 1)
+    lost, least_iou, pixels, points = (0.03, 0.99, 1e-3, 0.05) if is_exact else (0.6, 0.8, 0.1, 0.5)
     for i, j in zip(ours, theirs, strict=True):
         assert len(j) > 20
         assert j.get_fields().keys() <= i.get_fields().keys()
@@ -209,7 +209,7 @@ def assert_same_detections(
         best, indices = iou.max(dim=1)
         of_theirs = (best > least_iou).nonzero()[:, 0].tolist()
         of_ours = indices[of_theirs].tolist()
-        assert len(of_theirs) >= (1 - 2 * lost) * len(j)
+        assert len(of_theirs) >= (1 - lost) * len(j)
         assert len(of_theirs) > 10
         if j.has("pred_masks"):
             masks, their_masks = np.asarray(i.pred_masks), np.asarray(j.pred_masks)

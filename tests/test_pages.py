@@ -57,6 +57,8 @@ def test_extend(toy_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
             "dataloader.test.num_workers=0",
         ),
     ]
+    with pytest.raises(ConfigError, match="model.backbone.freeze_at"):
+        get_config("my_config.py+lsj_100ep", small)
     model = trained("my_config.py+synthetic", small)
     head = model.roi_heads.mask_head
     assert type(head).__name__ == "DropoutMaskHead"

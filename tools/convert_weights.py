@@ -79,7 +79,8 @@ def config_of(weights: dict[str, Tensor], names: list[str] | None) -> DictConfig
     if names and len(names) != count:
         raise UserError(f"--names lists {len(names)}, must list {count}, one for each class")
     keep_metadata(cfg, f"{data}_val")
-    of_id = dict(zip(cfg.dataset.metadata.category_ids, cfg.dataset.metadata.thing_classes))
+    known = cfg.dataset.metadata.thing_classes
+    of_id = dict(zip(cfg.dataset.metadata.get("category_ids", range(1, len(known) + 1)), known))
     if names and keypoints == 17:
         cfg.dataset.metadata.update(thing_classes=names, category_ids=[*range(1, count + 1)])
     elif names or count != max(of_id) or keypoints not in (0, 17):

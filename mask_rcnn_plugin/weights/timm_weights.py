@@ -67,6 +67,9 @@ class TimmWeightsHandler(PathHandler):
 
     def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
         scheme, _, name = path.partition("://")
+        file = Path(get_cache_dir(), "timm", f"{name}.pth")
+        if scheme == "timm" and file.is_file() and not force:
+            return str(file)
         if scheme == "timm":
             model = import_timm().create_model(name, pretrained=True, features_only=True)
             weights = model.state_dict()
@@ -74,7 +77,6 @@ class TimmWeightsHandler(PathHandler):
             weights = read_package()
         else:
             raise WeightsError(f"weights {path!r} must be 'package://{_PACKAGE}'")
-        file = Path(get_cache_dir(), "timm", f"{name}.pth")
         # Loaded by its end, a name fits `TimmBackbone.features` with an FPN on it or not.
         named = {f"features.{key}": value for key, value in weights.items()}
         with file_lock(str(file)), atomic_write(file) as out:

@@ -98,6 +98,8 @@ def own_file(tmp_path: Path) -> Callable[..., str]:
         "model.roi_heads.mask_head.loss_weight=-1",
         "model.roi_heads.mask_head.conv_dims=[[256]]",
         "model.roi_heads.box_predictor.test_score_thresh=2",
+        "dataloader.train.repeat_threshold=1.5",
+        "dataloader.train.repeat_threshold=-0.1",
         *("model.proposal_generator.nms_thresh=-0.1", "model.proposal_generator.nms_thresh=null"),
         *(
             "model.proposal_generator.pre_nms_topk=[0, 1]",

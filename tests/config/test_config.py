@@ -223,6 +223,11 @@ def test_a_config_for_each_family_of_other_backbones() -> None:
             *("dataloader.train.mapper", "dataloader.test.mapper", "dataloader.evaluator"),
             "source",
         }
+        changed = {*differences(base, resolved(name))}
+        kept = ("train.", "lr_multiplier", "model.roi_heads", "model.proposal_generator")
+        assert {key for key in changed if key.startswith(kept)} == {
+            *("train.init_checkpoint", "train.output_dir"),
+        }
         cfg = get_config(name, ["model.backbone.name=resnet18"])
         assert cfg.train.init_checkpoint == "timm://resnet18"
         assert cfg.model.pixel_mean.name == cfg.model.pixel_std.name == "resnet18"

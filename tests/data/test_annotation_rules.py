@@ -119,6 +119,7 @@ def test_each_part_is_reported() -> None:
     assert kinds == ["box-missing", "polygon-odd", "keypoint-count"]
 
 
+@settings(deadline=None)
 @given(
     hnp.arrays(
         np.uint8, hnp.array_shapes(min_dims=2, max_dims=2, max_side=70), elements=st.integers(0, 1)
@@ -131,7 +132,7 @@ def test_compressed_counts_are_pycocotools(mask: np.ndarray) -> None:
     np.testing.assert_array_equal(decoded, mask)
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(json_values)
 def test_any_json_value_is_answered(value: object) -> None:
     for candidate in (
@@ -143,6 +144,7 @@ def test_any_json_value_is_answered(value: object) -> None:
         assert error is None or isinstance(error, str)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=30) | st.text(alphabet="".join(map(chr, range(48, 112))), max_size=30))
 def test_what_passes_is_what_pycocotools_decodes(counts: str | bytes) -> None:
     rle = {"size": [HEIGHT, WIDTH], "counts": counts}

@@ -270,11 +270,12 @@ def test_signals_of_a_cluster_do_not_end_a_worker_but_its_parent_does() -> None:
     pid = next(stream)[0]["pid"]
     assert pid != os.getpid()
     # From another process, as a cluster's would be.
-    if os.fork() == 0:
+    child = os.fork()
+    if child == 0:
         os.kill(pid, signal.SIGTERM)
         os.kill(pid, signal.SIGUSR1)
         os._exit(0)
-    os.wait()
+    os.waitpid(child, 0)
     assert {sample["pid"] for batch in islice(stream, 20) for sample in batch} == {pid}
 
     def terminate() -> None:

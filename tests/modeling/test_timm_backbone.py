@@ -291,18 +291,18 @@ def test_yaml_builds_a_model() -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value"),
+    ("key", "value", "shown"),
     [
-        ("INPUT.FORMAT", "BGR"),
-        ("MODEL.PIXEL_MEAN", [103.53, 116.28, 123.675]),
-        ("MODEL.PIXEL_STD", [1.0, 1.0, 1.0]),
+        ("INPUT.FORMAT", "BGR", "are ['BGR', [123.7"),
+        ("MODEL.PIXEL_MEAN", [103.53, 116.28, 123.675], "are ['RGB', [103.5, 116.3, 123.7]"),
+        ("MODEL.PIXEL_STD", [1.0, 1.0, 1.0], "[1.0, 1.0, 1.0]], must be"),
     ],
 )
-def test_yaml_with_another_models_images_is_refused(key: str, value: Any) -> None:
+def test_yaml_with_another_models_images_is_refused(key: str, value: Any, shown: str) -> None:
     with pytest.raises(UserError) as error:
         build_backbone(yaml_config(key, value))
-    for part in (key, str(value).strip("[]"), "resnet10t", "'RGB', [123.7, 116.3, 103.5]"):
-        assert part in str(error.value) or part == "103.53, 116.28, 123.675"
+    for part in (shown, "resnet10t", "must be ['RGB', [123.7, 116.3, 103.5]"):
+        assert part in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,35 @@ def refused(
     return capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.parametrize(
+    ("kind", "names"), [("Keypoint", ["person"]), ("Faster", ["ring", "disk"])]
+)
+def test_each_kind_of_detector_goes_there_and_back(
+    kind: str, names: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    body = resnet_fpn_backbone(backbone_name="resnet18", weights=None)
+    theirs = getattr(detection, f"{kind}RCNN")(body, 1 + len(names), min_size=96).eval()
+    torch.save(theirs.state_dict(), tmp_path / "theirs.pth")
+    ours = tmp_path / "ours" / "model_final.pth"
+    given = ("--names", ",".join(names))
+    command(monkeypatch, "--from", "torchvision", tmp_path / "theirs.pth", ours, *given)
+    predictor = load(ours.parent)
+    assert predictor.names == names
+    heads = predictor.model.roi_heads
+    assert (heads.keypoint_on, heads.mask_on) == (kind == "Keypoint", False)
+    if kind == "Keypoint":
+        assert predictor.metadata.keypoint_names[0] == "nose"
+    command(monkeypatch, "--to", "torchvision", ours, tmp_path / "back.pth")
+    back = torch.load(tmp_path / "back.pth")
+    assert back.keys() == theirs.state_dict().keys()
+    assert all(torch.equal(back[k], v) for k, v in theirs.state_dict().items())
+
+
+def test_the_published_files_are_known_by_name() -> None:
+    kinds = {name.split("_")[0] for name in convert_weights.PUBLISHED}
+    assert kinds == {"fasterrcnn", "maskrcnn", "keypointrcnn"}
+
+
 def page_commands(page: str) -> list[list[str]]:
     text = (REPOSITORY / "docs" / page).read_text().replace("\\\n", " ")
     blocks = re.findall(r"```\w*\n(.*?)```", text, re.DOTALL)

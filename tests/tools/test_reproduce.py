@@ -113,7 +113,10 @@ def test_a_table_and_the_page_of_all(
     [
         (["--table", "7"], "'7'"),
         (["--table", "2c", "--seeds", "0"], "--seeds is 0"),
-        (["--table", "2d", "--row", "table2d_stride32/x"], "one of table2d_stride32/roipool, table"),
+        (
+            ["--table", "2d", "--row", "table2d_stride32/x"],
+            "one of table2d_stride32/roipool, table",
+        ),
         (["--table", "2c", "--jobs", "-1"], "--jobs is -1"),
         (["--table", "2c", "train.max_iters=3"], "'train.max_iter'"),
         (["--table", "2c", "--scale", "coco"], "coco_2014_train"),

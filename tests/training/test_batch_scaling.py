@@ -210,6 +210,19 @@ def test_epochs_of_a_dataset_without_an_annotated_image_are_an_error(
         fit_epochs(cfg)
 
 
+def test_an_epoch_is_as_long_where_rare_classes_are_drawn_more_often(toy_dataset: Path) -> None:
+    lengths = []
+    for threshold in (0, 0.9):
+        changes = [f"dataset={toy_dataset}", "train.epochs=2"]
+        changes += [f"dataloader.train.repeat_threshold={threshold}"]
+        changes += ["dataloader.train.dataset.filter_empty=False"]
+        cfg = get_config(ROW, [*changes, "dataloader.train.total_batch_size=2"])
+        setup_datasets(cfg)
+        fit_epochs(cfg)
+        lengths.append(cfg.train.max_iter)
+    assert lengths == [12, 12]
+
+
 def test_without_epochs_the_schedule_is_the_configs(toy_dataset: Path) -> None:
     cfg = get_config("table2a_backbone/r50_fpn", [f"dataset={toy_dataset}"])
     setup_datasets(cfg)

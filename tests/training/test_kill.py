@@ -15,7 +15,7 @@ import torch
 from mask_rcnn_plugin.training.checkpoint import check_readable
 from mask_rcnn_plugin.training.preemption import EXIT_CODE
 
-KILLS, ITERATIONS = 20, 22
+KILLS, ITERATIONS = 20, 40
 PATIENCE = 120  # seconds, for what takes one
 
 

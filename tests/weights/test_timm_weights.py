@@ -77,9 +77,12 @@ def test_timms_weights_are_those_of_the_features(
     source = timm.create_model("resnet18.a1_in1k", features_only=True)
     create = timm.create_model
 
+    downloads = []
+
     def downloaded(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
         if not pretrained:
             return create(name, **kwargs)
+        downloads.append(name)
         assert (name, kwargs) == ("resnet18.a1_in1k", {"features_only": True})
         return source
 
@@ -98,6 +101,8 @@ def test_timms_weights_are_those_of_the_features(
     # The file that this leaves is a checkpoint for other machines.
     again = Detector(timm_backbone("resnet18.a1_in1k", fpn_channels=fpn_channels))
     checkpointer(again).load(str(cache / "resnet18.a1_in1k.pth"))
+    checkpointer(again).load("timm://resnet18.a1_in1k")
+    assert len(downloads) == 1
     theirs = model.backbone.state_dict()
     assert all(
         "fpn" in k or torch.equal(v, theirs[k]) for k, v in again.backbone.state_dict().items()
