@@ -163,6 +163,8 @@ def convert(args: argparse.Namespace) -> str:
     """Write the files, and return a line that says what they are for."""
     if args.output.suffix not in (".pth", ".pyth", ".safetensors"):
         raise UserError(f"OUT is {args.output}, must end with .pth or .safetensors")
+    if (args.names or args.eps is not None) and not args.source:
+        raise UserError("--names and --eps go with --from torchvision")
     weights, cfg, output = read_weights(args.input), None, args.output
     config, done = Path(args.input).with_name("config.yaml"), f"{output} is written"
     if args.source:
@@ -228,11 +230,8 @@ def main() -> None:
     )
     parser.add_argument("input", metavar="IN", help="file, address or model-zoo name")
     parser.add_argument("output", metavar="OUT", type=Path, help="a file that is not there yet")
-    args = parser.parse_args()
-    if (args.names or args.eps is not None) and not args.source:
-        parser.error("--names and --eps go with --from torchvision")
     with mistakes_in_one_line():
-        print(convert(args))
+        print(convert(parser.parse_args()))
 
 
 if __name__ == "__main__":

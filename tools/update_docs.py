@@ -136,7 +136,7 @@ def startup_line(report: dict[str, Any]) -> str:
         f"Of {report['startup']['images']:,} images with {report['startup']['annotations']:,} "
         f"annotations, that takes {door:.0f} s of a CPU core (detectron2 "
         f"{sum(seconds['detectron2'].values()):.0f} s) and at most {peaks['plugin'] / 1024:.1f} "
-        f"GiB ({peaks['detectron2'] / 1024:.1f}), of which 0.4 GiB stay, shared with its workers. "
+        f"GiB ({peaks['detectron2'] / 1024:.1f}). "
         f"8 processes need {8 * peaks['plugin'] / 1024:.0f} GiB of a node's memory then. The "
         f"check, the main process's alone, takes {seconds['plugin']['check']:.0f} s more. Measured "
         f"on {report['environment']} ([all numbers](benchmarks/data.md))."

@@ -22,7 +22,10 @@ class Result:
         instances: on the CPU, in the image's pixels; as `MaskRCNN` gives them.
         metadata: of the model.
 
-    Attributes: what is given, and
+    Attributes:
+        image: as given.
+        instances: as given.
+        metadata: as given.
         file: path of the image; None where it was given itself.
     """
 

@@ -68,9 +68,9 @@ class TimmWeightsHandler(PathHandler):
     def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
         scheme, _, name = path.partition("://")
         file = Path(get_cache_dir(), "timm", f"{name}.pth")
-        if scheme == "timm" and file.is_file() and not force:
-            return str(file)
         if scheme == "timm":
+            if file.is_file() and not force:
+                return str(file)
             model = import_timm().create_model(name, pretrained=True, features_only=True)
             weights = model.state_dict()
         elif name == _PACKAGE:

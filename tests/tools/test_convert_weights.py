@@ -71,7 +71,8 @@ def refused(
     with pytest.raises(SystemExit) as ended:
         command(monkeypatch, *arguments)
     assert ended.value.code == 2
-    return capsys.readouterr().err.splitlines()[-1]
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
 
 
 @pytest.mark.parametrize(
