@@ -32,7 +32,7 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from mask_rcnn_plugin.config.paper import TABLES, rows_of
-from mask_rcnn_plugin.errors import UserError, mistakes_in_one_line
+from mask_rcnn_plugin.errors import mistakes_in_one_line
 from mask_rcnn_plugin.evaluation import PREDICTIONS_FILE
 from mask_rcnn_plugin.evaluation.pictures import draw_prediction, draw_truth
 from mask_rcnn_plugin.evaluation.predictions import read_predictions
@@ -157,13 +157,6 @@ def draw_rows(table: str, runs: dict[str, Run], file: Path) -> None:
 def main() -> None:
     args = parse_args()
     with mistakes_in_one_line():
-        for other in report.read_tables(args.output):
-            if other["table"] not in args.tables and other["seeds"] != args.seeds:
-                raise UserError(
-                    f"--seeds is {args.seeds}, but table {other['table']} in {args.output} has "
-                    f"{other['seeds']}, and all tables share a page: give --seeds "
-                    f"{other['seeds']}, or another --output"
-                )
         runs = plan(args.rows, args.scale, args.seeds, args.output / "runs", args.overrides)
         wanted = list(dict.fromkeys(runs.values()))
         for run in wanted:  # is every dataset there? Draws what is to be drawn

@@ -136,22 +136,6 @@ def test_mistakes_end_with_2_one_line_and_nothing_written(
     assert not list(tmp_path.iterdir())
 
 
-def test_tables_of_one_page_have_the_same_number_of_seeds(
-    run: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    there = tmp_path / OUTPUT / "2d.json"
-    there.parent.mkdir(parents=True)
-    there.write_text(json.dumps({"table": "2d", "seeds": 3}))
-    with pytest.raises(SystemExit) as stopped:
-        run("--table", "2c", "--seeds", "2")
-    assert stopped.value.code == 2
-    assert (
-        "--seeds is 2, but table 2d in output/reproduce/synthetic has 3"
-        in (capsys.readouterr().err.splitlines()[-1])
-    )
-    assert [*there.parent.iterdir()] == [there]
-
-
 def test_a_failed_training_is_an_exit_code_and_leaves_the_others(
     tool: ModuleType,
     run: Callable[..., None],

@@ -1,7 +1,7 @@
 """What the paper concludes from its ablations, claims.yaml, and whether measurements agree.
 
-A measurement is {config: {task: {metric: [AP in points, one a seed]}}}, seeds in the same order
-everywhere.
+A measurement is {config: {task: {metric: [AP in points, one a seed]}}}, seeds 0, 1, ... everywhere.
+Of rows with different numbers of seeds, those that all have are compared.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -54,8 +54,8 @@ class Effect(NamedTuple):
             return []
         ours, theirs = (measured[c][self.task][self.metric] for c in (self.config, self.against))
         if relative:
-            return [a / b - 1 if b else nan for a, b in zip(ours, theirs, strict=True)]
-        return [a - b for a, b in zip(ours, theirs, strict=True)]
+            return [a / b - 1 if b else nan for a, b in zip(ours, theirs)]
+        return [a - b for a, b in zip(ours, theirs)]
 
     def relative_in_paper(self) -> float | None:
         """The paper's value as a share of what `against` has; None if it does not give that."""
@@ -98,11 +98,11 @@ class Claim(NamedTuple):
             return []
         if self.kind == "as good":
             against = measured[self.effect.against][self.effect.task][self.effect.metric]
-            return [e + AS_GOOD_WITHIN * a for e, a in zip(effect, against, strict=True)]
+            return [e + AS_GOOD_WITHIN * a for e, a in zip(effect, against)]
         if self.kind == "no better":
-            return [max(t, 0) / 2 - e for e, t in zip(effect, than, strict=True)]
+            return [max(t, 0) / 2 - e for e, t in zip(effect, than)]
         sign = -1 if self.kind == "loss" else 1
-        return [sign * (e - t) for e, t in zip(effect, than, strict=True)]
+        return [sign * (e - t) for e, t in zip(effect, than)]
 
     def verdict(self, measured: Measured, relative: bool = False) -> str:
         """Whether a measurement agrees with the paper; `relative` as in `support`.

@@ -56,6 +56,15 @@ def test_verdict_against_another_effect(
     assert claim.verdict(measured(a=a, b=[10, 10, 10], c=c)) == verdict
 
 
+@pytest.mark.parametrize("kind", ["more", "as good", "no better"])
+def test_the_seeds_that_all_rows_have_are_compared(kind: str) -> None:
+    claim = Claim("", kind, A_OVER_B, than=None if kind == "as good" else C_OVER_B)
+    some = measured(a=[15, 16, 17], b=[10, 10, 10], c=[12, 13, 14.1])
+    more = measured(a=[15, 16, 17, 0], b=[10, 10, 10], c=[12, 13, 14.1, 0, 0])
+    assert claim.support(more) == claim.support(some) != []
+    assert A_OVER_B.measured(more, relative=True) == A_OVER_B.measured(some, relative=True)
+
+
 @pytest.mark.parametrize(
     ("c", "verdict"),
     [  # a gains 100%
