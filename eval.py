@@ -43,7 +43,8 @@ from mask_rcnn_plugin.errors import UserError
 from mask_rcnn_plugin.evaluation import PREDICTIONS_FILE, results_table
 from mask_rcnn_plugin.evaluation.pictures import draw_predictions
 from mask_rcnn_plugin.evaluation.report import write_report
-from mask_rcnn_plugin.evaluation.testing import evaluate, evaluator_of, score
+from mask_rcnn_plugin.evaluation.results import write_results
+from mask_rcnn_plugin.evaluation.testing import evaluate, evaluator_of
 from mask_rcnn_plugin.inference.predictor import find_weights
 from mask_rcnn_plugin.main_process import on_main_process
 from mask_rcnn_plugin.training import SafeCheckpointer, setup_datasets
@@ -141,7 +142,8 @@ def run(args: argparse.Namespace, cfg: DictConfig) -> None:
         results = evaluate(cfg, model, config_args, write if args.report else None)
         args.predictions = output / PREDICTIONS_FILE
     elif comm.is_main_process():
-        results = score(cfg, evaluator)
+        results = evaluator.evaluate()
+        write_results(output / "results.json", results, evaluator)
         if args.report and results:
             write(evaluator)
     if comm.is_main_process():

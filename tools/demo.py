@@ -86,9 +86,7 @@ def log_to_file() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument(
-        "--quick",
-        action="store_true",
-        help="a few iterations: it runs, but learns nothing",
+        "--quick", action="store_true", help="a few iterations: it runs, but learns nothing"
     )
     parser.add_argument("--resume", action="store_true", help="go on with a demo that was stopped")
     parser.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")

@@ -15,19 +15,6 @@ import numpy.typing as npt
 Fault = tuple[str, str]  # its kind, a key of `findings.KINDS`, and what is wrong
 
 
-def annotation_error(
-    annotation: object,
-    width: int,
-    height: int,
-    num_keypoints: int | None = None,
-    *,
-    needs_mask: bool = False,
-) -> str | None:
-    """Why an annotation cannot be trained on, or None if it can; see `annotation_faults`."""
-    faults = annotation_faults(annotation, width, height, num_keypoints, needs_mask=needs_mask)
-    return faults[0][1] if faults else None
-
-
 def annotation_faults(
     annotation: object,
     width: int,

@@ -22,12 +22,7 @@ from msgspec.structs import asdict
 from pycocotools import mask as coco_mask
 
 from mask_rcnn_plugin.data.annotation_file import decode_document, kept_document, read_parts
-from mask_rcnn_plugin.data.annotation_rules import (
-    category_error,
-    image_error,
-    shown,
-    with_integers,
-)
+from mask_rcnn_plugin.data.annotation_rules import category_error, image_error, shown, with_integers
 from mask_rcnn_plugin.data.garbage import collection_paused
 from mask_rcnn_plugin.errors import UserError
 
@@ -44,12 +39,6 @@ KEYPOINT_TRAINVAL35K = tuple(f"keypoints_{name}" for name in TRAINVAL35K)
 KEYPOINT_MINIVAL = tuple(f"keypoints_{name}" for name in MINIVAL)
 KEYPOINT_TEST_DEV = ("keypoints_coco_2017_test-dev",)
 
-# In the order of detectron2's COCO_PERSON_KEYPOINT_NAMES; what pycocotools uses by default.
-COCO_KEYPOINT_OKS_SIGMAS = (
-    *(0.026, 0.025, 0.025, 0.035, 0.035, 0.079, 0.079, 0.072, 0.072),
-    *(0.062, 0.062, 0.107, 0.107, 0.087, 0.087, 0.089, 0.089),
-)
-
 
 class DatasetError(UserError):
     """An annotation file or image folder that cannot be used; the message names it."""
@@ -58,19 +47,12 @@ class DatasetError(UserError):
 def _register_keypoint_test_dev() -> None:
     """`KEYPOINT_TEST_DEV`, which detectron2 lacks: test-dev's images, person metadata."""
     (name,), (images,) = KEYPOINT_TEST_DEV, TEST_DEV
-    source, person = MetadataCatalog.get(images), MetadataCatalog.get("keypoints_coco_2017_val")
+    files = {k: getattr(MetadataCatalog.get(images), k) for k in ("json_file", "image_root")}
     # Without a dataset name, so that the file's 80 categories do not replace the one.
-    DatasetCatalog.register(name, partial(load_coco_json, source.json_file, source.image_root))
-    MetadataCatalog.get(name).set(
-        json_file=source.json_file,
-        image_root=source.image_root,
-        evaluator_type="coco",
-        thing_classes=person.thing_classes,
-        thing_dataset_id_to_contiguous_id={1: 0},  # COCO's id of person
-        keypoint_names=person.keypoint_names,
-        keypoint_flip_map=person.keypoint_flip_map,
-        keypoint_connection_rules=person.keypoint_connection_rules,
-    )
+    DatasetCatalog.register(name, partial(load_coco_json, **files))
+    person = MetadataCatalog.get("keypoints_coco_2017_val").as_dict()
+    ids = {"thing_dataset_id_to_contiguous_id": {1: 0}}  # COCO's id of person
+    MetadataCatalog.get(name).set(**{**person, **files, **ids, "name": name})
 
 
 def register_coco_dataset(json_file: str, image_root: str) -> str:
@@ -221,6 +203,8 @@ def _read_categories(json_file: str) -> list[dict[str, Any]]:
     try:
         document = kept_document(json_file, decode=True)
         file = asdict(document) if document else read_parts(path, "images", "categories")
+    except OSError as error:
+        raise DatasetError(f"annotation file {json_file!r} cannot be read: {error}") from error
     except (ValueError, RecursionError) as error:
         raise DatasetError(f"annotation file {json_file!r} is not JSON: {error}") from error
     if not isinstance(file, dict) or not isinstance(file.get("images"), list):

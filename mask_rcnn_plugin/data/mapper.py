@@ -1,7 +1,6 @@
 """From a dataset dict to the model's input."""
 
 import copy
-import inspect
 import logging
 from importlib.util import find_spec
 from typing import Any, Literal
@@ -19,7 +18,7 @@ from PIL import Image, UnidentifiedImageError
 from pycocotools import mask as coco_mask
 
 from mask_rcnn_plugin.config import ConfigError
-from mask_rcnn_plugin.data.annotation_rules import annotation_error
+from mask_rcnn_plugin.data.annotation_rules import annotation_faults
 from mask_rcnn_plugin.data.coco import DatasetError
 from mask_rcnn_plugin.data.image_doubts import has_16_bits, is_dark, pages
 
@@ -48,16 +47,6 @@ class ImageError(DatasetError):
         return "image {}: {}".format(*self.args)
 
 
-def _with_detectron2s_arguments(init: Any) -> Any:
-    """Show the arguments of detectron2's mapper and `resize`: configs are checked against them."""
-    theirs: Any = DatasetMapper.__init__
-    resize = inspect.signature(init).parameters["resize"]
-    arguments = inspect.signature(theirs)
-    init.__signature__ = arguments.replace(parameters=[*arguments.parameters.values(), resize])
-    init.__annotations__ = {**theirs.__annotations__, "resize": resize.annotation}
-    return init
-
-
 class MaskRCNNDatasetMapper(DatasetMapper):
     """detectron2's `DatasetMapper` for images whose instances are not all alike, or not all sound.
 
@@ -65,7 +54,7 @@ class MaskRCNNDatasetMapper(DatasetMapper):
 
     * an instance without keypoints has none labelled (visibility 0), e.g. a ball beside a person;
     * the masks of an image are kept as polygons if all are polygons, else as bitmaps;
-    * an instance that cannot be trained on (`annotation_error`) is left out. A warning names the
+    * an instance that cannot be trained on (`annotation_faults`) is left out. A warning names the
       first 10 in each process, then one at each doubling of their number. An image that loses all
       its instances is background.
 
@@ -76,12 +65,12 @@ class MaskRCNNDatasetMapper(DatasetMapper):
     which takes a fifth of the time; see `resize_with_opencv`.
     """
 
-    @_with_detectron2s_arguments
     def __init__(
         self, *args: Any, resize: Literal["pillow", "opencv"] = "pillow", **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
-        self._input = {"pillow": T.AugInput, "opencv": _OpenCVInput}[resize]
+        # How an image is given to the augmentations, also by `Predictor`.
+        self.augmentation_input = {"pillow": T.AugInput, "opencv": _OpenCVInput}[resize]
         if resize == "opencv":
             cv2.setNumThreads(0)  # workers are processes enough, and forked ones may hang with them
         crops = [a for a in self.augmentations.augs if "Crop" in type(a).__name__]
@@ -106,7 +95,7 @@ class MaskRCNNDatasetMapper(DatasetMapper):
         image = read_image(dataset_dict["file_name"], self.image_format)
         image = np.require(image, requirements="W")  # torch warns of others, as RGB's is
         _check_size(dataset_dict, image)
-        augmented = self._input(image)
+        augmented = self.augmentation_input(image)
         transforms = self.augmentations(augmented)
         image_shape = augmented.image.shape[:2]
         pixels = np.ascontiguousarray(augmented.image.transpose(2, 0, 1))
@@ -163,13 +152,13 @@ class MaskRCNNDatasetMapper(DatasetMapper):
             annotation.pop("keypoints", None)
         elif (keypoints := annotation.get("keypoints")) is None or not len(keypoints):
             annotation["keypoints"] = [0.0] * 3 * num_keypoints
-        reason = annotation_error(
+        faults = annotation_faults(
             {**annotation, "bbox": _xywh(annotation.get("bbox"), annotation["bbox_mode"])},
             *(width, height, num_keypoints),
             needs_mask=self.use_instance_mask,
         )
-        if reason is not None:
-            return reason
+        if faults:
+            return faults[0][1]
         # Of integers detectron2 makes arrays of integers, which a resize cuts to whole pixels.
         annotation["bbox"] = [float(x) for x in annotation["bbox"]]
         mask = annotation.get("segmentation")
@@ -231,7 +220,7 @@ def _xywh(box: Any, mode: BoxMode) -> Any:
             BoxMode.convert(box, mode, BoxMode.XYXY_ABS), BoxMode.XYXY_ABS, BoxMode.XYWH_ABS
         )
     except (AssertionError, TypeError, ValueError, OverflowError, RuntimeError):
-        return box  # no four numbers, as `annotation_error` will say
+        return box  # no four numbers, as `annotation_faults` will say
 
 
 def read_image(file_name: str, image_format: str) -> np.ndarray:

@@ -105,12 +105,7 @@ def _draw_split(root: Path, split: str, wanted: dict[str, int], bar: tqdm) -> di
             annotations.append({"id": len(annotations) + 1, "image_id": index + 1, **annotation})
         bar.update()
     info = {"description": "drawn by mask_rcnn_plugin.data.synthetic", **wanted, "split": split}
-    return {
-        "info": info,
-        "images": images,
-        "annotations": annotations,
-        "categories": _CATEGORIES,
-    }
+    return {"info": info, "images": images, "annotations": annotations, "categories": _CATEGORIES}
 
 
 def draw_sample(rng: np.random.Generator, size: int) -> tuple[Array, list[Annotation]]:

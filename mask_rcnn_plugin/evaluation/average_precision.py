@@ -31,9 +31,6 @@ from mask_rcnn_plugin.evaluation.predictions import unpack
 # each pair too. A category that is larger makes a group alone.
 _GROUP_SIZE = 100_000
 
-# pycocotools' `area` keeps the length of its list in a uint8.
-_MASKS_AT_A_TIME = 255
-
 _NO_MASK = {"size": [1, 1], "counts": "1"}  # one pixel, not of the object
 
 
@@ -195,14 +192,13 @@ def _detections(
         return [{**p, "iscrowd": 0, "area": p["bbox"][2] * p["bbox"][3]} for p in predictions]
     compared = {(a["image_id"], a["category_id"]) for a in objects}
     detections = []
-    for start in range(0, len(predictions), _MASKS_AT_A_TIME):
-        some = predictions[start : start + _MASKS_AT_A_TIME]
-        areas = coco_mask.area([prediction["segmentation"] for prediction in some]).tolist()
-        for prediction, area in zip(some, areas):
-            detection = {**prediction, "iscrowd": 0, "area": area}
-            if (prediction["image_id"], prediction["category_id"]) not in compared:
-                detection["segmentation"] = _NO_MASK
-            detections.append(detection)
+    for prediction in predictions:
+        # One by one: pycocotools' `area` keeps the length of a list in a uint8.
+        area = int(coco_mask.area(prediction["segmentation"]))
+        detection = {**prediction, "iscrowd": 0, "area": area}
+        if (prediction["image_id"], prediction["category_id"]) not in compared:
+            detection["segmentation"] = _NO_MASK
+        detections.append(detection)
     return detections
 
 
@@ -231,14 +227,11 @@ def _coco(
 
 def _summary(evaluated: list[tuple[Any, dict[str, Any]]]) -> SimpleNamespace:
     """One `COCOeval`, as far as it is read, of the categories' groups."""
-    summary = SimpleNamespace(
-        params=evaluated[0][0],
-        eval={
-            "precision": np.concatenate([result["precision"] for _, result in evaluated], axis=2),
-            "recall": np.concatenate([result["recall"] for _, result in evaluated], axis=1),
-            "scores": np.concatenate([result["scores"] for _, result in evaluated], axis=2),
-        },
-    )
+    merged = {
+        key: np.concatenate([result[key] for _, result in evaluated], axis)
+        for key, axis in (("precision", 2), ("recall", 1), ("scores", 2))  # of the categories
+    }
+    summary = SimpleNamespace(params=evaluated[0][0], eval=merged)
     # pycocotools' own summary knows no limit but 100 detections; there this one equals it.
     COCOevalMaxDets.summarize(summary)
     return summary

@@ -155,7 +155,11 @@ def find_mistakes(
             [a["iscrowd"] or (task == "keypoints" and not count_keypoints(a)) for a in objects],
             dtype=bool,
         )
-        iou = _iou(coco, detections, objects, crowd, by_mask=task == "segm")
+        iou = np.zeros((len(detections), len(objects)))
+        if iou.size:  # with a crowd, the part of the detection that lies on it
+            found = [p["segmentation" if task == "segm" else "bbox"] for p in detections]
+            truth = [coco.annToRLE(a) if task == "segm" else a["bbox"] for a in objects]
+            iou = np.nan_to_num(coco_mask.iou(found, truth, crowd.tolist()))
         same = predicted[:, None] == true
         on_crowd = ((iou >= MATCHING_IOU) & same & crowd).any(axis=1)
         iou[:, crowd] = 0
@@ -190,21 +194,6 @@ def find_mistakes(
             mistakes.append(Mistake("missed", size, image_id, names[true[g]], "", None, None, box))
     mistakes.sort(key=lambda m: (KINDS.index(m.kind), -m.weight))
     return matrix, mistakes, on_crowds
-
-
-def _iou(
-    coco: COCO,
-    detections: list[dict[str, Any]],
-    objects: list[dict[str, Any]],
-    crowd: np.ndarray,
-    by_mask: bool,
-) -> np.ndarray:
-    """(D, G); with a crowd, the part of the detection that lies on it."""
-    if not (detections and objects):
-        return np.zeros((len(detections), len(objects)))
-    found = [p["segmentation" if by_mask else "bbox"] for p in detections]
-    truth = [coco.annToRLE(a) if by_mask else a["bbox"] for a in objects]
-    return np.nan_to_num(coco_mask.iou(found, truth, crowd.tolist()))
 
 
 def _match(

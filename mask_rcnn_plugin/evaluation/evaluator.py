@@ -17,9 +17,10 @@ from detectron2.data.datasets.coco import convert_to_coco_dict
 from detectron2.evaluation import COCOEvaluator
 from detectron2.utils import comm
 from pycocotools.coco import COCO
+from pycocotools.cocoeval import Params
 
 from mask_rcnn_plugin.data.annotation_rules import with_integers
-from mask_rcnn_plugin.data.coco import COCO_KEYPOINT_OKS_SIGMAS, DatasetError, load
+from mask_rcnn_plugin.data.coco import DatasetError, load
 from mask_rcnn_plugin.evaluation.average_precision import evaluate_tasks, find_backend
 from mask_rcnn_plugin.evaluation.ground_truth import check_ground_truth, prediction_error
 from mask_rcnn_plugin.evaluation.predictions import (
@@ -315,7 +316,7 @@ def keypoint_oks_sigmas(dataset_name: str, given: Sequence[float] | None = None)
     names = list(metadata.keypoint_names)
     sigmas = given or metadata.get("keypoint_oks_sigmas")
     if sigmas is None and names == list(COCO_PERSON_KEYPOINT_NAMES):
-        sigmas = COCO_KEYPOINT_OKS_SIGMAS
+        sigmas = Params("keypoints").kpt_oks_sigmas.tolist()  # COCO's
     if sigmas is None:
         raise ValueError(
             f"dataset {dataset_name!r}: its keypoints {names} are not COCO's, so their OKS sigmas "

@@ -5,12 +5,7 @@ from typing import Any
 
 from pycocotools.coco import COCO
 
-from mask_rcnn_plugin.data.annotation_rules import (
-    annotation_faults,
-    are_finite,
-    are_numbers,
-    shown,
-)
+from mask_rcnn_plugin.data.annotation_rules import annotation_faults, are_finite, are_numbers, shown
 from mask_rcnn_plugin.data.coco import DatasetError
 
 # Of `annotation_faults`: nothing will match such an object, but COCO's numbers are defined.

@@ -97,17 +97,6 @@ def evaluator_of(cfg: DictConfig, predictions_file: Path) -> MaskRCNNCOCOEvaluat
     return evaluator
 
 
-def score(cfg: DictConfig, evaluator: MaskRCNNCOCOEvaluator) -> dict[str, dict[str, float]]:
-    """Compute COCO's metrics of an `evaluator_of` predictions; writes and returns as `evaluate`.
-
-    Raises:
-        ScoringError: if AP cannot be computed.
-    """
-    results = evaluator.evaluate()
-    write_results(Path(cfg.train.output_dir) / "results.json", results, evaluator)
-    return results
-
-
 @contextmanager
 def _timed(model: nn.Module) -> Iterator[list[float]]:
     """Seconds an image of each call of the model inside the block, post-processing included."""

@@ -323,10 +323,7 @@ class GuardedTrainer(SimpleTrainer):
                 f"are not finite now: {buffers[:3]} of {len(buffers)}"
             )
         logger.warning(
-            "%s. Step skipped, %d of at most %d",
-            what,
-            self._skipped_steps,
-            self._max_skipped_steps,
+            "%s. Step skipped, %d of at most %d", what, self._skipped_steps, self._max_skipped_steps
         )
 
     def _end_alone(self, error: FloatingPointError, batch: Drawn) -> NonFiniteLossError:

@@ -74,9 +74,7 @@ def parse_program_args(parser: argparse.ArgumentParser) -> argparse.Namespace:
         help="print the config as YAML, with overlays and overrides applied, and exit",
     )
     parser.add_argument(
-        "--diff",
-        metavar="BASE",
-        help="print how the config differs from the config BASE, and exit",
+        "--diff", metavar="BASE", help="print how the config differs from the config BASE, and exit"
     )
     try:
         placement = placement_from(os.environ)

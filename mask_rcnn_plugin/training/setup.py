@@ -17,7 +17,7 @@ from mask_rcnn_plugin.data.coco import DatasetError, has_coco_file, load, regist
 from mask_rcnn_plugin.data.folder import locate_sets
 from mask_rcnn_plugin.data.metadata import keep_metadata
 from mask_rcnn_plugin.data.synthetic import write_dataset
-from mask_rcnn_plugin.evaluation import keypoint_oks_sigmas
+from mask_rcnn_plugin.evaluation.evaluator import keypoint_oks_sigmas
 from mask_rcnn_plugin.main_process import on_main_process
 from mask_rcnn_plugin.weights import WeightsError
 

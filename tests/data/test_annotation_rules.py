@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from pycocotools import mask as mask_util
 
-from mask_rcnn_plugin.data.annotation_rules import annotation_error, annotation_faults, rle_counts
+from mask_rcnn_plugin.data.annotation_rules import annotation_faults, rle_counts
 
 WIDTH, HEIGHT = 8, 6
 NAN, INF = float("nan"), float("inf")
@@ -51,7 +51,7 @@ def annotation(**changes: Any) -> dict[str, Any]:
     ],
 )
 def test_what_can_be_trained_on(changes: dict[str, Any]) -> None:
-    assert annotation_error(annotation(**changes), WIDTH, HEIGHT, 1) is None
+    assert annotation_faults(annotation(**changes), WIDTH, HEIGHT, 1) == []
 
 
 @pytest.mark.parametrize(
@@ -99,18 +99,17 @@ def test_what_can_be_trained_on(changes: dict[str, Any]) -> None:
     ],
 )
 def test_what_cannot(changes: dict[str, Any], kind: str) -> None:
-    faults = list(annotation_faults(annotation(**changes), WIDTH, HEIGHT, 1))
+    faults = annotation_faults(annotation(**changes), WIDTH, HEIGHT, 1)
     assert [k for k, _ in faults] == [kind]
-    assert annotation_error(annotation(**changes), WIDTH, HEIGHT, 1) == faults[0][1]
 
 
 def test_a_mask_may_be_needed_but_not_of_a_crowd() -> None:
     for nothing in ({}, {"segmentation": None}, {"segmentation": []}):
         bare = {"bbox": [1, 1, 4, 3], **nothing}
-        assert annotation_error(bare, WIDTH, HEIGHT) is None
-        assert annotation_error(bare, WIDTH, HEIGHT, needs_mask=True) == "no segmentation"
-        crowd = {**bare, "iscrowd": 1}
-        assert annotation_error(crowd, WIDTH, HEIGHT, needs_mask=True) == "no segmentation"
+        assert annotation_faults(bare, WIDTH, HEIGHT) == []
+        for needed in (bare, {**bare, "iscrowd": 1}):
+            ((_, reason),) = annotation_faults(needed, WIDTH, HEIGHT, needs_mask=True)
+            assert reason == "no segmentation"
 
 
 def test_each_part_is_reported() -> None:
@@ -140,20 +139,19 @@ def test_any_json_value_is_answered(value: object) -> None:
         {"bbox": [1, 1, 4, 3], "segmentation": value},
         annotation(keypoints=value),
     ):
-        error = annotation_error(candidate, WIDTH, HEIGHT, 1, needs_mask=True)
-        assert error is None or isinstance(error, str)
+        faults = annotation_faults(candidate, WIDTH, HEIGHT, 1, needs_mask=True)
+        assert all(isinstance(reason, str) for _, reason in faults)
 
 
 @settings(deadline=None)
 @given(st.binary(max_size=30) | st.text(alphabet="".join(map(chr, range(48, 112))), max_size=30))
 def test_what_passes_is_what_pycocotools_decodes(counts: str | bytes) -> None:
     rle = {"size": [HEIGHT, WIDTH], "counts": counts}
-    if annotation_error(annotation(segmentation=rle), WIDTH, HEIGHT) is None:
+    if not annotation_faults(annotation(segmentation=rle), WIDTH, HEIGHT):
         assert mask_util.decode(rle).any()
 
 
 def test_long_values_make_short_messages() -> None:
     for value in ("x" * 10**5, [1.5] * 10**5, json.loads("[" * 900 + "]" * 900), 10**5000):
-        error = annotation_error(annotation(bbox=value), WIDTH, HEIGHT)
-        assert error is not None
-        assert len(error) < 200
+        ((_, reason),) = annotation_faults(annotation(bbox=value), WIDTH, HEIGHT)
+        assert len(reason) < 200

@@ -225,6 +225,18 @@ def test_missing_image_folder_and_broken_json_are_named(tmp_path: Path) -> None:
             register_coco_dataset(str(tmp_path / "broken.json"), str(tmp_path))
 
 
+def test_an_annotation_file_that_may_not_be_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> bytes:  # by its permissions root reads any file
+        raise PermissionError(13, "Permission denied", str(path))
+
+    file = write(tmp_path, [{"id": 1, "name": "a"}])
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(DatasetError, match=r"json' cannot be read: .*Permission denied"):
+        register_coco_dataset(file, str(tmp_path))
+
+
 SOUND = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 4, 4], "area": 16, "iscrowd": 0}
 
 

@@ -12,14 +12,14 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from benchmark.made_up_detections import made_up_ground_truth, made_up_predictions
-from mask_rcnn_plugin.evaluation import average_precision, coco_results
+from mask_rcnn_plugin.evaluation import average_precision
 from mask_rcnn_plugin.evaluation.average_precision import (
     Backend,
     count_keypoints,
     evaluate_tasks,
     find_backend,
 )
-from mask_rcnn_plugin.evaluation.predictions import pack
+from mask_rcnn_plugin.evaluation.predictions import coco_results, pack
 
 TASKS = ("bbox", "segm", "keypoints")
 KEYPOINTS = 5

@@ -22,12 +22,11 @@ from mask_rcnn_plugin.data.coco import DatasetError, register_coco_dataset
 from mask_rcnn_plugin.evaluation import (
     PREDICTIONS_FILE,
     MaskRCNNCOCOEvaluator,
-    ScoringError,
     average_precision,
-    coco_results,
     evaluator,
-    keypoint_oks_sigmas,
 )
+from mask_rcnn_plugin.evaluation.evaluator import ScoringError, keypoint_oks_sigmas
+from mask_rcnn_plugin.evaluation.predictions import coco_results
 from mask_rcnn_plugin.modeling import RLEMasks
 
 TASKS = ("bbox", "segm", "keypoints")

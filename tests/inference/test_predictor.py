@@ -65,6 +65,22 @@ def test_a_folder_is_all_that_is_needed(trained: Path, predictor: Predictor, pho
     assert result.names[0] in repr(result)
 
 
+def test_images_are_resized_as_in_the_evaluation(
+    cfg: DictConfig, trained: Path, photo: str
+) -> None:
+    weights = str(trained / "model_final.pth")
+    prepared = {}
+    for resize in ("pillow", "opencv"):
+        cfg.dataloader.test.mapper.resize = resize
+        cfg.dataloader.test.mapper.augmentations[0].short_edge_length = 50
+        predictor = Predictor.from_config(cfg, weights, optimize=False)
+        prepared[resize] = predictor.prepare(photo)["image"]
+        height, width = cv2.imread(photo).shape[:2]
+        image = {"file_name": photo, "height": height, "width": width, "image_id": 1}
+        assert torch.equal(prepared[resize], predictor.mapper(image)["image"])
+    assert not torch.equal(prepared["pillow"], prepared["opencv"])
+
+
 def test_all_kinds_of_images_are_one(predictor: Predictor, photo: str) -> None:
     images = [
         *(photo, Path(photo), Path(photo).as_uri(), Image.open(photo), cv2.imread(photo)),

@@ -275,6 +275,9 @@ def test_an_error_of_the_runtime_is_one_line(models: dict[str, Path]) -> None:
 def test_other_augmentations_are_no_rule(models: dict[str, Path]) -> None:
     predictor = mask_rcnn_plugin.load(models["fpn"], optimize=False)
     assert exporting.metadata_of_export(predictor)["resize"]
+    predictor.mapper.augmentation_input = type("ByOpenCV", (T.AugInput,), {})
+    assert exporting.metadata_of_export(predictor)["resize"] is None
+    predictor.mapper.augmentation_input = T.AugInput
     predictor.mapper.augmentations.augs.append(T.RandomFlip())
     assert exporting.metadata_of_export(predictor)["resize"] is None
 

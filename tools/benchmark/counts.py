@@ -26,11 +26,7 @@ NARROW = [
     "model.proposal_generator.post_nms_topk=[1000,1000]",
     f"dataset.test.max_detections={DETECTIONS}",
 ]
-NARROW_FPN = [
-    *NARROW,
-    "model.backbone.fpn_channels=16",
-    "model.roi_heads.box_head.fc_dims=[32,32]",
-]
+NARROW_FPN = [*NARROW, "model.backbone.fpn_channels=16", "model.roi_heads.box_head.fc_dims=[32,32]"]
 NARROW_MASK = "model.roi_heads.mask_head.conv_dims=[16,16,16,16,16]"
 NARROW_KEYPOINT = "model.roi_heads.keypoint_head.conv_dims=[16,16,16,16,16,16,16,16]"
 ROWS = {

@@ -34,7 +34,9 @@ from benchmark.peers import stock_detectron2, torchvision_twin
 from benchmark.weights import draw_like_trained
 from mask_rcnn_plugin import get_config, optimize_for_inference
 from mask_rcnn_plugin.data.coco import register_coco_dataset
-from mask_rcnn_plugin.evaluation import MaskRCNNCOCOEvaluator, Task, coco_results
+from mask_rcnn_plugin.evaluation import MaskRCNNCOCOEvaluator
+from mask_rcnn_plugin.evaluation.evaluator import Task
+from mask_rcnn_plugin.evaluation.predictions import coco_results
 from mask_rcnn_plugin.modeling import MaskRCNNFCNHead, encode_masks
 from mask_rcnn_plugin.training.guarded_trainer import GuardedTrainer
 

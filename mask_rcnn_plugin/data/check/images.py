@@ -3,6 +3,8 @@
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import cache
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -15,28 +17,18 @@ _QUARTER_TURNS = (5, 6, 7, 8)  # values of EXIF's orientation that swap the side
 
 
 def missing(paths: Iterable[str]) -> set[str]:
-    """Those that are no file. Each folder is listed once, no file is touched."""
-    files: dict[str, set[str]] = {}
-    absent = set()
-    for path in paths:
-        folder, name = os.path.split(path)
-        if folder not in files:
-            try:
-                with os.scandir(folder or os.curdir) as entries:
-                    files[folder] = {entry.name for entry in entries if _is_file(entry)}
-            except (OSError, ValueError):
-                files[folder] = set()
-        if name not in files[folder]:
-            absent.add(path)
-    return absent
+    """Those that are no file. Each folder is listed once, no file but a link is touched."""
 
+    @cache
+    def files(folder: str) -> set[str]:
+        with suppress(OSError, ValueError), os.scandir(folder or os.curdir) as entries:
+            # No pipe, on which an open would wait, and no link to nothing or to itself.
+            return {
+                e.name for e in entries if e.is_file(follow_symlinks=False) or os.path.isfile(e)
+            }
+        return set()
 
-def _is_file(entry: os.DirEntry[str]) -> bool:
-    """False for a link to nothing or to itself, and for a pipe, on which an open would wait."""
-    try:
-        return entry.is_file()
-    except OSError:
-        return False
+    return {path for path in paths if os.path.basename(path) not in files(os.path.dirname(path))}
 
 
 def inspect_all(paths: Sequence[str], sizes: Sequence[tuple[int, int]]) -> list[list[Fault]]:

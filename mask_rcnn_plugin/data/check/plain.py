@@ -53,11 +53,7 @@ def _inside(box: _Floats, width: _Floats, height: _Floats) -> _Bools:
 
 
 def _masks_agree(
-    annotations: Sequence[Annotation],
-    box: _Floats,
-    width: _Floats,
-    height: _Floats,
-    needed: bool,
+    annotations: Sequence[Annotation], box: _Floats, width: _Floats, height: _Floats, needed: bool
 ) -> _Bools:
     """Whether all polygons are sound, and their box and area those of the annotation."""
     masks = [a.segmentation if isinstance(a.segmentation, list) else [] for a in annotations]
@@ -100,10 +96,7 @@ def _masks_agree(
 
 
 def _keypoints_fit(
-    annotations: Sequence[Annotation],
-    width: _Floats,
-    height: _Floats,
-    number: int | None,
+    annotations: Sequence[Annotation], width: _Floats, height: _Floats, number: int | None
 ) -> _Bools:
     """Whether there are none, or all that there should be, in the image, and counted right."""
     lengths = np.fromiter((len(a.keypoints or ()) for a in annotations), int)
