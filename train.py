@@ -18,6 +18,7 @@ docs/cluster.md.
 import argparse
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +33,13 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
 from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
-from torch import nn
 
 from mask_rcnn_plugin.config import ConfigError
 from mask_rcnn_plugin.config.device import device_of
 from mask_rcnn_plugin.data.annotation_file import keep_decoded
 from mask_rcnn_plugin.data.garbage import collection_paused
 from mask_rcnn_plugin.errors import UserError, counted
-from mask_rcnn_plugin.evaluation.testing import evaluate
+from mask_rcnn_plugin.evaluation.testing import evaluate as do_test
 from mask_rcnn_plugin.main_process import on_main_process
 from mask_rcnn_plugin.training.batch_scaling import fit_batch, fit_epochs
 from mask_rcnn_plugin.training.checkpoint import (
@@ -48,12 +48,12 @@ from mask_rcnn_plugin.training.checkpoint import (
     disk_full_is_said,
     holds_a_training,
 )
-from mask_rcnn_plugin.training.early_stopping import EarlyStopping
+from mask_rcnn_plugin.training.early_stopping import EarlyStopping, StoppedEarly
 from mask_rcnn_plugin.training.eval_hook import SafeEvalHook
 from mask_rcnn_plugin.training.guarded_trainer import build_trainer
 from mask_rcnn_plugin.training.launch import log_processes, parse_program_args, run_program
 from mask_rcnn_plugin.training.loggers import build_writers, check_loggers
-from mask_rcnn_plugin.training.machine import log_machine, memory_format, optimizer_node
+from mask_rcnn_plugin.training.machine import memory_format, optimizer_node, precision
 from mask_rcnn_plugin.training.next_steps import next_steps
 from mask_rcnn_plugin.training.pictures import PictureHook
 from mask_rcnn_plugin.training.preemption import Preemption
@@ -65,11 +65,6 @@ from mask_rcnn_plugin.training.weight_average import WeightAverage
 from mask_rcnn_plugin.weights import download
 
 logger = logging.getLogger("mask_rcnn_plugin")
-
-
-def do_test(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
-    """Evaluate a model on the test set of a config; see `evaluate`."""
-    return evaluate(cfg, model)
 
 
 def do_train(
@@ -94,7 +89,10 @@ def do_train(
         ConfigError, DatasetError: see `build_train_loader`.
         SystemExit: with `preemption.EXIT_CODE`, after SIGTERM or SIGUSR1.
     """
-    log_machine(cfg)
+    logger.info(
+        "Device %s, weights %s, computing in %s",
+        *(device_of(cfg), memory_format(cfg), precision(cfg) or "torch.float32"),
+    )
     model = instantiate(cfg.model)
     logger.info("Model:\n%s", model)
     model.to(device_of(cfg), memory_format=memory_format(cfg))
@@ -183,7 +181,7 @@ def do_train(
         start_iter = trainer.iter + 1
         if start_iter >= cfg.train.max_iter:
             logger.info("All %d iterations are already done, evaluating only", start_iter)
-    with disk_full_is_said(cfg.train.output_dir), preemption, stopping:
+    with disk_full_is_said(cfg.train.output_dir), preemption, suppress(StoppedEarly):
         trainer.train(start_iter, cfg.train.max_iter)
     return results
 
@@ -237,15 +235,6 @@ def start(args: argparse.Namespace, cfg: DictConfig) -> None:
     log_processes(cfg)
 
 
-class Begun(HookBase):
-    """Knows whether the training has begun: what there was to load is loaded."""
-
-    done = False
-
-    def before_train(self) -> None:
-        self.done = True
-
-
 def run(args: argparse.Namespace, cfg: DictConfig) -> None:
     """What each process does."""
     if not args.resume:
@@ -255,11 +244,12 @@ def run(args: argparse.Namespace, cfg: DictConfig) -> None:
     start(args, cfg)
     classes = MetadataCatalog.get(cfg.dataset.train.names[0]).thing_classes
     logger.info("%s: %s", counted(len(classes), "class", "classes"), ", ".join(classes))
-    begun = Begun()
+    begun: list[Any] = []  # filled when what there was to load is loaded
+    note = hooks.CallbackHook(before_train=begun.append)
     try:
-        results = do_train(cfg, resume=args.resume, extra_hooks=[begun])
+        results = do_train(cfg, resume=args.resume, extra_hooks=[note])
     except UserError:
-        if before and not begun.done and comm.is_main_process():
+        if before and not begun and comm.is_main_process():
             config.write_bytes(before)  # this config is not that of the run in the folder
         raise
     if comm.is_main_process():

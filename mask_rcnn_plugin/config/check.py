@@ -32,9 +32,6 @@ _CALLS = (
 )
 _GIVEN_LATER = "optimizer.params.model"  # an argument that is missing until the training starts
 
-# Each names a metric of the evaluation.
-METRIC_KEYS = ("train.best_metric", "train.early_stopping.metric")
-
 NEAR = 0.75  # how like a name must be to one that may be meant
 
 _AP = ("AP", "AP50", "AP75", "APs", "APm", "APl")
@@ -76,7 +73,7 @@ def check_config(cfg: DictConfig, added: Collection[str] = ()) -> None:
     _check_choices(values)
     _check_ranges(values)
     _check_branches(values)
-    for key in METRIC_KEYS:
+    for key in ("train.best_metric", "train.early_stopping.metric"):
         _check_metric(values, key)
     _check_max_detections(values)
 

@@ -4,6 +4,7 @@ import difflib
 import re
 import traceback
 from collections.abc import Iterable
+from inspect import signature
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ from typing import Any
 from detectron2.config import LazyConfig
 from omegaconf import DictConfig, OmegaConf
 
-from mask_rcnn_plugin.config import linear_rate  # noqa: F401  configs name it
 from mask_rcnn_plugin.config.check import NODES, SOURCE, check_config
 from mask_rcnn_plugin.config.overrides import apply_override
 from mask_rcnn_plugin.errors import ConfigError
@@ -21,6 +21,13 @@ _PACKAGE = Path(__file__).parent.parent
 CONFIG_DIR = next(d for d in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if d.is_dir())
 _PARTS = ("common", "overlays")  # folders of it that hold no whole configs
 _DEFAULT_OUTPUT_DIR = "output"  # of configs/common/train.py, for detectron2's own scripts
+
+# ${linear_rate:RATE,REFERENCE,BATCH} in a config: the rate of a batch by the linear scaling rule.
+# Before OmegaConf 2.4 a function of this name gave texts.
+_register: Any = OmegaConf.register_resolver
+if "replace" not in signature(_register).parameters:
+    _register = OmegaConf.register_new_resolver
+_register("linear_rate", lambda rate, reference, batch: rate * batch / reference, replace=True)
 
 
 def list_configs() -> list[str]:
@@ -141,10 +148,7 @@ def _short(path: Path) -> str:
 
 
 def _load(path: Path) -> DictConfig:
-    """
-    Raises:
-        ConfigError: says where the file cannot be run.
-    """
+    """Read a config; a ConfigError says where a file cannot be run."""
     try:
         cfg: Any = LazyConfig.load(str(path))
     except SyntaxError as error:  # detectron2 raises one from the one that knows the line

@@ -46,8 +46,6 @@ _OTHER_NAMES = {
     "workers": "dataloader.train.num_workers",
 }
 
-_SHORT = {"dataset": "dataset.folder"}
-
 
 def apply_override(cfg: DictConfig, override: str) -> list[str]:
     """Apply one "key=value" in place.
@@ -69,7 +67,7 @@ def apply_override(cfg: DictConfig, override: str) -> list[str]:
         raise ConfigError(
             f"override {override!r} is not of the form key=value, such as train.device=cpu"
         )
-    key = _SHORT.get(key, key)
+    key = "dataset.folder" if key == "dataset" else key
     parts = key.split(".")
     if not is_new:
         _check_exists(cfg, parts)

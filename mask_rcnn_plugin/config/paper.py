@@ -10,7 +10,6 @@ from mask_rcnn_plugin.config.check import METRICS
 from mask_rcnn_plugin.config.loading import CONFIG_DIR
 
 TASKS = {"segm": "mask", "bbox": "box", "keypoints": "keypoint"}
-MINIVAL, TEST_DEV = "minival", "test-dev"
 
 
 class Table(NamedTuple):

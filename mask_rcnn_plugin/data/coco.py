@@ -98,8 +98,10 @@ def register_coco_dataset(json_file: str, image_root: str) -> str:
 
 def has_coco_file(name: str) -> bool:
     """Whether a registered dataset is read from a COCO file, not by a loader of its own."""
-    loader = DatasetCatalog[name]
-    return getattr(loader, "func", loader).__module__ in (__name__, load_coco_json.__module__)
+    loader, known = DatasetCatalog[name], MetadataCatalog.get(name).as_dict()
+    module = getattr(loader, "func", loader).__module__
+    ours = module in (__name__, load_coco_json.__module__)
+    return ours and {"json_file", "image_root"} <= known.keys()
 
 
 def load(name: str) -> list[dict[str, Any]]:

@@ -79,10 +79,7 @@ def infer(model: Any, image: Tensor) -> dict[str, Tensor]:
 
 
 def require_libraries(format: str) -> None:
-    """
-    Raises:
-        UserError: if what a format needs is not installed.
-    """
+    """Raise a UserError if what a format needs is not installed."""
     missing = [name for name in ("onnx", "onnxruntime") if format == "onnx" and not find_spec(name)]
     if missing:
         raise UserError(

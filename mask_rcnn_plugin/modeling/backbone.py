@@ -52,10 +52,7 @@ class BackboneName(NamedTuple):
 
     @classmethod
     def parse(cls, name: str) -> "BackboneName":
-        """
-        Raises:
-            ValueError: if the name is not of the form, or one of its parts is unknown.
-        """
+        """Raise a ValueError if the name is not of the form, or one of its parts is unknown."""
         match = re.fullmatch(r"(\w+)-(\d+)-(\w+)", name)
         if match:
             parsed = cls(match[1], int(match[2]), match[3])

@@ -12,16 +12,15 @@ from mask_rcnn_plugin.training.checkpoint import CheckpointHook, score_of
 logger = logging.getLogger(__name__)
 
 
-class _Enough(BaseException):
+class StoppedEarly(BaseException):
     """Not an Exception, which detectron2's loop logs as an error."""
 
 
 class EarlyStopping(HookBase):
     """Ends a training with a final checkpoint once its evaluations no longer improve.
 
-    All processes end together, after the same step. As a context manager around the training it
-    catches what ends it. A checkpoint holds the scores so far; a resume judges them by its own
-    `patience` and `min_delta`. Register it last.
+    All processes end together, after the same step, by `StoppedEarly`. A checkpoint holds the
+    scores so far; a resume judges them by its own `patience` and `min_delta`. Register it last.
 
     Args:
         saving: the training's hook.
@@ -43,12 +42,6 @@ class EarlyStopping(HookBase):
         self._saving, self._patience, self._min_delta = saving, patience, min_delta
         self._scores: dict[int, float] = {}  # by iteration: an evaluation made twice counts once
         self._loaded_at = 0
-
-    def __enter__(self) -> "EarlyStopping":
-        return self
-
-    def __exit__(self, kind: type | None, *_: object) -> bool:
-        return kind is _Enough
 
     def update(self, results: dict[str, Any]) -> None:
         """Take up an evaluation of the model as it is now; every process calls this.
@@ -91,7 +84,7 @@ class EarlyStopping(HookBase):
         )
         self.trainer.iter = iteration
         self._saving.save_final()
-        raise _Enough
+        raise StoppedEarly
 
     def state_dict(self) -> dict[str, Any]:
         return {"metric": self.metric, "scores": self._scores} if self._scores else {}

@@ -21,9 +21,9 @@ from torch.nn.parallel import DistributedDataParallel
 from mask_rcnn_plugin.config import ConfigError
 from mask_rcnn_plugin.config.device import device_of
 from mask_rcnn_plugin.errors import UserError
-from mask_rcnn_plugin.training.checkpoint import SaveError
+from mask_rcnn_plugin.training.checkpoint import SaveError, write_checkpoint
 from mask_rcnn_plugin.training.machine import precision
-from mask_rcnn_plugin.training.nonfinite import NonFiniteLossError, write_batch
+from mask_rcnn_plugin.training.nonfinite import NonFiniteLossError
 from mask_rcnn_plugin.training.random_states import random_state
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class GuardedTrainer(SimpleTrainer):
     * mixed precision in bfloat16, on CUDA or a CPU, or in float16 with loss scaling, on CUDA;
     * no step is taken on a loss or gradient that is not finite. All processes learn in the one
       exchange of the metrics whether any of them has such, so they stop, or skip, together; those
-      that have write what is needed to repeat the step (`write_batch`).
+      that have write what is needed to repeat the step (`read_batch`).
 
     That exchange is one small all-reduce on the device, and the host waits for the device once a
     step, to read its result. A process by itself exchanges nothing.
@@ -219,14 +219,7 @@ class GuardedTrainer(SimpleTrainer):
     def _exchange(
         self, parts: list[dict[str, Tensor]], norm: Tensor, data_time: float
     ) -> list[_Step]:
-        """The step of each process, in the order of the ranks.
-
-        Args:
-            parts: this process's losses of each batch.
-
-        Raises:
-            UserError: see `_agree`.
-        """
+        """The step of each process, by rank; `parts` are this one's losses of each batch."""
         names = tuple(dict.fromkeys(name for part in parts for name in part if name != _FAILED))
         if comm.get_world_size() == 1:
             self._loss_names = names
@@ -256,11 +249,7 @@ class GuardedTrainer(SimpleTrainer):
         return [_Step._make([*row[:5], row[5:]]) for row in rows]
 
     def _agree(self, names: Sequence[str]) -> None:
-        """Exchange the names of the losses, which are those of all processes from now on.
-
-        Raises:
-            UserError: in all processes, if some have others than the rest. Failed ones have none.
-        """
+        """Take the losses' names of all processes; a UserError in all, if some have others."""
         every = comm.all_gather(names)
         self._loss_names = next(filter(None, every))
         if any(names and set(names) != set(self._loss_names) for names in every):
@@ -347,12 +336,14 @@ class GuardedTrainer(SimpleTrainer):
         if self._skipped_steps >= self._MAX_FILES:
             return []
         files = []
+        model = self.model.module if isinstance(self.model, DistributedDataParallel) else self.model
         for number, (batch, random) in enumerate(batches):
             name = f"iteration_{self.iter:07d}_rank{comm.get_rank()}_{number}.pth"
             path = Path(self._output_dir) / "nonfinite" / name
-            what = {"batch": batch, "random": random, "losses": losses}
+            what = {"batch": batch, "random": random, "losses": losses, "iteration": self.iter}
             try:
-                write_batch(path, self.model, what | {"iteration": self.iter, "lr": self._lr()})
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_checkpoint(path, what | {"lr": self._lr(), "model": model.state_dict()})
             except (SaveError, OSError) as error:  # the report without the file is worth more
                 logger.error("%s", error)
                 continue

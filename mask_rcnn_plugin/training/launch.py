@@ -36,7 +36,7 @@ from mask_rcnn_plugin.training.preemption import EXIT_CODE, SIGNALS
 
 Prepare = Callable[[argparse.Namespace, DictConfig], None]
 Run = Callable[[argparse.Namespace, DictConfig], None]
-Meet = Callable[[timedelta], dist.Store]
+Meet = Callable[..., dist.Store]  # by timeout=
 
 # How long the other processes have to end after one has failed, before they get SIGTERM; then as
 # long again before SIGKILL.
@@ -175,14 +175,10 @@ def _spawned(
     multiprocessing.set_start_method(start_method, force=True)
     placement = Placement(rank, args.num_gpus, rank, args.num_gpus, "")
     try:
-        _run(placement, partial(_parents_store, port), args, prepare, run)
+        _run(placement, partial(dist.TCPStore, "127.0.0.1", port), args, prepare, run)
     except Exception:  # told at once, not when the parent has seen all end
         traceback.print_exc()
         sys.exit(1)
-
-
-def _parents_store(port: int, timeout: timedelta) -> dist.Store:
-    return dist.TCPStore("127.0.0.1", port, timeout=timeout)
 
 
 def _rendezvous(placement: Placement, timeout: timedelta) -> dist.Store:
@@ -254,7 +250,7 @@ def _load_together(
         mistake = str(error)
     rank, world_size, *_, url = placement
     try:
-        store = meet(timedelta(minutes=minutes))
+        store = meet(timeout=timedelta(minutes=minutes))
         store.set_timeout(timedelta(minutes=minutes))
         store.set(f"mistake/{rank}", mistake)
         mistakes = [store.get(f"mistake/{r}").decode() for r in range(world_size)]
@@ -275,10 +271,7 @@ def _load_together(
 
 
 def _load(args: argparse.Namespace, placement: Placement) -> DictConfig:
-    """
-    Raises:
-        ConfigError: for a mistake in the config, or if it cannot run in so many processes.
-    """
+    """Refuse a mistake in the config, and one that cannot run in so many processes."""
     cfg = get_config(args.config, args.overrides)
     device, world_size, local_size = device_of(cfg), placement.world_size, placement.local_size
     if (args.num_gpus or 1) > 1 and device.type == "cpu" and cfg.train.device != "cpu":

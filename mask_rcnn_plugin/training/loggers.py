@@ -29,10 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 def check_loggers(cfg: DictConfig) -> None:
-    """
-    Raises:
-        ConfigError: if the package of a logger is not installed.
-    """
+    """Raise a ConfigError if the package of a logger is not installed."""
     for name in set(_names(cfg)) - {"json"}:
         spec = find_spec(name)
         # A folder wandb/, as W&B leaves it where it has run, is found too, but has no origin.

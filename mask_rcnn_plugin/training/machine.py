@@ -3,7 +3,6 @@
 A config says what is wanted, the same on every machine; nothing of it is changed here.
 """
 
-import logging
 from typing import Any
 
 import torch
@@ -13,8 +12,6 @@ from omegaconf import DictConfig, OmegaConf
 from mask_rcnn_plugin.config.check import walk
 from mask_rcnn_plugin.config.device import device_of
 from mask_rcnn_plugin.errors import ConfigError
-
-logger = logging.getLogger(__name__)
 
 
 def memory_format(cfg: DictConfig) -> torch.memory_format:
@@ -67,16 +64,6 @@ def optimizer_node(cfg: DictConfig) -> dict[str, Any]:
     if "fused" in node and node["fused"] is None and device_of(cfg).type == "cuda":
         node["fused"] = True
     return node
-
-
-def log_machine(cfg: DictConfig) -> None:
-    """Log what `memory_format` and `precision` decide."""
-    logger.info(
-        "Device %s, weights %s, computing in %s",
-        device_of(cfg),
-        "channels-last" if memory_format(cfg) == torch.channels_last else "channels-first",
-        str(precision(cfg) or torch.float32).removeprefix("torch."),
-    )
 
 
 def _computes_in_bfloat16(device: torch.device) -> bool:

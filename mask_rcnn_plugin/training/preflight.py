@@ -13,7 +13,7 @@ from mask_rcnn_plugin.data.check import Checked, Findings, check_file, compare
 from mask_rcnn_plugin.data.coco import DatasetError, has_coco_file
 from mask_rcnn_plugin.evaluation.evaluator import in_coco_format
 from mask_rcnn_plugin.main_process import on_main_process
-from mask_rcnn_plugin.training.setup import check_exists, coco_files
+from mask_rcnn_plugin.training.setup import check_exists
 
 logger = logging.getLogger(__name__)
 
@@ -49,28 +49,24 @@ def check_sets(
         return checked, Findings()
     key = "model.roi_heads.num_classes="
     given = [o.rpartition("=")[2] for o in overrides if o.removeprefix("+").startswith(key)]
+    limiting = ("dataset.test.max_detections", "model.proposal_generator.post_nms_topk.1")
     together = compare(
         train,
         test[0],
         num_classes=int(given[-1]) if given and given[-1].isdecimal() else None,
-        limits=_limits(cfg),
+        limits={key: limit for key in limiting if (limit := OmegaConf.select(cfg, key))},
         needs_keypoints=OmegaConf.select(cfg.model.roi_heads, "keypoint_head") is not None,
         open_images=open_images,
     )
     return checked, together
 
 
-def _limits(cfg: DictConfig) -> dict[str, int]:
-    """What limits the detections in a test image, by key."""
-    keys = ("dataset.test.max_detections", "model.proposal_generator.post_nms_topk.1")
-    return {key: limit for key in keys if (limit := OmegaConf.select(cfg, key))}
-
-
 def _check_registered(name: str, **options: Any) -> Checked:
     """`check_file` of a dataset in detectron2's catalogs, or the same of what its loader gives."""
     check_exists(name)
     if has_coco_file(name):
-        return check_file(*coco_files(name), **options)
+        known = MetadataCatalog.get(name)
+        return check_file(known.json_file, known.image_root, **options)
     checked = Checked(name)
     try:
         with in_coco_format(name, numbered=True) as converted:

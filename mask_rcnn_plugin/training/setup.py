@@ -93,10 +93,7 @@ def images_left(cfg: DictConfig) -> Iterator[None]:
 
 
 def check_initialization(cfg: DictConfig) -> None:
-    """
-    Raises:
-        WeightsError: if a training starts from no weights, and leaves some layers as they are.
-    """
+    """Raise a WeightsError if a training starts from no weights and leaves some layers so."""
     if cfg.train.init_checkpoint:
         return
     frozen = {}  # what freezes layers, and what does not
@@ -133,35 +130,15 @@ def make_output_dir(cfg: DictConfig) -> None:
 
 
 def _draw(synthetic: Any) -> None:
-    """Draw `dataset.synthetic`, if it is not there yet.
-
-    Raises:
-        DatasetError: if its folder holds something else, or cannot be written to.
-    """
+    """Draw `dataset.synthetic`, if it is not there yet; what fails is a DatasetError."""
     try:
         write_dataset(**synthetic)
     except (ValueError, OSError) as error:
         raise DatasetError(f"dataset.synthetic: {error}") from error
 
 
-def coco_files(name: str) -> tuple[str, str]:
-    """Annotation file and image folder of a registered dataset.
-
-    Raises:
-        DatasetError: if the name is not registered with a COCO-format file.
-    """
-    try:
-        metadata = MetadataCatalog.get(name)
-        return metadata.json_file, metadata.image_root
-    except AttributeError as error:
-        raise DatasetError(f"no dataset {name!r} is registered with a COCO-format file") from error
-
-
 def check_exists(name: str) -> None:
-    """
-    Raises:
-        DatasetError: if a name is not registered, or the COCO file or image folder is not there.
-    """
+    """Raise a DatasetError for an unknown name, or a COCO file or folder that is not there."""
     if name not in DatasetCatalog.list():
         near = difflib.get_close_matches(name, DatasetCatalog.list(), 1)
         raise DatasetError(
@@ -169,7 +146,8 @@ def check_exists(name: str) -> None:
             + (f"; did you mean {near[0]!r}?" if near else ".")
             + " A config file of yours can import the module that registers it"
         )
-    for file in coco_files(name) if has_coco_file(name) else ():
+    known = MetadataCatalog.get(name)
+    for file in (known.json_file, known.image_root) if has_coco_file(name) else ():
         if not Path(file).exists():
             raise DatasetError(
                 f"dataset {name!r}: {file} does not exist. Set DETECTRON2_DATASETS to the folder "

@@ -37,7 +37,7 @@ def config_beside(path: str) -> dict[str, Any]:
     """The config.yaml beside weights, which is not trusted; {} if there is none."""
     try:
         cfg = yaml.load(Path(path).with_name("config.yaml").read_text(), _PlainLoader)
-    except (OSError, yaml.YAMLError):
+    except (OSError, ValueError, yaml.YAMLError):
         cfg = None
     return cfg if isinstance(cfg, dict) else {}
 

@@ -70,8 +70,9 @@ def download(weights: str) -> str:
     """
     address = resolve_weights(weights) if weights else ""
     try:
-        if "://" in address:
-            PathManager.get_local_path(urlparse(address)._replace(query="").geturl())
+        if "://" in address:  # its options are detectron2's, for what the loader does anyway
+            address = urlparse(address)._replace(query="").geturl()
+            PathManager.get_local_path(address)
     except UserError:  # there is nothing to download
         raise
     except Exception as error:  # of any of iopath's handlers
@@ -135,10 +136,7 @@ def _safetensors(path: str) -> Any:
 
 
 def check_weights(path: str, content: dict[str, Any]) -> None:
-    """
-    Raises:
-        WeightsError: if a file's "model" is anything else than named weights.
-    """
+    """Raise a WeightsError if a file's "model" is anything else than named weights."""
     weights = content["model"]
     if isinstance(weights, dict):
         if weights and not any(isinstance(value, dict) for value in weights.values()):
@@ -163,20 +161,14 @@ def unreadable(path: str | Path, error: Exception) -> WeightsError:
 
 
 def check_complete(path: str, incompatible: Any) -> None:
-    """
-    Raises:
-        WeightsError: if a weight of the model is missing from the file, or has another shape there.
-    """
+    """Raise a WeightsError if the file lacks a weight of the model, or has it in another shape."""
     if lost := _some(_lost(incompatible).values()):
         what = _conversion(path, incompatible) or lost
         raise WeightsError(f"weights {path} do not fit the model of this config: {what}")
 
 
 def check_backbone(path: str, model: nn.Module, incompatible: Any) -> None:
-    """
-    Raises:
-        WeightsError: if the model has a backbone, and the file too little of its weights.
-    """
+    """Raise a WeightsError if the model has a backbone, and the file too little of its weights."""
     backbone = {k for k in _weights(model) if re.match(r"backbone\.(?!fpn_|top_block)", k)}
     found = len(backbone - _lost(incompatible).keys())
     if backbone and found < _LEAST_OF_BACKBONE * len(backbone):

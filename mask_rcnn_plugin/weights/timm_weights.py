@@ -25,10 +25,7 @@ _SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
 
 def import_timm() -> ModuleType:
-    """
-    Raises:
-        WeightsError: if timm is not installed.
-    """
+    """The module; a WeightsError if timm is not installed."""
     try:
         import timm
     except ImportError as error:

@@ -7,6 +7,7 @@ from urllib.error import URLError
 
 import pytest
 import torch
+from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from mask_rcnn_plugin.training import checkpoint as checkpoint_module
@@ -82,6 +83,14 @@ def test_without_internet_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(WeightsError, match="not known"):
         download("detectron2://ImageNetPretrained/MSRA/R-50.pkl?matching_heuristics=True")
     assert download("") == ""
+
+
+def test_options_of_an_address_are_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(PathManager, "get_local_path", asked.append)
+    address = "https://example.com/model.pkl"
+    assert download(f"{address}?matching_heuristics=True") == address
+    assert asked == [address]
 
 
 @pytest.mark.parametrize("content", [[1], {"model": {"0.weight": "x"}}])

@@ -1,18 +1,21 @@
 import copy
 import json
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from detectron2.config import LazyCall, instantiate
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_coco_json
 from omegaconf import DictConfig
 
 from mask_rcnn_plugin import get_config
 from mask_rcnn_plugin.config import ConfigError
 from mask_rcnn_plugin.data.coco import DatasetError, register_coco_dataset
 from mask_rcnn_plugin.training import setup_datasets
-from mask_rcnn_plugin.training.setup import make_output_dir
+from mask_rcnn_plugin.training.setup import check_exists, make_output_dir
 
 
 def own_dataset(folder: Path, categories: list[dict[str, Any]], name: str) -> list[str]:
@@ -220,3 +223,20 @@ def test_unknown_dataset_name_is_an_error() -> None:
     cfg = get_config("table2a_backbone/r50_fpn", ["dataset.train.names=[no_such_set]"])
     with pytest.raises(DatasetError, match="no dataset 'no_such_set'"):
         setup_datasets(cfg)
+
+
+@pytest.mark.parametrize("known", [{}, {"json_file": "nowhere.json", "image_root": "nowhere"}])
+def test_a_coco_file_registered_as_a_function_is_as_its_metadata_say(
+    known: dict[str, str], tmp_path: Path
+) -> None:
+    own_dataset(tmp_path, [CAT], "train")
+    name = f"own_{len(known)}"
+    load = partial(load_coco_json, str(tmp_path / "train.json"), str(tmp_path), name)
+    DatasetCatalog.register(name, load)
+    MetadataCatalog.get(name).set(thing_classes=["cat"], evaluator_type="coco", **known)
+    try:
+        with pytest.raises(DatasetError, match="does not exist") if known else nullcontext():
+            check_exists(name)
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)

@@ -19,7 +19,7 @@ from mask_rcnn_plugin.errors import UserError
 from mask_rcnn_plugin.evaluation import testing
 from mask_rcnn_plugin.main_process import on_main_process
 from mask_rcnn_plugin.training.checkpoint import CheckpointHook, SafeCheckpointer
-from mask_rcnn_plugin.training.early_stopping import EarlyStopping
+from mask_rcnn_plugin.training.early_stopping import EarlyStopping, StoppedEarly
 from mask_rcnn_plugin.training.guarded_trainer import GuardedTrainer
 from mask_rcnn_plugin.training.launch import destroy_process_group
 from mask_rcnn_plugin.training.nonfinite import NonFiniteLossError
@@ -214,7 +214,7 @@ def stopped(rank: int, folder: Path) -> int:
         after_step=lambda _: stopping.update({} if rank else {"segm": {"AP": 1.0}})
     )
     built.register_hooks([saving, evaluation, stopping])
-    with stopping:
+    with contextlib.suppress(StoppedEarly):
         built.train(0, 9)
     return int(built.iter)
 

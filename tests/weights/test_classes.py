@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mask_rcnn_plugin import get_config
 from mask_rcnn_plugin.training.checkpoint import SafeCheckpointer
+from mask_rcnn_plugin.weights.classes import class_names_of
 
 HEADS = "roi_heads."
 SCORES, BOXES, MASKS = (
@@ -81,6 +82,12 @@ def test_coco_is_known_by_its_80_classes(tmp_path: Path) -> None:
     key = f"{SCORES}.weight"
     assert torch.equal(after[key][1], theirs[key][0])
     assert torch.equal(after[key][0], theirs[key][22])
+
+
+@pytest.mark.parametrize("content", [b"\xe4: 1", b"[", b"- 1"])
+def test_a_config_beside_that_is_none_names_nothing(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_bytes(content)
+    assert class_names_of(str(tmp_path / "model_final.pth"), {}) == []
 
 
 def test_unknown_names_start_anew(tmp_path: Path) -> None:
