@@ -73,7 +73,7 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
 def made(name: str) -> tuple[nn.Module, list[dict[str, Any]]]:
     """A narrow model on the CPU that finds things, not to be changed, and its images."""
     images = counts.batch("keypoint" in name)
-    model = instantiate(counts.narrow_config(*counts.ROWS[name]))
+    model = instantiate(get_config(*counts.ROWS[name]).model)
     draw_like_trained(model, images, num_candidates=20 * counts.DETECTIONS)
     return model, images
 

@@ -23,7 +23,6 @@ from benchmark.counts import (
     NARROW_MASK,
     batch,
     inference,
-    narrow_config,
     training_step,
 )
 from benchmark.cuda_rules import Cost, CudaRules
@@ -70,7 +69,7 @@ FAMILIES: dict[str, tuple[str, list[str]]] = {
 
 def build(family: str, **changes: Any) -> tuple[nn.Module, list[dict[str, Any]]]:
     """A model that finds things, and what it is trained on."""
-    config = narrow_config(*FAMILIES[family])
+    config = get_config(*FAMILIES[family]).model
     for key, value in changes.items():
         config[key] = value
     model, images = instantiate(config), batch("keypoint" in family)
@@ -157,7 +156,7 @@ def test_keypoints_cost_little_more(count: Callable[..., Any]) -> None:
 
 def test_detectron2_costs_more() -> None:
     """What is counted is not nothing."""
-    config = narrow_config(*FAMILIES["FPN"])
+    config = get_config(*FAMILIES["FPN"]).model
     stock, images = stock_detectron2(config), batch()
     draw_like_trained(stock, images, num_candidates=300)
     cost = training_step(stock, images)[0]
@@ -181,7 +180,7 @@ def test_statistics_cost_a_wait_each_when_they_are_due() -> None:
 
 def test_many_candidates_cost_no_more_than_detectron2() -> None:
     """Of all images together there are too many for one NMS."""
-    config = narrow_config(*FAMILIES["FPN"])
+    config = get_config(*FAMILIES["FPN"]).model
     waits = []
     for model in (instantiate(config), stock_detectron2(config)):
         predictor = model.roi_heads.box_predictor

@@ -88,7 +88,7 @@ def parse_args() -> argparse.Namespace:
     rows = list(dict.fromkeys(r.config for t in args.tables for r in rows_of(t) if r.config))
     if unknown := [row for row in args.row or () if row not in rows]:
         parser.error(f"--row is {unknown[0]!r}, must be one of {', '.join(rows)}")
-    args.rows = args.row or rows
+    args.every, args.rows = rows, args.row or rows
     return args
 
 
@@ -157,8 +157,10 @@ def draw_rows(table: str, runs: dict[str, Run], file: Path) -> None:
 def main() -> None:
     args = parse_args()
     with mistakes_in_one_line():
-        runs = plan(args.rows, args.scale, args.seeds, args.output / "runs", args.overrides)
-        wanted = list(dict.fromkeys(runs.values()))
+        runs = plan(args.every, args.scale, args.seeds, args.output / "runs", args.overrides)
+        chosen = [run for (config, _), run in runs.items() if config in args.rows]
+        needed = [other for run in chosen for other in (run.trained, run) if other]
+        wanted = list(dict.fromkeys(needed))
         for run in wanted:  # is every dataset there? Draws what is to be drawn
             if not run.done:
                 setup_datasets(get_config(run.config, run.overrides))

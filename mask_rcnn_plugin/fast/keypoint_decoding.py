@@ -17,11 +17,12 @@ import torch.nn.functional as F
 from detectron2.structures.keypoints import heatmaps_to_keypoints
 from torch import Tensor
 
-from mask_rcnn_plugin.fast.keypoint_search import bound_control_points, highest_pixels
+from mask_rcnn_plugin.fast.keypoint_search import (
+    bound_control_points,
+    control_points,
+    highest_pixels,
+)
 
-# Along a side, control points (rows) of four cells (columns): torch's bicubic kernel, whose slope
-# at a cell is 3/4 of the difference of its neighbours.
-CONTROL_POINTS = [[0, 1, 0, 0], [-1 / 4, 1, 1 / 4, 0], [0, 1 / 4, 1, -1 / 4], [0, 0, 1, 0]]
 # A map with more patches left is flat or noisy: resizing it as a whole is faster.
 MAX_PATCHES = 128
 # RoIs searched at once, which bounds the memory.
@@ -143,8 +144,8 @@ def _highest_pixels(maps: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
     nearest = ((cells + 0.5) * sizes / side).floor().minimum(sizes - 1)
     at = _locate(nearest, side / sizes)[0]
     near = patches[torch.arange(num_maps, device=maps.device), at[:, 1], at[:, 0]]
-    known = _resize(_control_points(near), at, side / sizes, sizes, offsets)[1].amax(dim=(1, 2))
-    known -= _rounding(near, side) + _rounding(maps, side)
+    known = _resize(control_points(near.double()), at, side / sizes, sizes, offsets)[1]
+    known = known.amax(dim=(1, 2)) - _rounding(near, side) - _rounding(maps, side)
 
     # The control points of a patch are next to its corners.
     bound = bound_control_points(padded)
@@ -154,7 +155,7 @@ def _highest_pixels(maps: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
     may_exceed[may_exceed.sum(dim=(1, 2)) > MAX_PATCHES] = False
     k, i, j = may_exceed.nonzero().unbind(dim=1)
     left = patches[k, i, j]
-    control = _control_points(left)
+    control = control_points(left.double())  # which neither autocast nor TF32 touches
     kept = (control.amax(dim=(1, 2)) >= known[k]).nonzero().flatten()
     k, at, left, control = k[kept], torch.stack([j, i], dim=1)[kept], left[kept], control[kept]
 
@@ -180,12 +181,6 @@ def _rounding(cells: Tensor, side: int) -> Tensor:
     """
     low, high = cells.amin(dim=(1, 2)), cells.amax(dim=(1, 2))
     return torch.finfo(torch.float32).eps * (side * (high - low) + 4 * high.maximum(-low))
-
-
-def _control_points(patches: Tensor) -> Tensor:
-    """(P, 4, 4) cells to control points, in float64, which neither autocast nor TF32 touches."""
-    weights = torch.tensor(CONTROL_POINTS, dtype=torch.float64, device=patches.device)
-    return weights @ patches.double() @ weights.T
 
 
 def _locate(pixels: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:

@@ -133,7 +133,7 @@ def _search(
     at = torch.stack([chosen % per_side, chosen // per_side], dim=3)  # (R, K, P, 2), x and y
     roi, keypoint = index[: len(padded), None, None], index[: padded.shape[1], None]
     around = padded.unfold(2, 4, 1).unfold(3, 4, 1)[roi, keypoint, at[..., 1], at[..., 0]]
-    closer = _control_points(around).amax(dim=(3, 4)).minimum(bound)
+    closer = control_points(around).amax(dim=(3, 4)).minimum(bound)
     closer, best = closer.topk(min(RESIZED, per_side**2))
     left = bound[..., -1].maximum(closer[..., -1])
 
@@ -171,7 +171,7 @@ def bound_control_points(padded: Tensor) -> Tensor:
     return bound.add_(dy.abs_(), alpha=1 / 4).add_(dxy.abs_(), alpha=1 / 16)
 
 
-def _control_points(cells: Tensor) -> Tensor:
+def control_points(cells: Tensor) -> Tensor:
     """Those of the patch in the middle of (..., 4, 4) cells. torch's bicubic kernel makes the slope
     at a cell 3/4 of the difference of its neighbours; control points are 1/3 of a side away."""
     for _ in range(2):

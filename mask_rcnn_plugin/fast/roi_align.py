@@ -52,9 +52,19 @@ def roi_align(
     first_cell = rois[:, 0].long() * (height * width)  # of the RoI's image
 
     def pool(at: Tensor | slice, x_points: int, y_points: int) -> Tensor:
-        x = _bilinear(start[at, 0], size[at, 0], output_size[1], x_points, width)
-        y = _bilinear(start[at, 1], size[at, 1], output_size[0], y_points, height)
-        return _weighted_sum(table, first_cell[at], width, x, y)
+        x_cells, x_weights = _bilinear(start[at, 0], size[at, 0], output_size[1], x_points, width)
+        y_cells, y_weights = _bilinear(start[at, 1], size[at, 1], output_size[0], y_points, height)
+        # (R, rows, columns, cells in y, cells in x)
+        cells = y_cells[:, :, None, :, None] * width + x_cells[:, None, :, None, :]
+        cells = cells + first_cell[at][:, None, None, None, None]
+        weights = y_weights[:, :, None, :, None] * x_weights[:, None, :, None, :]
+        pooled = F.embedding_bag(
+            cells.flatten(3).flatten(0, 2),
+            table,
+            mode="sum",
+            per_sample_weights=weights.flatten(3).flatten(0, 2).to(table.dtype),
+        )
+        return pooled.view(*cells.shape[:3], -1).permute(0, 3, 1, 2)
 
     if sampling_ratio > 0:
         return pool(slice(None), sampling_ratio, sampling_ratio)
@@ -66,38 +76,6 @@ def roi_align(
             at = (points == points.new_tensor([x_points, y_points])).all(dim=1).nonzero()[:, 0]
             pooled[at] = pool(at, x_points, y_points)
     return pooled
-
-
-def _weighted_sum(
-    table: Tensor,
-    first_cell: Tensor,
-    width: int,
-    x: tuple[Tensor, Tensor],
-    y: tuple[Tensor, Tensor],
-) -> Tensor:
-    """Bins of RoIs from the rows of a table.
-
-    Args:
-        table: (N * H * W, C), feature cells.
-        first_cell: int64 (R,), row in which the RoI's image begins.
-        width: W.
-        x, y: cells and weights of each column and row of bins, from `_bilinear`.
-
-    Returns:
-        (R, C, rows, columns)
-    """
-    (x_cells, x_weights), (y_cells, y_weights) = x, y
-    # (R, rows, columns, cells in y, cells in x)
-    cells = y_cells[:, :, None, :, None] * width + x_cells[:, None, :, None, :]
-    cells = cells + first_cell[:, None, None, None, None]
-    weights = y_weights[:, :, None, :, None] * x_weights[:, None, :, None, :]
-    pooled = F.embedding_bag(
-        cells.flatten(3).flatten(0, 2),
-        table,
-        mode="sum",
-        per_sample_weights=weights.flatten(3).flatten(0, 2).to(table.dtype),
-    )
-    return pooled.view(*cells.shape[:3], -1).permute(0, 3, 1, 2)
 
 
 def _bilinear(

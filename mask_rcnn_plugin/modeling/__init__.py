@@ -2,12 +2,7 @@
 
 from mask_rcnn_plugin.fast.mask_encoding import encode_masks
 from mask_rcnn_plugin.fast.mask_rle import RLEMasks
-from mask_rcnn_plugin.modeling.backbone import (
-    build_mask_rcnn_resnet_backbone,
-    res5_head,
-    resnet_backbone,
-    stage_channels,
-)
+from mask_rcnn_plugin.modeling.backbone import res5_head, resnet_backbone, stage_channels
 from mask_rcnn_plugin.modeling.box_predictor import MaskRCNNBoxPredictor
 from mask_rcnn_plugin.modeling.choices import MASK_LOSS_REGISTRY, ROI_LAYER_REGISTRY
 from mask_rcnn_plugin.modeling.keypoint_head import MaskRCNNKeypointHead
@@ -15,17 +10,13 @@ from mask_rcnn_plugin.modeling.mask_head import MaskRCNNFCNHead, MaskRCNNMLPHead
 from mask_rcnn_plugin.modeling.mask_loss import IndependentMasks
 from mask_rcnn_plugin.modeling.meta_arch import MaskRCNN
 from mask_rcnn_plugin.modeling.roi_heads import MaskRCNNC4ROIHeads, MaskRCNNROIHeads
-from mask_rcnn_plugin.modeling.roi_pooling import RoIAlign, RoIPooler, RoIWarp, build_roi_layer
+from mask_rcnn_plugin.modeling.roi_pooling import RoIAlign, RoIPooler, RoIWarp
 from mask_rcnn_plugin.modeling.rpn import (
     MaskRCNNAnchorGenerator,
     MaskRCNNRPN,
     TorchvisionAnchorGenerator,
 )
-from mask_rcnn_plugin.modeling.timm_backbone import (
-    build_mask_rcnn_timm_backbone,
-    timm_backbone,
-    timm_normalization,
-)
+from mask_rcnn_plugin.modeling.timm_backbone import timm_backbone, timm_normalization
 
 __all__ = [
     "MASK_LOSS_REGISTRY",
@@ -45,9 +36,6 @@ __all__ = [
     "RoIPooler",
     "RoIWarp",
     "TorchvisionAnchorGenerator",
-    "build_mask_rcnn_resnet_backbone",
-    "build_mask_rcnn_timm_backbone",
-    "build_roi_layer",
     "encode_masks",
     "res5_head",
     "resnet_backbone",

@@ -7,7 +7,6 @@ part of the convolution before it.
 
 import re
 from collections.abc import Callable
-from typing import NamedTuple
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
@@ -43,41 +42,21 @@ _STAGES = ("res2", "res3", "res4", "res5")
 _FEATURES = {"C4": ("res4",), "C5": ("res5",), "FPN": _STAGES}
 
 
-class BackboneName(NamedTuple):
-    """A parsed "network-depth-features"."""
-
-    network: str
-    depth: int
-    features: str
-
-    @classmethod
-    def parse(cls, name: str) -> "BackboneName":
-        """Raise a ValueError if the name is not of the form, or one of its parts is unknown."""
-        match = re.fullmatch(r"(\w+)-(\d+)-(\w+)", name)
-        if match:
-            parsed = cls(match[1], int(match[2]), match[3])
-            if (
-                parsed.network in _GROUPS
-                and parsed.depth in _BLOCKS
-                and parsed.features in _FEATURES
-                and not (parsed.network == "ResNeXt" and parsed.is_basic)
-            ):
-                return parsed
-        raise ValueError(
-            f"backbone name is {name!r}, must be NETWORK-DEPTH-FEATURES with NETWORK one of "
-            f"{list(_GROUPS)}, DEPTH one of {list(_BLOCKS)} (ResNeXt: from 50), FEATURES one of "
-            f"{list(_FEATURES)}, e.g. 'ResNet-50-FPN'"
-        )
-
-    @property
-    def is_basic(self) -> bool:
-        """Whether a block is two 3x3 convolutions, as up to depth 34, or a bottleneck."""
-        return self.depth < 50
+def _parse(name: str) -> tuple[str, int, str]:
+    """Network, depth and features; a ValueError if the name has another form or unknown parts."""
+    match = re.fullmatch(r"(ResNet|ResNeXt)-(\d+)-(C4|C5|FPN)", name)
+    if match and (depth := int(match[2])) in _BLOCKS and (match[1] == "ResNet" or depth >= 50):
+        return match[1], depth, match[3]
+    raise ValueError(
+        f"backbone name is {name!r}, must be NETWORK-DEPTH-FEATURES with NETWORK one of "
+        f"{list(_GROUPS)}, DEPTH one of {list(_BLOCKS)} (ResNeXt: from 50), FEATURES one of "
+        f"{list(_FEATURES)}, e.g. 'ResNet-50-FPN'"
+    )
 
 
 def stage_channels(name: str, stage: str, width: int = 64) -> int:
     """Output channels of "res2" ... "res5", for configs, which need them before the model."""
-    res2 = width if BackboneName.parse(name).is_basic else 4 * width
+    res2 = width if _parse(name)[1] < 50 else 4 * width  # basic blocks, or bottlenecks
     return res2 * 2 ** _STAGES.index(stage)
 
 
@@ -113,7 +92,7 @@ def resnet_backbone(
     Raises:
         ValueError: on an unknown name.
     """
-    parsed = BackboneName.parse(name)
+    features = _parse(name)[2]
     stages = [
         make_stage(name, stage, 1 if stage == "res2" else 2, width, norm, stride_in_1x1)
         for stage in _STAGES
@@ -122,11 +101,11 @@ def resnet_backbone(
         ResNet(
             BasicStem(out_channels=width, norm=norm),
             stages,
-            out_features=list(_FEATURES[parsed.features]),
+            out_features=list(_FEATURES[features]),
             freeze_at=freeze_at,
         )
     )
-    if parsed.features != "FPN":
+    if features != "FPN":
         return resnet
     return FPN(resnet, _STAGES, fpn_channels, norm=fpn_norm, top_block=LastLevelMaxPool())
 
@@ -178,12 +157,12 @@ def make_stage(
     name: str, stage: str, stride: int, width: int, norm: Norm, stride_in_1x1: bool
 ) -> list[CNNBlockBase]:
     """The blocks of "res2" ... "res5" of a network; arguments as in `resnet_backbone`."""
-    parsed = BackboneName.parse(name)
+    network, depth, _ = _parse(name)
     index = _STAGES.index(stage)
-    num_blocks = _BLOCKS[parsed.depth][index]
+    num_blocks = _BLOCKS[depth][index]
     block, extra = BasicBlock, {}
-    if not parsed.is_basic:
-        groups, group_width = _GROUPS[parsed.network]
+    if depth >= 50:
+        groups, group_width = _GROUPS[network]
         block = BottleneckBlock
         extra = {
             "bottleneck_channels": groups * group_width * width // 64 * 2**index,

@@ -6,7 +6,7 @@ from typing import Any
 from detectron2.utils.registry import locate
 from fvcore.common.registry import Registry
 
-# For `pooler_type`: what `build_roi_layer` makes layers of.
+# For `pooler_type`: what `RoIPooler` makes layers of.
 ROI_LAYER_REGISTRY = Registry("ROI_LAYER")
 # For `loss_type`: last layers of mask heads, as `IndependentMasks` is one.
 MASK_LOSS_REGISTRY = Registry("MASK_LOSS")

@@ -105,28 +105,18 @@ class MaskRCNNROIHeads(ProposalSampling, StandardROIHeads):
     _stock_keypoint = renamed(StandardROIHeads._forward_keypoint, "_stock_keypoint")
 
     def _forward_mask(self, features: Features, instances: list[Instances]):  # type: ignore[no-untyped-def]
-        if self.training:
-            return self._mask_losses(features, instances)
+        if self.training and self.mask_on:
+            instances = foreground(instances, self.num_classes)[0]
+            x = _pooled(features, self.mask_in_features, self.mask_pooler, instances)
+            return self.mask_head(x, instances)
         return self._stock_mask(features, instances)
 
     def _forward_keypoint(self, features: Features, instances: list[Instances]):  # type: ignore[no-untyped-def]
-        if self.training:
-            return self._keypoint_losses(features, instances)
+        if self.training and self.keypoint_on:
+            instances = select_visible(foreground(instances, self.num_classes)[0])
+            x = _pooled(features, self.keypoint_in_features, self.keypoint_pooler, instances)
+            return self.keypoint_head(x, instances)
         return self._stock_keypoint(features, instances)
-
-    def _mask_losses(self, features: Features, instances: list[Instances]) -> dict[str, Tensor]:
-        if not self.mask_on:
-            return {}
-        instances = foreground(instances, self.num_classes)[0]
-        x = _pooled(features, self.mask_in_features, self.mask_pooler, instances)
-        return self.mask_head(x, instances)
-
-    def _keypoint_losses(self, features: Features, instances: list[Instances]) -> dict[str, Tensor]:
-        if not self.keypoint_on:
-            return {}
-        instances = select_visible(foreground(instances, self.num_classes)[0])
-        x = _pooled(features, self.keypoint_in_features, self.keypoint_pooler, instances)
-        return self.keypoint_head(x, instances)
 
 
 def _pooled(
@@ -190,14 +180,10 @@ class MaskRCNNC4ROIHeads(ProposalSampling, Res5ROIHeads):
         targets: list[Instances] | None = None,
     ):
         """As `Res5ROIHeads.forward`."""
-        if self.training:
-            return self._losses(features, proposals, targets)
-        return self._inference(images, features, proposals, targets)
-
-    def _losses(
-        self, features: Features, proposals: list[Instances], targets: list[Instances] | None
-    ) -> tuple[list[Instances], dict[str, Tensor]]:
-        proposals = self.label_and_sample_proposals(proposals, targets or [])
+        if not self.training:
+            return self._inference(images, features, proposals, targets)
+        assert targets
+        proposals = self.label_and_sample_proposals(proposals, targets)
         x = self._shared_roi_transform(
             [features[name] for name in self.in_features], [p.proposal_boxes for p in proposals]
         )

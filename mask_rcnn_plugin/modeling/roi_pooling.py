@@ -202,32 +202,6 @@ def find_roi_layer(
     return chosen(key, pooler_type, POOLER_TYPES, ROI_LAYER_REGISTRY)
 
 
-def build_roi_layer(
-    pooler_type: str | Callable[..., nn.Module],
-    output_size: tuple[int, int],
-    spatial_scale: float,
-    sampling_ratio: int = 2,
-    aggregation: Aggregation = "ave",
-) -> nn.Module:
-    """The RoI layer of one feature level.
-
-    Args:
-        pooler_type: see `find_roi_layer`. A layer of your own is made as
-            layer(output_size, spatial_scale, sampling_ratio, aggregation=aggregation).
-        output_size, spatial_scale, sampling_ratio, aggregation: see `RoIAlign`. RoIPool has no
-            sampling points and always takes the max.
-
-    Returns:
-        A module called as layer(features (N, C, H, W), rois (R, 5)) -> (R, C, rows, columns).
-
-    Raises:
-        ValueError: on an unknown type or aggregation.
-    """
-    _check_aggregation(aggregation)
-    layer = find_roi_layer(pooler_type)
-    return layer(output_size, spatial_scale, sampling_ratio, aggregation=aggregation)
-
-
 class RoIPooler(ROIPooler):
     """detectron2's multi-level pooler with the paper's RoI layers on each level.
 
@@ -239,7 +213,9 @@ class RoIPooler(ROIPooler):
         output_size: P, side of the pooled feature in bins.
         scales: feature cells per image pixel of each level, finest first, each half of the one
             before, e.g. (1/4, 1/8, 1/16, 1/32); a single one for C4 and C5.
-        sampling_ratio, pooler_type, aggregation: see `build_roi_layer`.
+        sampling_ratio, aggregation: see `RoIAlign`; RoIPool has no points and takes the max.
+        pooler_type: see `find_roi_layer`. A layer of your own is made as
+            layer(output_size, spatial_scale, sampling_ratio, aggregation=aggregation).
         canonical_box_size, canonical_level: see above.
 
     Raises:
@@ -260,8 +236,10 @@ class RoIPooler(ROIPooler):
         super().__init__(
             output_size, scales, sampling_ratio, "ROIAlignV2", canonical_box_size, canonical_level
         )
+        _check_aggregation(aggregation)
+        layer = find_roi_layer(pooler_type)
         self.level_poolers = nn.ModuleList(
-            build_roi_layer(pooler_type, self.output_size, scale, sampling_ratio, aggregation)
+            layer(self.output_size, scale, sampling_ratio, aggregation=aggregation)
             for scale in scales
         )
 

@@ -52,22 +52,18 @@ class MaskRCNNAnchorGenerator(DefaultAnchorGenerator):
     def _grid_anchors(self, grid_sizes: list[list[int]]) -> list[Tensor]:
         if torch.jit.is_tracing():  # would fix the sizes
             return super()._grid_anchors(grid_sizes)
-        levels = zip(grid_sizes, self.strides, self.cell_anchors)
-        return [
-            self._level(height, width, stride, anchors)
-            for (height, width), stride, anchors in levels
-        ]
-
-    def _level(self, height: int, width: int, stride: int, anchors: Tensor) -> Tensor:
-        """(H * W * A, 4)."""
-        anchors = anchors.float()  # of a model in half precision, where positions are not
-        dtype, device = anchors.dtype, anchors.device
-        x = (torch.arange(width, dtype=dtype, device=device) + self.offset) * stride
-        y = (torch.arange(height, dtype=dtype, device=device) + self.offset) * stride
-        grid = anchors.new_empty(height, width, len(anchors), 4)
-        grid[..., 0::2] = x[:, None, None] + anchors[:, 0::2]
-        grid[..., 1::2] = y[:, None, None, None] + anchors[:, 1::2]
-        return grid.view(-1, 4)
+        levels = []
+        for size, stride, anchors in zip(grid_sizes, self.strides, self.cell_anchors):
+            anchors = anchors.float()  # of a model in half precision, where positions are not
+            y, x = (
+                (torch.arange(n, dtype=anchors.dtype, device=anchors.device) + self.offset) * stride
+                for n in size
+            )
+            grid = anchors.new_empty(*size, len(anchors), 4)
+            grid[..., 0::2] = x[:, None, None] + anchors[:, 0::2]
+            grid[..., 1::2] = y[:, None, None, None] + anchors[:, 1::2]
+            levels.append(grid.view(-1, 4))
+        return levels
 
     def __prepare_scriptable__(self) -> DefaultAnchorGenerator:
         """What `torch.jit.script` compiles in its place."""

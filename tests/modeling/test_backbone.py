@@ -12,12 +12,8 @@ from detectron2.modeling.backbone.resnet import build_resnet_backbone
 from detectron2.modeling.roi_heads import Res5ROIHeads
 from torch import nn
 
-from mask_rcnn_plugin.modeling import (
-    build_mask_rcnn_resnet_backbone,
-    res5_head,
-    resnet_backbone,
-    stage_channels,
-)
+from mask_rcnn_plugin.modeling import res5_head, resnet_backbone, stage_channels
+from mask_rcnn_plugin.modeling.backbone import build_mask_rcnn_resnet_backbone
 
 Check = Callable[..., None]
 

@@ -10,7 +10,8 @@ from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes
 from torch import Tensor
 
-from mask_rcnn_plugin.modeling import RoIAlign, RoIPooler, RoIWarp, build_roi_layer
+from mask_rcnn_plugin.modeling import RoIAlign, RoIPooler, RoIWarp
+from mask_rcnn_plugin.modeling.roi_pooling import find_roi_layer
 
 LAYERS = [
     ("RoIPool", "max"),
@@ -129,7 +130,7 @@ def test_equals_the_definition(name: str, aggregation: str, bins: int, scale: fl
         [17.0, 9.0, 17.0, 9.0],  # a point
     ]
     images = rng.integers(0, 2, size=len(boxes))
-    layer = build_roi_layer(name, (bins, bins), scale, 2, aggregation)
+    layer = find_roi_layer(name)((bins, bins), scale, 2, aggregation=aggregation)
     pooled = layer(
         torch.from_numpy(features),
         torch.tensor([[i, *box] for i, box in zip(images, boxes)], dtype=torch.float64),
@@ -166,7 +167,7 @@ def test_number_of_points_a_bin_follows_sampling_ratio() -> None:
 
 
 def test_unaligned_roi_align_is_half_a_cell_off() -> None:
-    out = build_roi_layer("ROIAlign", (1, 1), 1 / 4)(ramp(16, 16, 4), rois([8, 16, 40, 48]))
+    out = find_roi_layer("ROIAlign")((1, 1), 1 / 4)(ramp(16, 16, 4), rois([8, 16, 40, 48]))
     torch.testing.assert_close(out[0], grid([24.0 + 2], [32.0 + 2]))
 
 
@@ -190,9 +191,9 @@ def test_roi_pool_on_a_small_map(name: str) -> None:
     feature = torch.tensor([[0.0, 1, 2, 3], [10, 11, 12, 13], [20, 21, 22, 23], [30, 31, 32, 33]])
     # In cells 0.6, 1.4, 2.5, 3: rounded 1, 1, 3, 3, both ends included: cells 1..3, bins 1.5 wide
     # that share the middle cell.
-    out = build_roi_layer(name, (2, 2), 1 / 10)(feature[None, None], rois([6, 14, 25, 30]))
+    out = find_roi_layer(name)((2, 2), 1 / 10)(feature[None, None], rois([6, 14, 25, 30]))
     assert out[0, 0].tolist() == [[22, 23], [32, 33]]
-    out = build_roi_layer(name, (2, 2), 1 / 10)(-feature[None, None], rois([6, 14, 25, 30]))
+    out = find_roi_layer(name)((2, 2), 1 / 10)(-feature[None, None], rois([6, 14, 25, 30]))
     assert out[0, 0].tolist() == [[-11, -12], [-21, -22]]
 
 
@@ -205,14 +206,16 @@ def test_gradients(name: str, aggregation: str) -> None:
         [[0, 1.3, 2.1, 17.9, 20.2], [1, -3.1, 4.2, 11.3, 30.7], [1, 5.3, 5.1, 5.9, 6.2]],
         dtype=torch.float64,
     )
-    layer = build_roi_layer(name, (2, 2), 1 / 4, 2, aggregation)
+    layer = find_roi_layer(name)((2, 2), 1 / 4, 2, aggregation=aggregation)
     assert torch.autograd.gradcheck(lambda x: layer(x, boxes), [features])
 
 
 @pytest.mark.parametrize(("name", "aggregation"), LAYERS)
 def test_no_roi(name: str, aggregation: str) -> None:
     features = torch.randn(2, 3, 8, 8, requires_grad=True)
-    out = build_roi_layer(name, (7, 7), 1 / 4, 2, aggregation)(features, torch.zeros(0, 5))
+    out = find_roi_layer(name)((7, 7), 1 / 4, 2, aggregation=aggregation)(
+        features, torch.zeros(0, 5)
+    )
     assert out.shape == (0, 3, 7, 7)
     out.sum().backward()
     assert features.grad.eq(0).all()
@@ -233,7 +236,7 @@ def test_features_of_another_precision_keep_exact_boxes(
     # With the 8 bits of bfloat16, 1204 would be 1200, a cell to the left.
     features = torch.zeros(1, 1, 8, 512, dtype=dtype)
     features[..., 301] = 1
-    out = build_roi_layer(name, (1, 1), 1 / 4, 1)(features, rois(box))
+    out = find_roi_layer(name)((1, 1), 1 / 4, 1)(features, rois(box))
     assert out.dtype == dtype
     assert out.item() == expected
 

@@ -81,14 +81,17 @@ def test_what_there_is_no_time_for_is_said(
     assert "not run: out of time" in (tmp_path / "gpu_check_dry_run.md").read_text()
 
 
+STEP = {"model": "masks", "what": "training", "precision": "fp32"}
+
+
 def test_a_failed_measurement_is_a_row_and_an_exit_code(
     tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail() -> Any:
         raise RuntimeError("CUDA out of | memory\nmore")
 
-    row = gpu.Lineup("masks", "training", "fp32", [gpu.Variant("plugin", fail, 0)])
-    monkeypatch.setattr(gpu, "lineups", lambda device, size: [row])
+    failing = gpu.Variant({**STEP, "variant": "plugin"}, fail, 0)
+    monkeypatch.setattr(gpu, "variants", lambda device, size: [failing])
     with pytest.raises(SystemExit, match=r"training of plugin.*out of \| memory"):
         run(tool, tmp_path, monkeypatch)
     assert "RuntimeError: CUDA out of / memory" in (tmp_path / "gpu_check_dry_run.md").read_text()
@@ -98,12 +101,12 @@ def test_the_most_urgent_comes_first() -> None:
     order: list[str] = []
 
     def variant(name: str, urgency: int) -> gpu.Variant:
-        return gpu.Variant(name, lambda: lambda: order.append(name), urgency)
+        row = {**STEP, "variant": name}
+        return gpu.Variant(row, lambda: lambda: order.append(name), urgency)
 
-    variants = [variant("slow", 4), variant("a", 0), variant("part", 1), variant("b", 0)]
+    every = [variant("slow", 4), variant("a", 0), variant("part", 1), variant("b", 0)]
     with pytest.MonkeyPatch.context() as patch:
-        row = gpu.Lineup("masks", "training", "fp32", variants)
-        patch.setattr(gpu, "lineups", lambda device, size: [row])
+        patch.setattr(gpu, "variants", lambda device, size: every)
         *_, last = gpu.measured("cpu", (64, 64), float("inf"))
     assert list(dict.fromkeys(order)) == ["a", "b", "part", "slow"]
     assert [row["variant"] for row in last] == ["slow", "a", "part", "b"]

@@ -97,6 +97,11 @@ def test_a_table_and_the_page_of_all(
     alone = json.loads(Path("alone", "fpn_roi_layer.json").read_text())
     assert [bool(row["results"]) for row in alone["rows"]] == [False, True]
 
+    # And then the other, beside it.
+    run("--table", "fpn_roi_layer", "--row", ROWS[0], "--output", "alone", *toy)
+    both = json.loads(Path("alone", "fpn_roi_layer.json").read_text())
+    assert all(row["results"] for row in both["rows"])
+
     # What is done is not done again.
     monkeypatch.setitem(tool.ALL, "synthetic", ["fpn_roi_layer"])
     monkeypatch.setattr(tool, "SCRIPTS", stand_in(tmp_path / "scripts", "raise SystemExit(1)"))

@@ -1,6 +1,5 @@
 """What a step costs a GPU besides arithmetic: waits, copies, operators, counted on a CPU."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -36,11 +35,6 @@ ROWS = {
         [*NARROW_FPN, NARROW_MASK, NARROW_KEYPOINT],
     ),
 }
-
-
-def narrow_config(config: str, overrides: Sequence[str]) -> DictConfig:
-    """A model's config whose counts are those of the full one."""
-    return get_config(config, list(overrides)).model
 
 
 def batch(
@@ -108,7 +102,7 @@ def counts() -> list[dict[str, Any]]:
     rows = []
     for name, (config, overrides) in ROWS.items():
         images = batch("keypoint" in name)
-        models = peers(narrow_config(config, overrides), images)
+        models = peers(get_config(config, overrides).model, images)
         for what, count in (("training step", training_step), ("inference", inference)):
             costs = {peer: count(model, images)[0] for peer, model in models.items()}
             numbers = {peer: cost.totals() for peer, cost in costs.items()}

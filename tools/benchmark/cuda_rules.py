@@ -81,7 +81,6 @@ class Cost:
     waits: Counter[str] = field(default_factory=Counter)
     copies: Counter[str] = field(default_factory=Counter)
     operators: Counter[str] = field(default_factory=Counter)
-    kinds: Counter[str] = field(default_factory=Counter)
 
     def totals(self) -> tuple[int, int, int]:
         return self.waits.total(), self.copies.total(), self.operators.total()
@@ -123,7 +122,12 @@ class CudaRules(contextlib.ExitStack):
         self.cost = Cost()
         self.moving = self.inside = 0
         # It asks the machine, not a tensor.
-        self.enter_context(mock.patch.object(torch, "autocast", _autocast_of_cpu(torch.autocast)))
+        autocast = torch.autocast
+
+        def on_cpu(device_type: str, *args: Any, **kwargs: Any) -> Any:
+            return autocast("cpu", *args, **kwargs)
+
+        self.enter_context(mock.patch.object(torch, "autocast", on_cpu))
         self.enter_context(_Operators(self))
         self.enter_context(_Functions(self))
         return self
@@ -151,14 +155,6 @@ class CudaRules(contextlib.ExitStack):
             yield
         finally:
             self.moving -= 1
-
-
-def _autocast_of_cpu(autocast: type) -> type:
-    class Autocast(autocast):  # type: ignore[valid-type, misc]
-        def __init__(self, device_type: str, *args: Any, **kwargs: Any) -> None:
-            super().__init__("cpu", *args, **kwargs)
-
-    return Autocast
 
 
 def source_line() -> str:
@@ -233,9 +229,7 @@ class _Operators(TorchDispatchMode):
                 if not on_cuda(index):
                     rules.copy()
         if not func.is_view and name not in _NO_KERNEL:
-            where = "gradients" if _in_backward() else source_line()
-            rules.cost.operators[where] += 1
-            rules.cost.kinds[name] += 1
+            rules.cost.operators["gradients" if _in_backward() else source_line()] += 1
 
 
 _Property = Callable[[Tensor], Any]
@@ -300,7 +294,6 @@ class _Functions(TorchFunctionMode):
             out = out.clone() if isinstance(first, Tensor) or hasattr(first, "__array__") else out
         elif getattr(func, "__name__", "") not in _NO_KERNEL and func not in _FROM_DATA:
             self.rules.cost.operators[source_line()] += 1
-            self.rules.cost.kinds[func.__name__] += 1
         return _mark(out)
 
     def _to(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:

@@ -21,11 +21,11 @@ from detectron2.engine import SimpleTrainer
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from benchmark.counts import ROWS, batch, narrow_config, peers
+from benchmark.counts import ROWS, batch, peers
 from benchmark.cuda_rules import source_line
 from benchmark.peers import with_stock
 from benchmark.timing import PeakMemory
-from mask_rcnn_plugin import optimize_for_inference
+from mask_rcnn_plugin import get_config, optimize_for_inference
 from mask_rcnn_plugin.fast.folding import FrozenBNConv2d
 from mask_rcnn_plugin.modeling import (
     MaskRCNN,
@@ -89,41 +89,32 @@ Run = Callable[[], Any]
 class Variant(NamedTuple):
     """One way to do it.
 
+    row: its "model" of `MODELS`, "what", "training" or "inference", "precision" and "variant".
     build: puts what it needs on the device, and returns what is timed: a step of all images.
     urgency: the least first, as time may not be enough for all.
     """
 
-    name: str
+    row: dict[str, str]
     build: Callable[[], Run]
     urgency: int
 
 
-class Lineup(NamedTuple):
-    """Variants to be compared: `model` of `MODELS`, `what`: "training" or "inference"."""
-
-    model: str
-    what: str
-    precision: str
-    variants: list[Variant]
-
-
-def lineups(device: str, size: tuple[int, int]) -> Iterator[Lineup]:
+def variants(device: str, size: tuple[int, int]) -> Iterator[Variant]:
     """All that is measured, of images of (height, width)."""
-    for name, (config, overrides) in MODELS.items():
-        images = batch("keypoint" in name, size, OBJECTS)
-        models = peers(narrow_config(config, overrides), images)
-        parts = PARTS if name == "masks" else KEYPOINT_PARTS
-        for what, variants in VARIANTS.items():
-            every = [(*variant, ()) for variant in variants]
+    for model, (config, overrides) in MODELS.items():
+        images = batch("keypoint" in model, size, OBJECTS)
+        models = peers(get_config(config, overrides).model, images)
+        parts = PARTS if model == "masks" else KEYPOINT_PARTS
+        for what, precision in itertools.product(VARIANTS, PRECISIONS):
+            every = [(*variant, ()) for variant in VARIANTS[what]]
             every += [(f"plugin without {part}", PART, {}, kinds) for part, kinds in parts.items()]
-            if name != "masks":  # later; compiling takes minutes, once is enough
+            if model != "masks":  # later; compiling takes minutes, once is enough
                 every = [(n, u + 2, *more) for n, u, *more in every if u < COMPILED]
-            for precision, dtype in PRECISIONS.items():
-                found = [
-                    Variant(n, partial(_build, what, models, images, device, dtype, n, *more), u)
-                    for n, u, *more in every
-                ]
-                yield Lineup(name, what, precision, found)
+            for name, urgency, *more in every:
+                row = {"model": model, "what": what, "precision": precision, "variant": name}
+                dtype = PRECISIONS[precision]
+                build = partial(_build, what, models, images, device, dtype, name, *more)
+                yield Variant(row, build, urgency)
 
 
 def _build(
@@ -243,17 +234,14 @@ def measured(device: str, size: tuple[int, int], minutes: float) -> Iterator[lis
     Args:
         minutes: after which no variant is begun; the models are made before.
     """
-    found: dict[tuple[int, int], dict[str, Any]] = {}
-    every = list(lineups(device, size))
+    found: dict[int, dict[str, Any]] = {}
+    every = list(variants(device, size))
     ends = time.monotonic() + 60 * minutes
-    todo = [(v.urgency, n, i) for n, one in enumerate(every) for i, v in enumerate(one.variants)]
-    for _, n, i in sorted(todo):
-        lineup = every[n]
-        what = {"model": lineup.model, "what": lineup.what, "precision": lineup.precision}
+    for n in sorted(range(len(every)), key=lambda n: every[n].urgency):
         result: dict[str, Any] = {"error": "not run: out of time"}
         if time.monotonic() < ends:
-            result = measure(lineup.variants[i].build, device)
-        found[n, i] = what | {"variant": lineup.variants[i].name} | result
+            result = measure(every[n].build, device)
+        found[n] = every[n].row | result
         yield [found[key] for key in sorted(found)]
 
 
@@ -308,7 +296,7 @@ def waits() -> list[dict[str, Any]]:
     found = []
     for name, (config, overrides) in ROWS.items():
         images = batch("keypoint" in name)
-        models = peers(narrow_config(config, overrides), images)
+        models = peers(get_config(config, overrides).model, images)
         for what in ("training step", "inference"):
             seen = {peer: waits_of(model, images, what) for peer, model in models.items()}
             totals = {peer: lines.total() for peer, lines in seen.items()}

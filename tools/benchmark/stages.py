@@ -180,16 +180,21 @@ def mask(p: Peers) -> Iterator[Comparison]:
         "plugin": {k: f.to(memory_format=torch.channels_last) for k, f in features.items()},
     }
 
+    shape = ShapeSpec(channels=256, height=14, width=14)
+
     def difference(ours: list[Instances], theirs: list[Instances]) -> float:
         return float((ours[0].pred_masks - theirs[0].pred_masks).abs().max())
 
     for classes in (CLASSES, MANY_CLASSES):
         kinds = torch.randint(classes, (len(boxes),), generator=generator).to(p.device)
-        stock_head, our_head = mask_heads(classes)
-        stock = copy.deepcopy(p.stock.roi_heads)
-        ours = copy.deepcopy(p.trainable.roi_heads)
-        stock.mask_head, ours.mask_head = stock_head.to(p.device), our_head.to(p.device)
-        peers = {"detectron2": stock.eval(), "plugin": optimize_for_inference(ours.eval())}
+        torch.manual_seed(0)
+        stock, ours = (copy.deepcopy(m.roi_heads) for m in (p.stock, p.trainable))
+        stock.mask_head = MaskRCNNConvUpsampleHead(shape, num_classes=classes, conv_dims=[256] * 5)
+        stock.mask_head.predictor.weight.data.mul_(100)  # away from 1/2 everywhere
+        ours.mask_head = MaskRCNNFCNHead(shape, num_classes=classes, conv_dims=[256] * 5)
+        ours.mask_head.load_state_dict(stock.mask_head.state_dict())
+        stock, ours = stock.to(p.device).eval(), ours.to(p.device).eval()
+        peers = {"detectron2": stock, "plugin": optimize_for_inference(ours)}
         runs: Runs = {}
         for name, heads in peers.items():
             given = Instances(p.size, pred_boxes=Boxes(boxes), pred_classes=kinds)
@@ -197,17 +202,6 @@ def mask(p: Peers) -> Iterator[Comparison]:
         yield Comparison(
             f"mask branch, {classes} classes", runs, difference, "of the probability", 1e-4
         )
-
-
-def mask_heads(num_classes: int) -> tuple[nn.Module, nn.Module]:
-    """detectron2's mask head and the plugin's, on the same weights."""
-    shape = ShapeSpec(channels=256, height=14, width=14)
-    torch.manual_seed(0)
-    theirs = MaskRCNNConvUpsampleHead(shape, num_classes=num_classes, conv_dims=[256] * 5)
-    theirs.predictor.weight.data.mul_(100)  # away from 1/2 everywhere
-    ours = MaskRCNNFCNHead(shape, num_classes=num_classes, conv_dims=[256] * 5)
-    ours.load_state_dict(theirs.state_dict())
-    return theirs, ours
 
 
 def masks_to_rle(p: Peers) -> Iterator[Comparison]:
