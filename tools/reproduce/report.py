@@ -53,10 +53,9 @@ def index_page(contents: Sequence[Content]) -> str:
         f"{seeds}), {sum(minutes):.0f} minutes together, {jobs} at a time, on "
         f"{environments}. AP in points; mean ± standard deviation over the seeds. Relative: what "
         "is gained as a share of what the other row has, the paper's and ours.",
-        "## The paper's claims",
-        _VERDICTS,
-        claims_table(CLAIMS, measured_in(*contents)),
     ]
+    if claims := claims_table(CLAIMS, measured_in(*contents)):
+        parts += ["## The paper's claims", _VERDICTS, claims]
     return "\n\n".join(parts) + "\n\n" + "\n".join(map(table_page, contents))
 
 
@@ -70,10 +69,10 @@ def minutes_of(contents: Sequence[Content]) -> list[float]:
 def table_page(content: Content) -> str:
     """The page of one table."""
     table, measured = content["table"], measured_in(content)
-    claims, (place, title, *_) = claims_of(table), TABLES[table]
+    place, title, *_ = TABLES[table]
     parts = [f"## {place}: {title}", results_table(content)]
-    if claims:
-        parts.append(claims_table(claims, measured))
+    if claims := claims_table(claims_of(table), measured):
+        parts.append(claims)
     if _panels(table, measured):
         parts.append(f"![{place}, the paper's effects and ours]({table}.png)")
     if measured:
@@ -146,7 +145,7 @@ def results_table(content: Content) -> str:
 
 
 def claims_table(claims: Sequence[Claim], measured: Measured) -> str:
-    """The paper's claims against a measurement."""
+    """The paper's claims against a measurement, those whose rows were run; "" if there are none."""
 
     def share(effect: Effect) -> str:
         shares = [effect.relative_in_paper(), effect.relative(measured)]
@@ -157,6 +156,8 @@ def claims_table(claims: Sequence[Claim], measured: Measured) -> str:
 
     lines = []
     for claim in claims:
+        if not claim.support(measured):
+            continue
         effect, than = claim.effect, claim.than
         metric = f"{TASKS[effect.task]} {effect.metric}"
         beside = f"{', '.join(points(than))}; {share(than)}" if than else ""
@@ -166,7 +167,7 @@ def claims_table(claims: Sequence[Claim], measured: Measured) -> str:
             verdict += f"; relative: {in_shares}"
         lines.append([claim.text, metric, *points(effect), share(effect), beside, verdict])
     headers = ["the paper's claim", "metric", "paper", "ours", "relative", "than", "verdict"]
-    return markdown(headers, lines)
+    return markdown(headers, lines) if lines else ""
 
 
 def _panels(table: str, measured: Measured) -> list[tuple[str, str, Any, list[Any]]]:
