@@ -23,6 +23,7 @@ import json
 import os
 import shlex
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 # First: the plugin makes detectron2 importable on current Pillow and NumPy.
@@ -32,7 +33,7 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from mask_rcnn_plugin.config.paper import TABLES, rows_of
-from mask_rcnn_plugin.errors import mistakes_in_one_line
+from mask_rcnn_plugin.errors import ConfigError, mistakes_in_one_line
 from mask_rcnn_plugin.evaluation import PREDICTIONS_FILE
 from mask_rcnn_plugin.evaluation.pictures import draw_prediction, draw_truth
 from mask_rcnn_plugin.evaluation.predictions import read_predictions
@@ -64,7 +65,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--row", action="append", metavar="CONFIG",
         help="run only this row of the tables, by its config, e.g. table2c_roi_layer/roialign_ave; "
-        "may be given several times",
+        "may be given several times; rows run before, with as many seeds, stay in the table",
     )  # fmt: skip
     parser.add_argument("--scale", choices=list(SCALES), default="synthetic")
     parser.add_argument("--seeds", type=int, default=1, help="trainings of each row")
@@ -157,16 +158,19 @@ def draw_rows(table: str, runs: dict[str, Run], file: Path) -> None:
 def main() -> None:
     args = parse_args()
     with mistakes_in_one_line():
-        runs = plan(args.every, args.scale, args.seeds, args.output / "runs", args.overrides)
-        chosen = [run for (config, _), run in runs.items() if config in args.rows]
-        needed = [other for run in chosen for other in (run.trained, run) if other]
-        wanted = list(dict.fromkeys(needed))
+        place = (args.scale, args.seeds, args.output / "runs", args.overrides)
+        runs = plan(args.rows, *place)
+        wanted = list(dict.fromkeys(runs.values()))
         for run in wanted:  # is every dataset there? Draws what is to be drawn
             if not run.done:
                 setup_datasets(get_config(run.config, run.overrides))
     done = sum(run.done for run in wanted)
     print(f"{len(wanted)} trainings for {len(args.rows)} rows, {done} of them done", flush=True)
     failed = execute(wanted, SCRIPTS, jobs=args.jobs, num_gpus=args.num_gpus)
+    for row in args.every:  # others may have been run before
+        if row not in args.rows:
+            with suppress(ConfigError):  # of an override that the chosen rows alone have
+                runs |= plan([row], *place)
 
     args.output.mkdir(parents=True, exist_ok=True)
     for table in args.tables:

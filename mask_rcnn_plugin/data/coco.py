@@ -197,14 +197,16 @@ def _records(json_file: str, image_root: str) -> list[dict[str, Any]] | None:
 def _read_categories(json_file: str) -> list[dict[str, Any]]:
     """The categories of a COCO-format file, by id."""
     path = Path(json_file)
-    if not path.is_file():
-        beside = sorted(file.name for file in path.parent.glob("*.json")) or "no .json"
-        raise DatasetError(
-            f"annotation file {json_file!r} does not exist; {path.parent} has {beside}"
-        )
     try:
+        if not path.is_file():
+            beside = sorted(file.name for file in path.parent.glob("*.json")) or "no .json"
+            raise DatasetError(
+                f"annotation file {json_file!r} does not exist; {path.parent} has {beside}"
+            )
         document = kept_document(json_file, decode=True)
         file = asdict(document) if document else read_parts(path, "images", "categories")
+    except DatasetError:
+        raise
     except OSError as error:
         raise DatasetError(f"annotation file {json_file!r} cannot be read: {error}") from error
     except (ValueError, RecursionError) as error:

@@ -20,7 +20,8 @@ from mask_rcnn_plugin.fast.mask_rle import RLEMasks
 
 logger = logging.getLogger(__name__)
 
-# Drawn pictures are at least this high, so that labels can be read on small images.
+# Drawn pictures are at least this high, so that labels can be read on small images; unless they
+# are four times as wide as high.
 _MIN_HEIGHT = 480
 
 _PARTS = ("segmentation", "keypoints")  # what an annotation may lack
@@ -154,7 +155,9 @@ def draw_inputs(
 
 
 def _visualizer(pixels: np.ndarray, metadata: Metadata) -> Visualizer:
-    return Visualizer(pixels, metadata, scale=max(1.0, _MIN_HEIGHT / pixels.shape[0]))
+    height, width = pixels.shape[:2]
+    scale = min(_MIN_HEIGHT / height, 4 * _MIN_HEIGHT / width)  # a thin one takes no gigabytes
+    return Visualizer(pixels, metadata, scale=max(1.0, scale))
 
 
 def _to_instances(

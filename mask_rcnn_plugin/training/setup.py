@@ -1,6 +1,7 @@
 """Steps between a loaded config and a model: set up its datasets, and fit the model to them."""
 
 import difflib
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -148,7 +149,7 @@ def check_exists(name: str) -> None:
         )
     known = MetadataCatalog.get(name)
     for file in (known.json_file, known.image_root) if has_coco_file(name) else ():
-        if not Path(file).exists():
+        if not os.path.exists(file):  # or where it lies may not be searched
             raise DatasetError(
                 f"dataset {name!r}: {file} does not exist. Set DETECTRON2_DATASETS to the folder "
                 "that holds coco/, or give dataset.train.json=... dataset.train.images=..., and "

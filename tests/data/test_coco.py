@@ -232,9 +232,11 @@ def test_an_annotation_file_that_may_not_be_read_is_named(
         raise PermissionError(13, "Permission denied", str(path))
 
     file = write(tmp_path, [{"id": 1, "name": "a"}])
-    monkeypatch.setattr(Path, "read_bytes", refuse)
-    with pytest.raises(DatasetError, match=r"json' cannot be read: .*Permission denied"):
-        register_coco_dataset(file, str(tmp_path))
+    for method in ("read_bytes", "is_file"):  # is_file: where its folder may not be searched
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, method, refuse)
+            with pytest.raises(DatasetError, match=r"json' cannot be read: .*Permission denied"):
+                register_coco_dataset(file, str(tmp_path))
 
 
 SOUND = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 4, 4], "area": 16, "iscrowd": 0}

@@ -1,6 +1,7 @@
 """tools/browse_dataset.py and the pictures of a training."""
 
 import subprocess
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -73,3 +74,15 @@ def test_a_grid_has_a_tile_an_image(ground_truth: Callable[..., Instances]) -> N
     drawn = (grid[:360, :480] != empty[:360]).any(-1).mean()
     assert 0.1 < drawn < 0.9
     assert (grid[480:, 480:] == 255).all()
+
+
+@pytest.mark.parametrize("size", [(1, 200), (200, 1)])
+def test_a_thin_image_is_drawn_in_little_memory(size: tuple[int, int]) -> None:
+    nothing = Instances(size, gt_classes=torch.zeros(0, dtype=torch.int64))
+    batch = [{"image": torch.zeros(3, *size, dtype=torch.uint8), "instances": nothing}]
+    tracemalloc.start()
+    try:
+        assert draw_inputs(batch, Metadata(thing_classes=[]), "BGR").shape == (480, 480, 3)
+        assert tracemalloc.get_traced_memory()[1] < 100e6
+    finally:
+        tracemalloc.stop()

@@ -99,6 +99,7 @@ def test_a_table_and_the_page_of_all(
 
     # And then the other, beside it.
     run("--table", "fpn_roi_layer", "--row", ROWS[0], "--output", "alone", *toy)
+    assert "1 trainings for 1 rows, 0 of them done" in capsys.readouterr().out
     both = json.loads(Path("alone", "fpn_roi_layer.json").read_text())
     assert all(row["results"] for row in both["rows"])
 
@@ -111,6 +112,21 @@ def test_a_table_and_the_page_of_all(
     assert markdown.strip() in page
     assert str(REPOSITORY) not in page
     assert "2 trainings (seeds a row: 1)" in page
+
+
+def test_an_override_need_fit_the_chosen_rows_only(
+    tool: ModuleType,
+    run: Callable[..., None],
+    toy: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tool, "SCRIPTS", stand_in(tmp_path / "scripts", "raise SystemExit(1)"))
+    mlp = ["--table", "2e", "--row", "table2e_mask_branch/mlp_2fc"]
+    only_mlp = "model.roi_heads.mask_head.fc_dims=[8,8]"
+    with pytest.raises(SystemExit, match="1 trainings failed"):
+        run(*mlp, *toy, only_mlp)
+    assert len([*(OUTPUT / "runs").iterdir()]) == 1
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ made again.
 import contextlib
 import json
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +61,8 @@ def index_page(contents: Sequence[Content]) -> str:
 def minutes_of(contents: Sequence[Content]) -> list[float]:
     """What each training took. Rows that are equal were run once, and have the same results."""
     rows = [row for content in contents for row in content["rows"] if row["results"]]
-    of_results = {json.dumps(row["results"]): row["minutes"] for row in rows}
-    return [*chain(*of_results.values())]
+    seeds = (seed for row in rows for seed in zip(row["results"], row["minutes"]))
+    return [*{json.dumps(results): minutes for results, minutes in seeds}.values()]
 
 
 def table_page(content: Content) -> str:

@@ -159,7 +159,16 @@ def test_pages() -> None:
     assert "`python x 2d` and `python x 4`: 4 trainings (seeds a row: 2), 10 minutes" in index
     assert page.split("\n\n", 1)[1].strip() in index
     assert claims_table(CLAIMS, report.measured_in(TABLE_2D)) in index
+    assert "not run" not in index
     assert "claims" not in index_page([content("4", {})])
+
+
+def test_a_training_of_two_tables_counts_once() -> None:
+    def rows(*minutes: float) -> dict[str, Any]:
+        results = [{"segm": {"AP": m}} for m in minutes]
+        return {"rows": [{"results": results, "minutes": [*minutes]}, {"results": None}]}
+
+    assert sorted(report.minutes_of([rows(1, 2, 3), rows(1, 2), rows(4)])) == [1, 2, 3, 4]
 
 
 @pytest.fixture
