@@ -76,7 +76,7 @@ def test_a_grid_has_a_tile_an_image(ground_truth: Callable[..., Instances]) -> N
     assert (grid[480:, 480:] == 255).all()
 
 
-@pytest.mark.parametrize("size", [(1, 200), (200, 1)])
+@pytest.mark.parametrize("size", [(1, 200), (200, 1), (1, 5000)])
 def test_a_thin_image_is_drawn_in_little_memory(size: tuple[int, int]) -> None:
     nothing = Instances(size, gt_classes=torch.zeros(0, dtype=torch.int64))
     batch = [{"image": torch.zeros(3, *size, dtype=torch.uint8), "instances": nothing}]
