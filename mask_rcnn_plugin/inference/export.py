@@ -99,7 +99,7 @@ def metadata_of_export(predictor: Predictor) -> dict[str, Any]:
     rule = None  # not one that a few numbers describe
     if len(resizes) == 1 and isinstance(resizes[0], T.ResizeShortestEdge):
         lengths = {*resizes[0].short_edge_length}
-        by_pillow = getattr(predictor.mapper, "augmentation_input", T.AugInput) is T.AugInput
+        by_pillow = predictor.augmentation_input is T.AugInput
         if len(lengths) == 1 and by_pillow and resizes[0].interp == Image.Resampling.BILINEAR:
             rule = {"short_edge": lengths.pop(), "max_size": resizes[0].max_size}
     return {

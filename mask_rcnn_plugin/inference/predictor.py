@@ -118,7 +118,7 @@ class Predictor:
 
     def _predict(self, images: Sequence[ImageLike]) -> list[Result]:
         sources = [_source(image) for image in images]
-        inputs = [self.prepare(source) for source in sources]
+        inputs = [self._input(source) for source in sources]
         with torch.no_grad():
             outputs = self.model(inputs)
         return [
@@ -127,24 +127,33 @@ class Predictor:
         ]
 
     def prepare(self, image: ImageLike) -> dict[str, Any]:
-        """What the model takes of an image, as the mapper makes it of a dataset's.
+        """What the model takes of an image.
 
         Raises:
             ImageError: for what is not an image or cannot be read.
         """
-        source, order = _source(image), self.mapper.image_format
+        return self._input(_source(image))
+
+    @property
+    def augmentation_input(self) -> type[T.AugInput]:
+        """How the mapper gives an image to the augmentations, which says how it is resized."""
+        return getattr(self.mapper, "augmentation_input", T.AugInput)
+
+    def _input(self, source: str | Image.Image) -> dict[str, Any]:
+        """As the mapper makes it of a dataset's image."""
+        order = self.mapper.image_format
         if isinstance(source, str):
             name, pixels = source, read_image(source, order)
         else:
             name, pixels = "given", pixels_of(source, order, "given")
-        augmented = getattr(self.mapper, "augmentation_input", T.AugInput)(pixels)
+        augmented = self.augmentation_input(pixels)
         try:
             self.mapper.augmentations(augmented)
         except Exception as error:  # e.g. of one pixel's height, which a resize makes none of
             size = "{1} x {0}".format(*pixels.shape)
             raise ImageError(name, f"its {size} pixels cannot be resized: {error}") from error
-        resized = torch.as_tensor(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))
-        return {"image": resized, "height": pixels.shape[0], "width": pixels.shape[1]}
+        image = torch.as_tensor(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))
+        return {"image": image, "height": pixels.shape[0], "width": pixels.shape[1]}
 
 
 def _source(image: object) -> str | Image.Image:

@@ -52,19 +52,27 @@ def toy(toy_dataset: Path) -> list[str]:
     ]
 
 
-def stand_in(folder: Path, code: str) -> Path:
-    """A folder of train.py and eval.py that are not those of the repository."""
-    folder.mkdir()
-    for name in ("train.py", "eval.py"):
-        (folder / name).write_text(code)
-    return folder
+@pytest.fixture
+def stand_in(
+    tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str], None]:
+    """Makes code train.py and eval.py, in place of those of the repository."""
+
+    def write(code: str) -> None:
+        folder = tmp_path / "scripts"
+        folder.mkdir()
+        for name in ("train.py", "eval.py"):
+            (folder / name).write_text(code)
+        monkeypatch.setattr(tool, "SCRIPTS", folder)
+
+    return write
 
 
 def test_a_table_and_the_page_of_all(
     tool: ModuleType,
     run: Callable[..., None],
     toy: list[str],
-    tmp_path: Path,
+    stand_in: Callable[[str], None],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -105,7 +113,7 @@ def test_a_table_and_the_page_of_all(
 
     # What is done is not done again.
     monkeypatch.setitem(tool.ALL, "synthetic", ["fpn_roi_layer"])
-    monkeypatch.setattr(tool, "SCRIPTS", stand_in(tmp_path / "scripts", "raise SystemExit(1)"))
+    stand_in("raise SystemExit(1)")
     run("--table", "all", *toy)
     assert "2 trainings for 2 rows, 2 of them done" in capsys.readouterr().out
     page = (OUTPUT / "index.md").read_text()
@@ -115,13 +123,11 @@ def test_a_table_and_the_page_of_all(
 
 
 def test_an_override_need_fit_the_chosen_rows_only(
-    tool: ModuleType,
     run: Callable[..., None],
     toy: list[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    stand_in: Callable[[str], None],
 ) -> None:
-    monkeypatch.setattr(tool, "SCRIPTS", stand_in(tmp_path / "scripts", "raise SystemExit(1)"))
+    stand_in("raise SystemExit(1)")
     mlp = ["--table", "2e", "--row", "table2e_mask_branch/mlp_2fc"]
     only_mlp = "model.roi_heads.mask_head.fc_dims=[8,8]"
     with pytest.raises(SystemExit, match="1 trainings failed"):
@@ -158,15 +164,12 @@ def test_mistakes_end_with_2_one_line_and_nothing_written(
 
 
 def test_a_failed_training_is_an_exit_code_and_leaves_the_others(
-    tool: ModuleType,
     run: Callable[..., None],
     toy: list[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    stand_in: Callable[[str], None],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    scripts = stand_in(tmp_path / "scripts", "raise SystemExit('no luck')")
-    monkeypatch.setattr(tool, "SCRIPTS", scripts)
+    stand_in("raise SystemExit('no luck')")
     with pytest.raises(SystemExit, match="2 trainings failed"):
         run("--table", "fpn_roi_layer", *toy)
     printed = capsys.readouterr().out
@@ -175,11 +178,10 @@ def test_a_failed_training_is_an_exit_code_and_leaves_the_others(
 
 
 def test_a_terminated_reproduction_leaves_no_training_behind(
-    tool: ModuleType,
     run: Callable[..., None],
     toy: list[str],
+    stand_in: Callable[[str], None],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     started = tmp_path / "started"
     code = (
@@ -189,7 +191,7 @@ def test_a_terminated_reproduction_leaves_no_training_behind(
         "part.rename(part.with_suffix(''))\n"
         "signal.pause()\n"
     )
-    monkeypatch.setattr(tool, "SCRIPTS", stand_in(tmp_path / "scripts", code))
+    stand_in(code)
 
     def terminate() -> None:
         while not started.exists():

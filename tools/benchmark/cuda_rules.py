@@ -81,6 +81,7 @@ class Cost:
     waits: Counter[str] = field(default_factory=Counter)
     copies: Counter[str] = field(default_factory=Counter)
     operators: Counter[str] = field(default_factory=Counter)
+    kinds: Counter[str] = field(default_factory=Counter)
 
     def totals(self) -> tuple[int, int, int]:
         return self.waits.total(), self.copies.total(), self.operators.total()
@@ -230,6 +231,7 @@ class _Operators(TorchDispatchMode):
                     rules.copy()
         if not func.is_view and name not in _NO_KERNEL:
             rules.cost.operators["gradients" if _in_backward() else source_line()] += 1
+            rules.cost.kinds[name] += 1
 
 
 _Property = Callable[[Tensor], Any]
@@ -294,6 +296,7 @@ class _Functions(TorchFunctionMode):
             out = out.clone() if isinstance(first, Tensor) or hasattr(first, "__array__") else out
         elif getattr(func, "__name__", "") not in _NO_KERNEL and func not in _FROM_DATA:
             self.rules.cost.operators[source_line()] += 1
+            self.rules.cost.kinds[func.__name__] += 1
         return _mark(out)
 
     def _to(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:

@@ -144,7 +144,7 @@ def test_operators_are_counted_but_for_views(cuda: CudaRules) -> None:
     assert cost.totals() == (0, 0, 0)
     with cuda.counted() as cost:
         torch.zeros(3, device="cuda").add_(1).mul(2)
-    assert cost.totals() == (0, 0, 3)
+    assert dict(cost.kinds) == {"zeros": 1, "add_": 1, "mul": 1}
     with cuda.counted() as cost:
         x.requires_grad_()
         (x * 2).sum().backward()
