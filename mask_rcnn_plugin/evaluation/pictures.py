@@ -12,6 +12,7 @@ from detectron2.data import Metadata
 from detectron2.data.detection_utils import convert_image_to_rgb
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.visualizer import Visualizer
+from PIL import Image, ImageOps
 
 from mask_rcnn_plugin.data.mapper import read_image
 from mask_rcnn_plugin.evaluation.predictions import iterate_predictions
@@ -144,21 +145,13 @@ def draw_inputs(
         names = [metadata.thing_classes[c] for c in fields.pop("classes").tolist()]
         shown = {k: fields[k] for k in ("boxes", "masks", "keypoints") if k in fields}
         visualizer = _visualizer(pixels.astype(np.uint8), metadata)
-        tiles.append(_fit(visualizer.overlay_instances(labels=names, **shown).get_image()))
+        picture = Image.fromarray(visualizer.overlay_instances(labels=names, **shown).get_image())
+        size = _MIN_HEIGHT, _MIN_HEIGHT
+        tiles.append(np.asarray(ImageOps.pad(picture, size, color="white", centering=(0, 0))))
     columns = min(columns, len(tiles))
     tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % columns)
     rows = [np.hstack(tiles[i : i + columns]) for i in range(0, len(tiles), columns)]
     return np.vstack(rows)
-
-
-def _fit(picture: np.ndarray) -> np.ndarray:
-    """A picture scaled into a white square. (Pillow's ImageOps.pad fails on thin ones.)"""
-    height, width = picture.shape[:2]
-    scale = _MIN_HEIGHT / max(height, width)
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    tile = np.full((_MIN_HEIGHT, _MIN_HEIGHT, 3), 255, np.uint8)
-    tile[: size[1], : size[0]] = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
-    return tile
 
 
 def _visualizer(pixels: np.ndarray, metadata: Metadata) -> Visualizer:
