@@ -33,9 +33,9 @@ def generate(root: Path = REPOSITORY) -> dict[Path, str]:
     """Contents of all files that are made of data, by path below `root`."""
     pages = {
         BENCHMARKS / f"{file.stem}.md": benchmark.to_markdown(_read(file))
-        for file in (root / BENCHMARKS).glob("*.json")
+        for file in sorted((root / BENCHMARKS).glob("*.json"))
     }
-    folders = {file.parent for file in (root / REPRODUCTION).rglob("*.json")}
+    folders = sorted({file.parent for file in (root / REPRODUCTION).rglob("*.json")})
     reproductions = {f.relative_to(root): reproduction.read_tables(f) for f in folders}
     for place, tables in reproductions.items():
         pages[place / "index.md"] = reproduction.index_page(tables)
