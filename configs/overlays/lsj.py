@@ -15,8 +15,7 @@ from omegaconf import DictConfig
 
 def overlay(cfg: DictConfig) -> None:
     """Change a config in place."""
-    drawn = cfg.dataset.synthetic
-    cfg.lsj = dict(size=drawn.size if drawn else 1024)
+    cfg.lsj = dict(size="${dataset.synthetic.size}" if cfg.dataset.synthetic else 1024)
     side = "${lsj.size}"
     mapper = cfg.dataloader.train.mapper
     mapper.augmentations = [

@@ -4,7 +4,8 @@
 
 Same heads, losses and RoI layers with fewer channels; ResNet-18 for the paper's ResNet-50, -34 for
 -101; small images; AdamW and a short schedule. The keypoint loss is weighted by a quarter. A config
-on COCO's persons sees the drawn people alone.
+on COCO's persons sees the drawn people alone. `dataset.synthetic.size` is the side of the images:
+they are drawn and used in that size, and the anchors scale with it.
 """
 
 import torch
@@ -36,16 +37,17 @@ def overlay(cfg: DictConfig, size: int = 128) -> None:
     loaders = cfg.dataloader
     loaders.train.total_batch_size = _BATCH
     loaders.train.num_workers = loaders.test.num_workers = 0
+    side = "${dataset.synthetic.size}"
     resize = loaders.train.mapper.augmentations[0]
     if "lsj" in cfg:
-        cfg.lsj.size = size
+        cfg.lsj.size = side
     elif resize.sample_style == "range":
         # The same relative range as on COCO, around the image's own size.
         low, high = resize.short_edge_length
-        resize.short_edge_length = [round(size * low / high), size]
+        resize.short_edge_length = [f"${{scaled:{low},{high},{side}}}", side]
     else:
-        resize.short_edge_length = [size]
-    loaders.test.mapper.augmentations[0].short_edge_length = size
+        resize.short_edge_length = [side]
+    loaders.test.mapper.augmentations[0].short_edge_length = side
 
     if "name" in cfg.model.backbone:  # one of the plugin's; others are left as they are
         _shrink(cfg.model.backbone)
@@ -53,7 +55,8 @@ def overlay(cfg: DictConfig, size: int = 128) -> None:
     rpn = cfg.model.proposal_generator
     # The largest anchor as large as the image, for figures that fill it.
     rpn.anchor_generator.sizes = [
-        [anchor * size / 512 for anchor in level] for level in rpn.anchor_generator.sizes
+        [f"${{scaled:{anchor},512,{side}}}" for anchor in level]
+        for level in rpn.anchor_generator.sizes
     ]
     rpn.pre_nms_topk = (400, 200)
     rpn.post_nms_topk = (200, 50)

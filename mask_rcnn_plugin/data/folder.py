@@ -39,7 +39,6 @@ def locate_sets(cfg: DictConfig) -> None:
             )
         keypoints = OmegaConf.select(cfg, "model.roi_heads.keypoint_head") is not None
         found = on_main_process(lambda: find_sets(folder, keypoints=keypoints))
-        dataset.synthetic = None
         for name, split in (("train", train), ("test", test)):
             json_file, images = found.get(name, ("", ""))
             split.update(json=json_file, images=images, names=[])

@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import itertools
 import json
 import shutil
 from importlib.util import find_spec
@@ -336,6 +337,26 @@ def test_paper_values_of_the_c5_config() -> None:
     for branch in ("box", "mask"):
         assert list(cfg.model.roi_heads[f"{branch}_pooler"].scales) == [1 / 32]
         assert list(cfg.model.roi_heads[f"{branch}_in_features"]) == ["res5"]
+
+
+@pytest.mark.parametrize(
+    ("row", "train", "test"),
+    [
+        ("table2c_roi_layer/roialign_ave+ablation", [256], 256),
+        ("table4_keypoints/keypoint_only+ablation", [205, 256], 256),
+        ("table2a_backbone/r50_fpn+synthetic+lsj", 256, 256),
+        ("table2a_backbone/r50_fpn+lsj+synthetic", 256, 256),
+    ],
+)
+def test_drawn_images_are_trained_on_in_the_size_they_are_drawn_in(
+    row: str, train: list[int] | int, test: int
+) -> None:
+    cfg = get_config(row, ["dataset.synthetic.size=256"])
+    resize = cfg.dataloader.train.mapper.augmentations[0]
+    assert resize.get("short_edge_length", resize.get("target_height")) == train
+    assert cfg.dataloader.test.mapper.augmentations[0].short_edge_length == test
+    sizes = itertools.chain(*cfg.model.proposal_generator.anchor_generator.sizes)
+    assert list(sizes) == [16, 32, 64, 128, 256]
 
 
 def test_widths_of_the_mlp() -> None:
