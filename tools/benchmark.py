@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Benchmark the plugin against detectron2 and torchvision: the same weights, the same work.
 
-    python tools/benchmark.py --trained output/demo             # all of it: half an hour on a CPU
+    python tools/benchmark.py --trained output/demo             # all of it: up to half an hour
     python tools/benchmark.py --stage model masks-to-rle --json benchmark.json
     python tools/benchmark.py --stage bf16 --trained output/demo
 

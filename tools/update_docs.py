@@ -45,7 +45,8 @@ def generate(root: Path = REPOSITORY) -> dict[Path, str]:
     data = _read(root / BENCHMARKS / "data.json")
     blocks = {
         Path("README.md"): {
-            "claims": f"{claims_line(contents)} [All of them](docs/reproduction/index.md)."
+            "claims": f"{claims_line(contents)} [All of them](docs/reproduction/index.md).",
+            "speed": speed_line(_read(root / BENCHMARKS / "cpu.json")),
         },
         Path("docs/paper.md"): {
             "paper": paper_table(),
@@ -106,6 +107,17 @@ def benchmark_block(report: dict[str, Any]) -> str:
     if report.get("bf16"):
         parts.append(f"In bf16 {benchmark.agreement(report['bf16'])}.")
     return "\n\n".join(parts)
+
+
+def speed_line(report: dict[str, Any]) -> str:
+    rows = {row["name"]: row for row in report["stages"]}
+    model, step = rows["whole model"], rows["training step"]
+    return (
+        f"In float32 detectron2 takes {model['ratio']:.1f} times as long as the plugin for an "
+        f"image, and {step['ratio']:.1f} times as long for a training step, which takes the plugin "
+        f"{step['ms']['plugin'] / 1000:.1f} s for two images of 512 x 512 pixels. Measured on "
+        f"{report['environment']} ([all numbers](docs/benchmarks/cpu.md))."
+    )
 
 
 def dataset_check_line(report: dict[str, Any]) -> str:
