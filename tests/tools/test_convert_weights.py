@@ -362,6 +362,10 @@ def test_a_converted_backbone_starts_a_training(
         x = model.preprocess_image([{"image": pixels}]).tensor
         got = model.backbone.bottom_up(x)["res5"]
     assert (got - expected).abs().max() < 1e-4 * expected.abs().max()
+    command(monkeypatch, "--to", "torchvision", path, "back.pth")
+    back, given = torch.load("back.pth"), theirs.state_dict()
+    assert back.keys() == given.keys()
+    assert all(torch.equal(value, given[key]) for key, value in back.items())
 
 
 def test_safetensors_come_back(

@@ -174,6 +174,16 @@ def test_a_backbone_that_brings_its_weights_may_be_frozen() -> None:
     check_initialization(get_config("backbones/swin_tiny", pretrained))
 
 
+@pytest.mark.parametrize("pretrained", [True, False])
+def test_pretrained_weights_are_timms(pretrained: bool, tmp_path: Path) -> None:
+    source = timm.create_model("resnet10t")
+    torch.save(source.state_dict(), tmp_path / "theirs.pth")
+    options = {"pretrained_cfg_overlay": {"file": str(tmp_path / "theirs.pth")}}
+    backbone = timm_backbone("resnet10t", pretrained=pretrained, options=options)
+    (ours,) = (v for k, v in backbone.state_dict().items() if k.endswith("layer1.0.conv1.weight"))
+    assert torch.equal(ours, source.layer1[0].conv1.weight) == pretrained
+
+
 def test_the_packages_own_weights_know_a_pizza(cache: Path) -> None:
     try:
         metadata.distribution(NAME)
