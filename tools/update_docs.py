@@ -5,8 +5,10 @@
     python tools/update_docs.py --check    # writes nothing; exit code 1 if something is out of date
 
 The data are the paper's numbers, docs/benchmarks/*.json, the JSON files of docs/reproduction and
-docs/real_images/results.json. In README.md, docs/paper.md, docs/real_images.md, docs/scaling.md and
-docs/speed.md the text between `<!-- begin NAME -->` and `<!-- end NAME -->` is replaced.
+docs/real_images/results.json. To publish a reproduction, first copy its .json, .png and .jpg files
+to docs/reproduction, or to a folder in it. In README.md, docs/paper.md, docs/real_images.md,
+docs/scaling.md and docs/speed.md the text between `<!-- begin NAME -->` and `<!-- end NAME -->` is
+replaced.
 """
 
 import argparse
