@@ -6,8 +6,8 @@
         --format torchscript --output a.ts --verify 20 --images photos
 
 The file takes an image of any size; docs/export.md describes its inputs, outputs and metadata. With
---verify it is compared with the model on images of three sizes, one of them without detections
-unless the model finds some in a blank one.
+--verify it is compared with the model on images of three sizes, one of them without detections if
+a blank image has none.
 
 The exit code is 0 if the file was written, 1 if its outputs differed from the model's and it was
 removed, and 2 for a mistake in the arguments or a model that the format cannot express.

@@ -115,10 +115,11 @@ def speed_line(report: dict[str, Any]) -> str:
     rows = {row["name"]: row for row in report["stages"]}
     model, step = rows["whole model"], rows["training step"]
     return (
-        f"In float32 detectron2 takes {model['ratio']:.1f} times as long as the plugin for an "
-        f"image, and {step['ratio']:.1f} times as long for a training step, which takes the plugin "
-        f"{step['ms']['plugin'] / 1000:.1f} s for two images of 512 x 512 pixels. Measured on "
-        f"{report['environment']} ([all numbers](docs/benchmarks/cpu.md))."
+        f"On a CPU, in float32, detectron2 takes {model['ratio']:.1f} times as long as the plugin "
+        f"for an image of 800 x 1088 pixels, and {step['ratio']:.1f} times as long for a training "
+        f"step on two images of 512 x 512 (plugin: {step['ms']['plugin'] / 1000:.1f} s). Mask "
+        f"R-CNN, ResNet-50-FPN, measured on {report['environment']} ([all "
+        "numbers](docs/benchmarks/cpu.md))."
     )
 
 

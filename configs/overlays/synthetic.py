@@ -4,8 +4,8 @@
 
 Same heads, losses and RoI layers with fewer channels; ResNet-18 for the paper's ResNet-50, -34 for
 -101; small images; AdamW and a short schedule. The keypoint loss is weighted by a quarter. A config
-on COCO's persons sees the drawn people alone. `dataset.synthetic.size` is the side of the images:
-they are drawn and used in that size, and the anchors scale with it.
+on COCO's persons sees the drawn people alone. `dataset.synthetic.size` is the side of the
+drawn images, and what all images, also one's own, are resized to; the anchors scale with it.
 """
 
 import torch

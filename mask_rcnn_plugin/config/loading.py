@@ -23,13 +23,13 @@ _PARTS = ("common", "overlays")  # folders of it that hold no whole configs
 _DEFAULT_OUTPUT_DIR = "output"  # of configs/common/train.py, for detectron2's own scripts
 
 # ${linear_rate:RATE,REFERENCE,BATCH} in a config: the rate of a batch by the linear scaling rule.
-# ${scaled:PIXELS,REFERENCE,SIZE}: pixels of an image of REFERENCE a side in one of SIZE.
+# ${scaled:PIXELS,REFERENCE,SIZE}: PIXELS * SIZE / REFERENCE, rounded, at least 1.
 # Before OmegaConf 2.4 a function of this name gave texts.
 _register: Any = OmegaConf.register_resolver
 if "replace" not in signature(_register).parameters:
     _register = OmegaConf.register_new_resolver
 _register("linear_rate", lambda rate, reference, batch: rate * batch / reference, replace=True)
-_register("scaled", lambda pixels, reference, size: round(pixels * size / reference), replace=True)
+_register("scaled", lambda n, reference, size: max(1, round(n * size / reference)), replace=True)
 
 
 def list_configs() -> list[str]:

@@ -178,7 +178,12 @@ def _kinds(current: Any, hint: Any) -> list[Any]:
     """Types of what a key holds, by its hint and its value; of a list, `list` and the elements'."""
     if isinstance(current, DictConfig):
         return _hinted(hint)
-    plain = OmegaConf.to_container(current) if OmegaConf.is_config(current) else current
+    plain = current
+    if OmegaConf.is_config(current):
+        try:
+            plain = OmegaConf.to_container(current, resolve=True)
+        except OmegaConfBaseException:  # a broken interpolation
+            plain = OmegaConf.to_container(current)
     return [*_hinted(hint), *(type(value) for _, value in walk(plain, ""))]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from mask_rcnn_plugin.atomic_write import atomic_write
+from mask_rcnn_plugin.config.printing import flatten
 from mask_rcnn_plugin.data.annotation_file import read_parts
 from mask_rcnn_plugin.data.coco import DatasetError
 from mask_rcnn_plugin.main_process import on_main_process
@@ -39,6 +40,7 @@ def locate_sets(cfg: DictConfig) -> None:
             )
         keypoints = OmegaConf.select(cfg, "model.roi_heads.keypoint_head") is not None
         found = on_main_process(lambda: find_sets(folder, keypoints=keypoints))
+        _drop_synthetic(cfg)
         for name, split in (("train", train), ("test", test)):
             json_file, images = found.get(name, ("", ""))
             split.update(json=json_file, images=images, names=[])
@@ -56,6 +58,14 @@ def locate_sets(cfg: DictConfig) -> None:
         test.images = train.images
     if folder or share:
         dataset.update(folder=None, split=None)  # where they are now is what the config says
+
+
+def _drop_synthetic(cfg: DictConfig) -> None:
+    """Unset `dataset.synthetic`, but keep its values elsewhere in the config: the images' size."""
+    for key, value in flatten(cfg).items():
+        if isinstance(value, str) and "${dataset.synthetic." in value:
+            OmegaConf.update(cfg, key, OmegaConf.select(cfg, key))
+    cfg.dataset.synthetic = None
 
 
 def find_sets(folder: str, *, keypoints: bool = False) -> dict[str, tuple[str, str]]:

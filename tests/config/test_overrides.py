@@ -87,6 +87,20 @@ def test_a_value_is_set(row: DictConfig, override: str, key: str, value: Any) ->
 
 
 @pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        (f"{RESIZE}.short_edge_length", "[512]", [512]),
+        (f"{RESIZE}.short_edge_length", "512", 512),
+        (f"{RPN}.anchor_generator.sizes", "[[16],[32]]", [[16], [32]]),
+        (f"{RPN}.anchor_generator.sizes.0", "[20]", [20]),
+    ],
+)
+def test_numbers_of_an_interpolation_stay_numbers(key: str, text: str, value: Any) -> None:
+    cfg = get_config("table2a_backbone/r50_fpn+ablation", [f"{key}={text}"])
+    assert OmegaConf.select(cfg, key) == value
+
+
+@pytest.mark.parametrize(
     "text",
     [
         *(

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from detectron2.config import LazyConfig
+from omegaconf import OmegaConf
 
 from mask_rcnn_plugin import get_config
 from mask_rcnn_plugin.data.coco import DatasetError
@@ -220,6 +221,20 @@ def test_the_config_says_what_is_trained_on(tmp_path: Path) -> None:
     before = dataset.copy()
     locate_sets(cfg)  # as a config.yaml would be used again
     assert dataset == before
+
+
+def test_a_folder_takes_the_place_of_drawn_images_but_keeps_their_size(tmp_path: Path) -> None:
+    write(tmp_path / "train.json", tmp_path)
+    write(tmp_path / "val.json", tmp_path)
+    overrides = [f"dataset={tmp_path}", "dataset.synthetic.size=256"]
+    cfg = get_config("table2a_backbone/r50_fpn+ablation", overrides)
+    locate_sets(cfg)
+    assert cfg.dataset.synthetic is None
+    plain: Any = OmegaConf.to_container(cfg)
+    loaders, rpn = plain["dataloader"], plain["model"]["proposal_generator"]
+    assert loaders["train"]["mapper"]["augmentations"][0]["short_edge_length"] == [256]
+    assert loaders["test"]["mapper"]["augmentations"][0]["short_edge_length"] == 256
+    assert rpn["anchor_generator"]["sizes"] == [[16], [32], [64], [128], [256]]
 
 
 @pytest.mark.parametrize(

@@ -166,7 +166,6 @@ def small_config(family: str, data: Path) -> Any:
         ],
     )
     cfg.model.backbone.options = options
-    cfg.dataloader.train.mapper.augmentations[0].short_edge_length = [64]
     cfg.model.mask_format = "bitmap"
     setup_datasets(cfg)
     return cfg
