@@ -106,7 +106,7 @@ def test_losses_of_the_test_set(toy_overrides: list[str]) -> None:
     assert people[0]["instances"].has("gt_masks")
     assert people[0]["instances"].has("gt_keypoints")
     sizes = {tuple(i["image"].shape[1:]) for i in seen}
-    assert sizes == {(128, 128)}  # as for testing: the training draws from 102 to 128
+    assert sizes == {(64, 64)}  # as for testing: the training draws from 51 to 64
     with EventStorage():
         losses = validation_losses(model, loader)
     assert {"total_loss", "loss_mask", "loss_keypoint", "loss_rpn_cls"} <= losses.keys()

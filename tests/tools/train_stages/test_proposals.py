@@ -35,6 +35,7 @@ def cfg(toy_overrides: list[str]) -> DictConfig:
 
 def test_proposals_are_read_back_in_pixels_of_the_image_on_disk(cfg: DictConfig) -> None:
     cfg.model.proposal_generator.post_nms_topk = (30, 10)
+    cfg.dataloader.test.mapper.augmentations[0].short_edge_length = 128  # of images of 64
     stage = rpn_stage(cfg, "1_rpn")
     model = instantiate(stage.model).eval()
     output = Path(stage.train.output_dir)
