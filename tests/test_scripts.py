@@ -452,11 +452,14 @@ def test_a_demo_that_is_stopped_says_how_to_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     resumed = []
+    quick, trained = (tmp_path / "output" / name for name in ("demo_quick", "demo/model_final.pth"))
+    trained.parent.mkdir(parents=True)
+    trained.touch()  # by a demo that was not quick
 
     def do_train(cfg: Any, *, resume: bool, extra_hooks: Any) -> None:
-        resumed.append((resume, (tmp_path / "output/demo/kept").is_file()))
-        (tmp_path / "output/demo").mkdir(parents=True, exist_ok=True)
-        (tmp_path / "output/demo/kept").touch()
+        resumed.append((resume, (quick / "kept").is_file()))
+        quick.mkdir(parents=True, exist_ok=True)
+        (quick / "kept").touch()
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))  # as `Preemption`, after saving
         signal.raise_signal(signal.SIGINT)  # Ctrl-C
 
@@ -474,6 +477,7 @@ def test_a_demo_that_is_stopped_says_how_to_go_on(
         for number, handler in handlers.items():
             signal.signal(number, handler)
     assert resumed == [(False, False), (True, True), (False, False)]
+    assert trained.is_file()
 
 
 @pytest.mark.parametrize("script", ["train.py", "eval.py", "tools/demo.py", "tools/reproduce.py"])

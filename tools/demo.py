@@ -11,8 +11,8 @@ of its own. Everything it does is
 
 on all that is drawn, not the people alone, in one process with a progress bar, on one thread unless
 OMP_NUM_THREADS says otherwise: beside other work, threads that wait for each other are many times
-slower. A new run replaces the last one's output/demo; the drawn images are used again. Ctrl-C saves
-what is trained, and --resume goes on from there.
+slower. A new run replaces the last one's output/demo, with --quick output/demo_quick; the drawn
+images are used again. Ctrl-C saves what is trained, and --resume goes on from there.
 """
 
 import argparse
@@ -71,10 +71,10 @@ class ProgressBar(HookBase):
             self._bar.close()
 
 
-def log_to_file() -> None:
+def log_to_file(output: Path) -> None:
     """The whole log to log.txt; to the terminal only how far the evaluation is."""
     for name in ("detectron2", "fvcore", "mask_rcnn_plugin"):
-        logger = setup_logger(str(OUTPUT), name=name)
+        logger = setup_logger(str(output), name=name)
         for handler in logger.handlers:
             if getattr(handler, "stream", None) is sys.stdout:
                 logger.removeHandler(handler)
@@ -93,8 +93,9 @@ def main() -> None:
     args = parser.parse_args()
 
     start = time.perf_counter()
+    output = OUTPUT.with_name("demo_quick") if args.quick else OUTPUT
     overrides = [
-        f"train.output_dir={OUTPUT}",
+        f"train.output_dir={output}",
         f"train.seed={args.seed}",
         "dataloader.train.dataset.min_keypoints=0",
         # Short: five minutes on one core.
@@ -107,7 +108,7 @@ def main() -> None:
     print(
         f"Draws {cfg.dataset.synthetic.train + cfg.dataset.synthetic.val} images of people and "
         f"shapes, trains {cfg.train.max_iter} iterations, evaluates and predicts. Writes to "
-        f"{OUTPUT}{'' if args.quick else ', in about five minutes, longer on a busy machine'}.",
+        f"{output}{'' if args.quick else ', in about five minutes, longer on a busy machine'}.",
         flush=True,
     )
     for split, name in ((cfg.dataset.train, "train"), (cfg.dataset.test, "val")):
@@ -115,8 +116,8 @@ def main() -> None:
     with mistakes_in_one_line():  # e.g. images of an earlier version of the drawing
         setup_datasets(cfg)
     if not args.resume:
-        shutil.rmtree(OUTPUT, ignore_errors=True)
-    log_to_file()
+        shutil.rmtree(output, ignore_errors=True)
+    log_to_file(output)
     seed_all_rng(args.seed)
     # Ctrl-C ends a training as SIGTERM does: it saves first.
     signal.signal(signal.SIGINT, lambda *_: signal.raise_signal(signal.SIGTERM))
@@ -125,34 +126,35 @@ def main() -> None:
             results = do_train(cfg, resume=args.resume, extra_hooks=[ProgressBar()])
     except SystemExit:
         print(
-            "\nStopped and saved. make demo DEMO_ARGS=--resume continues, make demo starts over.",
+            "\nStopped and saved. The same command with --resume continues, e.g. make demo "
+            "DEMO_ARGS=--resume; without it starts over.",
             file=sys.stderr,
         )
         raise
-    LazyConfig.save(cfg, str(OUTPUT / "config.yaml"))
+    LazyConfig.save(cfg, str(output / "config.yaml"))
     (name,) = cfg.dataset.test.names
     pictures = draw_predictions(
         DatasetCatalog.get(name),
         MetadataCatalog.get(name),
-        OUTPUT / PREDICTIONS_FILE,
-        OUTPUT / "pictures",
+        output / PREDICTIONS_FILE,
+        output / "pictures",
         PICTURES,
     )
 
-    photo = OUTPUT / "photo.jpg"
+    photo = output / "photo.jpg"
     cv2.imwrite(str(photo), draw_sample(np.random.default_rng(5), 192)[0])
-    result = load(OUTPUT)(photo)
-    result.save(OUTPUT / "photo_found.jpg")
+    result = load(output)(photo)
+    result.save(output / "photo_found.jpg")
     found = ", ".join(result.above(0.5).names) or "nothing"
 
     print(f"\nOn {cfg.dataset.synthetic.val} held-out images (AP in points, COCO's metrics):\n")
     print(results_table(results))
-    print(f"\n{OUTPUT}/results.json             these numbers, and the AP of each category")
-    print(f"{OUTPUT}/pictures/                {len(pictures)} pictures: truth, prediction")
-    print(f"tensorboard --logdir {OUTPUT}     the losses")
-    print(f"{OUTPUT}/photo_found.jpg          one more picture: {found}")
+    print(f"\n{output}/results.json             these numbers, and the AP of each category")
+    print(f"{output}/pictures/                {len(pictures)} pictures: truth, prediction")
+    print(f"tensorboard --logdir {output}     the losses")
+    print(f"{output}/photo_found.jpg          one more picture: {found}")
     print("\nTo predict on a picture (this model knows drawn people and shapes only):\n")
-    print(f"    python tools/predict.py --weights {OUTPUT} --input {photo}")
+    print(f"    python tools/predict.py --weights {output} --input {photo}")
     print(f"\n{(time.perf_counter() - start) / 60:.1f} minutes in all")
 
 

@@ -271,7 +271,7 @@ def run(args: argparse.Namespace) -> bool:
         print("interrupted", file=sys.stderr)
     print(summary(scores, threshold))
     limit = cfg.dataset.test.max_detections
-    shown = [of_image for of_image in scores if max(of_image, default=0) >= threshold]
+    shown = [of_image for of_image in scores if min(of_image, default=0) >= threshold]
     if full := sum(len(of_image) >= limit for of_image in shown):
         what = f"{counted(full, 'image', 'images')} with {limit} detections"
         print(f"{what}, as many as dataset.test.max_detections allows: raise it to find more")

@@ -37,7 +37,7 @@ def predict(run_python: Run, trained: Path, tmp_path: Path) -> Run:
 def test_predictions_score_as_the_evaluation_does(
     predict: Run, run_python: Run, trained: Path, toy_dataset: Path, tmp_path: Path
 ) -> None:
-    done = predict("--input", toy_dataset / "val")
+    done = predict("--input", toy_dataset / "val", "--confidence-threshold", 0)
     assert done.returncode == 0, done.stderr
     assert "120 detections in 6 images" in done.stdout
     assert "6 images with 20 detections, as many as dataset.test.max_detections" in done.stdout
@@ -45,6 +45,9 @@ def test_predictions_score_as_the_evaluation_does(
 
     # Ground truth is a part of what was found, so that there is something to score.
     found = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    best = max(detection["score"] for detection in found)
+    again = predict("--input", toy_dataset / "val", "--confidence-threshold", best)
+    assert "as many as" not in again.stdout  # what else there is would not be drawn
     truth = json.loads((toy_dataset / "val.json").read_text())
     ids = {image["file_name"]: 50 - image["id"] for image in truth["images"]}
     truth["images"] = [{**image, "id": ids[image["file_name"]]} for image in truth["images"]]
