@@ -50,7 +50,6 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # of train.py
 from train import do_train
 
 CONFIG = "table5_multitask/keypoint_and_mask+ablation"
-OUTPUT = Path("output/demo")
 PICTURES = 8
 QUICK = ["train.max_iter=40", "dataset.synthetic.train=64", "dataset.synthetic.val=16"]
 
@@ -93,7 +92,7 @@ def main() -> None:
     args = parser.parse_args()
 
     start = time.perf_counter()
-    output = OUTPUT.with_name("demo_quick") if args.quick else OUTPUT
+    output = Path("output/demo_quick" if args.quick else "output/demo")
     overrides = [
         f"train.output_dir={output}",
         f"train.seed={args.seed}",

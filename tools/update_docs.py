@@ -44,11 +44,11 @@ def generate(root: Path = REPOSITORY) -> dict[Path, str]:
         pages |= {place / f"{t['table']}.md": reproduction.table_page(t) for t in tables}
     contents = {c["table"]: c for c in reproductions[REPRODUCTION]}
     counts = _read(root / BENCHMARKS / "counts.json")["counts"]
-    data = _read(root / BENCHMARKS / "data.json")
+    cpu, data = (_read(root / BENCHMARKS / f"{name}.json") for name in ("cpu", "data"))
     blocks = {
         Path("README.md"): {
             "claims": f"{claims_line(contents)} [All of them](docs/reproduction/index.md).",
-            "speed": speed_line(_read(root / BENCHMARKS / "cpu.json")),
+            "speed": speed_line(cpu),
         },
         Path("docs/paper.md"): {
             "paper": paper_table(),
@@ -61,7 +61,7 @@ def generate(root: Path = REPOSITORY) -> dict[Path, str]:
             "workers": workers_line(data),
         },
         Path("docs/speed.md"): {
-            "benchmark": benchmark_block(_read(root / BENCHMARKS / "cpu.json")),
+            "benchmark": benchmark_block(cpu),
             "counts": benchmark.counts_table(counts),
             "loader": loader_line(data),
             "dataset-check": dataset_check_line(_read(root / BENCHMARKS / "dataset_check.json")),

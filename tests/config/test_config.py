@@ -359,6 +359,11 @@ def test_drawn_images_are_trained_on_in_the_size_they_are_drawn_in(
     assert list(sizes) == [16, 32, 64, 128, 256]
 
 
+def test_no_anchor_of_drawn_images_is_rounded_to_nothing() -> None:
+    cfg = get_config("table2a_backbone/r50_fpn+synthetic", ["dataset.synthetic.size=8"])
+    assert cfg.model.proposal_generator.anchor_generator.sizes == [[1], [1], [2], [4], [8]]
+
+
 def test_widths_of_the_mlp() -> None:
     head = get_config("table2e_mask_branch/mlp_2fc").model.roi_heads.mask_head
     assert (list(head.fc_dims), head.mask_side) == ([1024, 1024], 28)

@@ -100,6 +100,13 @@ def test_numbers_of_an_interpolation_stay_numbers(key: str, text: str, value: An
     assert OmegaConf.select(cfg, key) == value
 
 
+def test_a_list_of_broken_interpolations_can_be_replaced() -> None:
+    cfg = get_config("table2a_backbone/r50_fpn+synthetic")
+    apply_override(cfg, "dataset.synthetic=null")
+    apply_override(cfg, "dataset.train.names=[1e3, b]")
+    assert cfg.dataset.train.names == ["1e3", "b"]
+
+
 @pytest.mark.parametrize(
     "text",
     [
